@@ -1,0 +1,61 @@
+"""Inversion: from a content image's `z_0` up the source model's own trajectory."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from .errors import DitailError
+from .latents import SourceLatents
+from .schedule import alphas_cumprod_at
+
+Denoiser = Callable[[Tensor, float], Tensor]
+
+
+def combine_conds(alpha: float, cond: Tensor, beta: float, uncond: Tensor) -> Tensor:
+    """`C = alpha * C_pos - beta * C_neg` (paper equation 5), embeddings `[b, tokens, width]`.
+
+    Where the prompts differ in chunks the shorter one repeats its last chunk, as CFG does in the WebUI.
+    """
+    if cond.shape[1] != uncond.shape[1]:
+        short, long = sorted((cond, uncond), key=lambda c: c.shape[1])
+        missing = long.shape[1] - short.shape[1]
+        chunk = short[:, -77:]
+        padding = chunk.repeat(1, -(-missing // chunk.shape[1]), 1)[:, :missing]
+        padded = torch.cat([short, padding], 1)
+        cond, uncond = (padded, uncond) if short is cond else (cond, padded)
+    return alpha * cond - beta * uncond
+
+
+@torch.no_grad()
+def invert(
+    denoise: Denoiser,
+    z0: Tensor,
+    timesteps: Sequence[float],
+    alphas_cumprod: Tensor,
+    progress: Callable[[int, Tensor], None] | None = None,
+) -> SourceLatents:
+    """DDIM inversion (paper section 3.2): the latents `z_t` of `z0` at each of `timesteps`.
+
+    denoise: `(z [b, c, h, w], t) -> eps`, the source model with its conditioning (`combine_conds`) and no CFG.
+    progress: called after each step with its index and `z_t`; what it raises (an interrupt, say) ends the inversion.
+    Raises DitailError as soon as a latent is not finite.
+    """
+    ascending = sorted(map(float, timesteps))
+    abar = alphas_cumprod_at(alphas_cumprod, torch.tensor(ascending, dtype=torch.float64)).tolist()
+    previous = float(alphas_cumprod[0])
+    z, kept = z0.float(), []
+    for i, (t, now) in enumerate(zip(ascending, abar, strict=True)):
+        eps = denoise(z, t).to(z)
+        x0 = (z - (1 - previous) ** 0.5 * eps) / previous**0.5
+        z = now**0.5 * x0 + (1 - now) ** 0.5 * eps
+        if not torch.isfinite(z).all():
+            raise DitailError(
+                f"inversion: the latents are no longer finite at step {i + 1} of {len(ascending)} (t = {t:g}); "
+                "lower alpha or beta, or run the source model in full precision"
+            )
+        kept.append(z.cpu())
+        previous = now
+        if progress:
+            progress(i, z)
+    return SourceLatents(ascending, torch.stack(kept), alphas_cumprod)

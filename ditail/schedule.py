@@ -1,0 +1,70 @@
+"""Timesteps, `alphas_cumprod`, and which steps are injected. All timesteps count SD's 1000."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .errors import DitailError
+
+TRAINING_STEPS = 1000
+
+
+def scaled_linear_alphas_cumprod(start: float = 0.00085, end: float = 0.0120, count: int = TRAINING_STEPS) -> Tensor:
+    """SD's schedule: `alphas_cumprod` `[count]`, float32."""
+    betas = torch.linspace(start**0.5, end**0.5, count, dtype=torch.float64) ** 2
+    return torch.cumprod(1 - betas, 0).float()
+
+
+def ddim_timesteps(steps: int) -> list[int]:
+    """The authors' grid `1 + i * (1000 // steps)`, ascending (paper section 3; diffusers' "leading" spacing).
+
+    Raises DitailError unless `steps` is a whole number from 1 to 999.
+    """
+    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps < TRAINING_STEPS:
+        raise DitailError(f"steps: must be a whole number from 1 to {TRAINING_STEPS - 1}, got {steps!r}", "steps")
+    return [1 + i * (TRAINING_STEPS // steps) for i in range(steps)]
+
+
+def alphas_cumprod_at(alphas_cumprod: Tensor, timesteps: Tensor) -> Tensor:
+    """`alphas_cumprod` at fractional timesteps, float64, by interpolating log sigma as k-diffusion does.
+
+    `sigma = sqrt((1 - abar) / abar)`. Timesteps outside the schedule take its ends.
+    """
+    abar = alphas_cumprod.double().cpu()
+    t = timesteps.double().cpu().clamp(0, len(abar) - 1)
+    low = t.floor().long()
+    high = t.ceil().long()
+    log_sigma = torch.log(torch.sqrt((1 - abar) / abar))
+    sigma = torch.exp(torch.lerp(log_sigma[low], log_sigma[high], t - low))
+    return torch.where(low == high, abar[low], 1 / (sigma**2 + 1))
+
+
+@dataclass(frozen=True)
+class InjectionSteps:
+    """Above which timestep features and attention are injected (exclusive; `inf` never, `-inf` always)."""
+
+    features_above: float
+    attention_above: float
+
+    @classmethod
+    def from_ratios(cls, timesteps: Sequence[float], conv_ratio: float, attn_ratio: float) -> "InjectionSteps":
+        """The first `int(ratio * N)` of the `N` timesteps, which are the sampler's, in any order."""
+        return cls(_first_steps(timesteps, conv_ratio), _first_steps(timesteps, attn_ratio))
+
+    def at(self, timestep: float) -> tuple[bool, bool]:
+        """(features, attention) at one timestep."""
+        return timestep > self.features_above, timestep > self.attention_above
+
+
+def _first_steps(timesteps: Sequence[float], ratio: float) -> float:
+    descending = sorted(map(float, timesteps), reverse=True)
+    count = int(ratio * len(descending))
+    if count <= 0:
+        return float("inf")
+    if count >= len(descending):
+        return float("-inf")
+    # A sampler may ask between two timesteps (midpoints), and its floats are not quite ours: the first step that
+    # is not injected begins a hair above its own timestep.
+    return descending[count] + 0.01 * (descending[count - 1] - descending[count])

@@ -1,0 +1,1 @@
+"""Remakes the house checkpoints from scratch: `python -m house` (not needed to use them)."""
