@@ -1,0 +1,126 @@
+"""Pictures in and out: reading what users bring, fitting it to a size, tensors."""
+
+import base64
+import binascii
+import io
+import math
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from .errors import DitailError
+
+LATENT_SCALE = 8
+MAX_PIXELS = 100_000_000
+BACKGROUND = (255, 255, 255)
+
+
+def read_picture(source: str | Path | bytes | Image.Image, key: str = "image") -> Image.Image:
+    """RGB picture from a path, bytes or a PIL image: upright (EXIF), transparency laid over white.
+
+    Raises DitailError naming `key` for what can't be read or has over 100 megapixels.
+    """
+    image = _upright(source, key)
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        ground = Image.new("RGBA", image.size, (*BACKGROUND, 255))
+        return Image.alpha_composite(ground, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def read_mask(source: str | Path | bytes | Image.Image, key: str = "mask") -> Image.Image:
+    """Grayscale picture, white = inject; a transparent part counts as black."""
+    image = _upright(source, key)
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
+    return image.convert("L")
+
+
+def decode_base64(text: str, key: str = "image") -> bytes:
+    """The bytes of a base64 text or data URL. Raises DitailError naming `key`."""
+    try:
+        return base64.b64decode("".join(text.split(",", 1)[-1].split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise DitailError(f"{key}: is not base64 ({error})", key) from error
+
+
+def _upright(source: str | Path | bytes | Image.Image, key: str) -> Image.Image:
+    name = f"{source}" if isinstance(source, str | Path) else "it"
+    try:
+        image = source if isinstance(source, Image.Image) else Image.open(
+            io.BytesIO(source) if isinstance(source, bytes) else source)
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise DitailError(f"{key}: {width}x{height} is over {MAX_PIXELS // 10**6} megapixels; scale it down", key)
+        if image.mode.startswith("I") or image.mode == "F":
+            image = _to_8_bits(image)
+        return ImageOps.exif_transpose(image)
+    except FileNotFoundError as error:
+        raise DitailError(f"{key}: {name} does not exist", key) from error
+    except UnidentifiedImageError as error:
+        raise DitailError(f"{key}: {name} is not an image that can be read", key) from error
+    except Image.DecompressionBombError as error:
+        raise DitailError(f"{key}: {name} is over {MAX_PIXELS // 10**6} megapixels; scale it down", key) from error
+    except (OSError, SyntaxError, ValueError) as error:
+        if isinstance(error, DitailError):
+            raise
+        raise DitailError(f"{key}: {name} can't be read as an image ({error})", key) from error
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """A 16-bit grayscale picture in 8 bits (PIL's own conversion clips instead of scaling)."""
+    values = torch.tensor(list(image.convert("F").getdata())).view(image.height, image.width)
+    return Image.fromarray((values / (257 if values.max() > 255 else 1)).clamp(0, 255).byte().numpy(), "L")
+
+
+def fit(image: Image.Image, width: int, height: int, resize_mode: str = "crop") -> Image.Image:
+    """A picture of exactly `width` x `height` pixels.
+
+    "crop": scaled to cover, the rest cut off evenly. "fill": scaled to fit inside, the border repeats its edge.
+    "stretch": proportions given up.
+    """
+    if resize_mode == "crop":
+        return ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+    if resize_mode == "stretch":
+        return image.resize((width, height), Image.Resampling.LANCZOS)
+    if resize_mode == "fill":
+        return _fill(image, width, height)
+    raise DitailError(f'resize_mode: must be "crop", "fill" or "stretch", got {resize_mode!r}', "resize_mode")
+
+
+def _fill(image: Image.Image, width: int, height: int) -> Image.Image:
+    scale = min(width / image.width, height / image.height)
+    inner = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))),
+                         Image.Resampling.LANCZOS)
+    left, top = (width - inner.width) // 2, (height - inner.height) // 2
+    rows = (torch.arange(height) - top).clamp(0, inner.height - 1)
+    columns = (torch.arange(width) - left).clamp(0, inner.width - 1)
+    pixels = _pixels(inner)[rows][:, columns]
+    return Image.fromarray(pixels.squeeze(-1).numpy(), inner.mode)
+
+
+def _pixels(image: Image.Image) -> Tensor:
+    """Bytes `[h, w, channels]`."""
+    data = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    return data.view(image.height, image.width, -1)
+
+
+def picture_to_tensor(image: Image.Image) -> Tensor:
+    """`[1, 3, h, w]` in -1..1, float32."""
+    return (_pixels(image.convert("RGB")).permute(2, 0, 1)[None].float() / 127.5) - 1
+
+
+def tensor_to_pictures(x: Tensor) -> list[Image.Image]:
+    """RGB pictures of `[b, 3, h, w]` in -1..1; values outside are cut off."""
+    data = ((x.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().contiguous()
+    return [Image.fromarray(row.numpy(), "RGB") for row in data]
+
+
+def mask_to_latent(mask: Image.Image, width: int, height: int, resize_mode: str = "crop") -> Tensor:
+    """A mask `[1, 1, height / 8, width / 8]` in 0..1 for a picture of `width` x `height` pixels."""
+    size = (math.ceil(width / LATENT_SCALE), math.ceil(height / LATENT_SCALE))
+    cells = fit(mask, width, height, resize_mode).resize(size, Image.Resampling.BOX)
+    return _pixels(cells).permute(2, 0, 1)[None].float() / 255

@@ -1,0 +1,122 @@
+"""The settings of a run: one table of fields, one frozen object built from it and validated when it is built."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+
+from .errors import DitailError
+
+
+@dataclass(frozen=True)
+class Field:
+    """One setting. `low` and `high` bound a number; `choices` lists what a text may be (None: any text).
+
+    `infotext` is the key in a picture's infotext (None: not written there).
+    """
+
+    key: str
+    label: str
+    default: bool | float | str | None
+    help: str
+    infotext: str | None = None
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[str, ...] | None = None
+
+    def check(self, value):
+        """`value` in the field's type, or DitailError naming the key."""
+        if self.default is None:
+            if value is None or isinstance(value, str):
+                return value or None
+            raise self._error("must be a base64 image or null", value)
+        if isinstance(self.default, bool):
+            if isinstance(value, bool):
+                return value
+            raise self._error("must be true or false", value)
+        if isinstance(self.default, float):
+            return self._check_number(value)
+        if not isinstance(value, str):
+            raise self._error("must be a text", value)
+        if self.choices and value not in self.choices:
+            raise self._error("must be one of " + ", ".join(f'"{c}"' for c in self.choices), value)
+        return value
+
+    def _check_number(self, value) -> float:
+        limit = f"must be a number from {self.low:g} to {self.high:g}"
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise self._error(limit, value)
+        if not math.isfinite(value) or not self.low <= value <= self.high:
+            raise self._error(limit, value)
+        return float(value)
+
+    def _error(self, what: str, value) -> DitailError:
+        shown = repr(value)
+        return DitailError(f"{self.key}: {what}, got {shown if len(shown) <= 60 else shown[:57] + '...'}", self.key)
+
+
+FIELDS = (
+    Field("enabled", "Enable Ditail", False, "Take the content from a source and the style from this checkpoint."),
+    Field("source", "Source", "image", "Where the content comes from: a picture that is inverted, or one that the "
+          "source checkpoint generates.", "Ditail source", choices=("image", "generate")),
+    Field("image", "Content image", None, "The picture whose content is kept; in img2img the init image if empty."),
+    Field("resize_mode", "Resize mode", "crop", "How a content image of other proportions is made to fit: cut off, "
+          "padded with its edge, or stretched.", "Ditail resize mode", choices=("crop", "fill", "stretch")),
+    Field("source_checkpoint", "Source checkpoint", "", "The model that the content image is inverted with; empty: the "
+          "target itself.", "Ditail source checkpoint"),
+    Field("source_vae", "Source VAE", "", "The VAE that encodes the content image; empty: Automatic.",
+          "Ditail source VAE"),
+    Field("source_prompt", "Source prompt", "", "What the content image shows, LoRA tags allowed; empty: the main "
+          "prompt.", "Ditail source prompt"),
+    Field("source_negative_prompt", "Source negative prompt", "", "Empty: the main negative prompt.",
+          "Ditail source negative prompt"),
+    Field("alpha", "Alpha", 3.0, "Weight of the prompt in the inversion: more keeps more structure, then colours turn "
+          "unnatural.", "Ditail alpha", 0.0, 10.0),
+    Field("beta", "Beta", 0.5, "Weight of the negative prompt in the inversion.", "Ditail beta", 0.0, 10.0),
+    Field("conv_ratio", "Feature ratio", 0.8, "Share of the steps, from the first, that take the source's ResBlock "
+          "feature.", "Ditail feature ratio", 0.0, 1.0),
+    Field("attn_ratio", "Attention ratio", 0.5, "Share of the steps, from the first, that take the source's "
+          "self-attention queries and keys.", "Ditail attention ratio", 0.0, 1.0),
+    Field("start", "Start", "source", "Start sampling from the source's last latent or from the seed's noise.",
+          "Ditail start", choices=("source", "noise")),
+    Field("mask", "Mask", None, "Only the white parts take the content; empty: everywhere."),
+)
+BY_KEY = {f.key: f for f in FIELDS}
+
+
+@dataclass(frozen=True)
+class DitailSettings:
+    """A validated set of settings; see `FIELDS` for what each means. Raises DitailError naming the key."""
+
+    enabled: bool = BY_KEY["enabled"].default
+    source: str = BY_KEY["source"].default
+    image: str | None = BY_KEY["image"].default
+    resize_mode: str = BY_KEY["resize_mode"].default
+    source_checkpoint: str = BY_KEY["source_checkpoint"].default
+    source_vae: str = BY_KEY["source_vae"].default
+    source_prompt: str = BY_KEY["source_prompt"].default
+    source_negative_prompt: str = BY_KEY["source_negative_prompt"].default
+    alpha: float = BY_KEY["alpha"].default
+    beta: float = BY_KEY["beta"].default
+    conv_ratio: float = BY_KEY["conv_ratio"].default
+    attn_ratio: float = BY_KEY["attn_ratio"].default
+    start: str = BY_KEY["start"].default
+    mask: str | None = BY_KEY["mask"].default
+
+    def __post_init__(self):
+        for field in FIELDS:
+            # Frozen: the checked value (an int given for a float, say) replaces what came in.
+            object.__setattr__(self, field.key, field.check(getattr(self, field.key)))
+
+    @classmethod
+    def from_dict(cls, values: Mapping) -> "DitailSettings":
+        """Settings from an API's or a file's mapping; an unknown key raises DitailError naming it."""
+        if not isinstance(values, Mapping):
+            raise DitailError(f"args: must be one object of settings, got {type(values).__name__}", "args")
+        known = {f.name for f in fields(cls)}
+        for key in values:
+            if key not in known:
+                raise DitailError(f"{key}: is not a setting of Ditail (known: {', '.join(sorted(known))})", str(key))
+        return cls(**values)
+
+    def to_dict(self) -> dict:
+        return asdict(self)
