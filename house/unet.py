@@ -96,11 +96,22 @@ def train_base(loss: DenoisingLoss, text_model: nn.Module, minutes: float, path:
     return unet.requires_grad_(False)
 
 
+def base_unet(state: dict[str, Tensor]) -> UNetModel:
+    unet = UNetModel(**UNET_CONFIG, num_classes=len(STYLES))
+    unet.load_state_dict(state)
+    return unet.requires_grad_(False)
+
+
+def plain_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The base's weights without its labels."""
+    return {k: v for k, v in state.items() if not k.startswith("label_emb")}
+
+
 def fold_label(unet: UNetModel, style: int) -> UNetModel:
     """A plain U-Net that does what `unet` does for `style`: the label is a bias of the time embedding."""
     plain = UNetModel(**UNET_CONFIG)
-    state = {k: v.clone() for k, v in unet.state_dict().items() if not k.startswith("label_emb")}
-    state["time_embed.2.bias"] += unet.label_emb.weight[style]
+    state = plain_state(unet.state_dict())
+    state["time_embed.2.bias"] = state["time_embed.2.bias"] + unet.label_emb.weight[style]
     plain.load_state_dict(state)
     return plain.requires_grad_(False)
 
@@ -125,7 +136,7 @@ def train_style(unet: UNetModel, text_model: nn.Module, loss: DenoisingLoss, nam
     for module in layers.values():
         parametrize.register_parametrization(module, "weight", LowRank(module.weight))
     low_rank = {n: m.parametrizations.weight[0] for n, m in layers.items()}
-    parameters = [p for m in low_rank.values() for p in m.parameters()]
+    parameters = [p for m in low_rank.values() for p in (m.up, m.down)]
     text_model.requires_grad_(False)
     train(name, parameters, lambda _: loss(unet, text_model, with_label=False), minutes=minutes, lr=1e-3)
     return {f"{n}.weight": (m.up.detach(), m.down.detach()) for n, m in low_rank.items()}

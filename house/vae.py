@@ -17,6 +17,7 @@ DDCONFIG = {
 }
 FIRST_LOG_VARIANCE = -5.0
 KL_WEIGHT = 1e-5
+DECODER_NOISE = 0.05
 
 
 class Autoencoder(nn.Module):
@@ -49,28 +50,46 @@ def reconstruction_loss(x: Tensor, y: Tensor) -> Tensor:
     return F.l1_loss(x, y) + edges + 0.5 * F.l1_loss(F.avg_pool2d(x, 4), F.avg_pool2d(y, 4))
 
 
+def crops(art: Art, rng: random.Random, count: int, side: int) -> Tensor:
+    """Square cuts `[count, 3, side, side]` of new scenes in any style."""
+    pictures = []
+    for _ in range(count):
+        x, y = rng.randint(0, SIDE - side), rng.randint(0, SIDE - side)
+        pictures.append(art.render(random_scene(rng), rng.choice(list(STYLES))).crop((x, y, x + side, y + side)))
+    return to_tensor(pictures).contiguous(memory_format=torch.channels_last)
+
+
 def train_vae(art: Art, minutes: float, rng: random.Random) -> Autoencoder:
     """Train on 64-pixel crops, for the last fifth on whole scenes; the latents come out standardised."""
     vae = Autoencoder().to(memory_format=torch.channels_last)
-    styles = list(STYLES)
-
-    def crops(count: int, side: int) -> Tensor:
-        pictures = []
-        for _ in range(count):
-            x, y = rng.randint(0, SIDE - side), rng.randint(0, SIDE - side)
-            pictures.append(art.render(random_scene(rng), rng.choice(styles)).crop((x, y, x + side, y + side)))
-        return to_tensor(pictures).contiguous(memory_format=torch.channels_last)
 
     def loss_of(progress: float) -> Tensor:
-        x = crops(16, 64) if progress < 0.8 else crops(4, SIDE)
+        x = crops(art, rng, 16, 64) if progress < 0.8 else crops(art, rng, 4, SIDE)
         mean, logvar = vae.moments(x)
         z = mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)
         kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
         return reconstruction_loss(x, vae.decode(z).float()) + KL_WEIGHT * kl
 
     train("VAE", list(vae.parameters()), loss_of, minutes=minutes, lr=1e-3, weight_decay=0.0)
-    standardise(vae, crops(192, SIDE))
+    standardise(vae, crops(art, rng, 192, SIDE))
     return vae.eval().requires_grad_(False)
+
+
+def train_decoder(vae: Autoencoder, art: Art, minutes: float, rng: random.Random) -> None:
+    """Train only what decodes, on whole scenes and slightly noisy latents, as a sampler leaves them."""
+    parameters = [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()]
+    for p in parameters:
+        p.requires_grad_(True)
+
+    def loss_of(progress: float) -> Tensor:
+        x = crops(art, rng, 4, SIDE)
+        with torch.no_grad():
+            mean, _ = vae.moments(x)
+        z = mean + DECODER_NOISE / SCALE_FACTOR * torch.randn_like(mean)
+        return reconstruction_loss(x, vae.decode(z).float())
+
+    train("decoder", parameters, loss_of, minutes=minutes, lr=1e-3, weight_decay=0.0)
+    vae.requires_grad_(False)
 
 
 @torch.no_grad()

@@ -1,0 +1,123 @@
+"""The checkpoints that ship with the project: one base, a low-rank difference a style, put together on first use."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import yaml
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+ASSETS = Path(__file__).with_name("assets")
+STYLES = ("noto", "flat", "ink")
+SIDE = 128
+COLUMNS = 12
+TEXT_FOLDER = "house-text"
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """The held-out scenes: a caption and, in every style, the true picture of each."""
+
+    captions: list[str]
+    pictures: dict[str, list[Image.Image]]
+
+
+def merge_low_rank(base: dict[str, Tensor], difference: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`weight + up @ down` for every pair `<name>.up`, `<name>.down`; `<name>.add` is added as it is. float16 out."""
+    merged = {k: v.float() for k, v in base.items()}
+    for key, value in difference.items():
+        name, part = key.rsplit(".", 1)
+        if part == "up":
+            merged[name] += (value.float() @ difference[f"{name}.down"].float()).view_as(merged[name])
+        elif part == "add":
+            merged[name] += value.float()
+    return {k: v.half().contiguous() for k, v in merged.items()}
+
+
+def write_checkpoints(folder: Path) -> dict[str, Path]:
+    """Write `house-<style>.safetensors` and `.yaml` and the text encoder's folder below `folder`: style -> path.
+
+    The yaml names the text encoder by its absolute path, which is how the WebUI finds it without a hub.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(ASSETS / "text", folder / TEXT_FOLDER, dirs_exist_ok=True)
+    config = yaml.safe_load((ASSETS / "house.yaml").read_text())
+    config["model"]["params"]["cond_stage_config"]["params"] = {"version": str((folder / TEXT_FOLDER).resolve())}
+    base = load_file(ASSETS / "base.safetensors")
+    paths = {}
+    for style in STYLES:
+        paths[style] = folder / f"house-{style}.safetensors"
+        paths[style].with_suffix(".yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+        part = paths[style].with_suffix(".part")
+        save_file(merge_low_rank(base, load_file(ASSETS / f"{style}.safetensors")), part)
+        part.chmod(0o644)
+        part.replace(paths[style])
+    return paths
+
+
+@cache
+def asset_digest() -> str:
+    """Eight hex digits that change with the shipped weights."""
+    digest = hashlib.sha256()
+    for path in sorted(ASSETS.rglob("*")):
+        if path.is_file():
+            digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:8]
+
+
+def cache_folder() -> Path:
+    """Where the merged checkpoints are kept: `$DITAIL_CACHE`, else the user's cache folder."""
+    root = os.environ.get("DITAIL_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ditail"
+    return Path(root) / f"house-{asset_digest()}"
+
+
+def checkpoints() -> dict[str, Path]:
+    """The house checkpoints: style -> path; they are merged on first use."""
+    folder = cache_folder()
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # Built beside its place and renamed, so that a folder that is there is whole; the yaml needs the final path.
+        with tempfile.TemporaryDirectory(dir=folder.parent) as part:
+            write_checkpoints(Path(part) / "house")
+            for config in Path(part).rglob("house-*.yaml"):
+                config.write_text(config.read_text().replace(str(Path(part).resolve() / "house"), str(folder.resolve())))
+            try:
+                (Path(part) / "house").rename(folder)
+            except OSError:
+                if not folder.is_dir():
+                    raise
+    return {style: folder / f"house-{style}.safetensors" for style in STYLES}
+
+
+def held_out() -> Scenes:
+    """The evaluation's scenes, which no training saw."""
+    captions = json.loads((ASSETS / "held_out.json").read_text())
+    return Scenes(captions, {style: _cut(Image.open(ASSETS / f"held_out_{style}.png"), len(captions))
+                             for style in STYLES})
+
+
+def _cut(sheet: Image.Image, count: int) -> list[Image.Image]:
+    sheet = sheet.convert("RGB")
+    corners = [(i % COLUMNS * SIDE, i // COLUMNS * SIDE) for i in range(count)]
+    return [sheet.crop((x, y, x + SIDE, y + SIDE)) for x, y in corners]
+
+
+def write_sheet(pictures: list[Image.Image], path: Path) -> None:
+    """The sheet that `held_out` cuts up again."""
+    sheet = Image.new("RGB", (COLUMNS * SIDE, -(-len(pictures) // COLUMNS) * SIDE))
+    for i, picture in enumerate(pictures):
+        sheet.paste(picture, (i % COLUMNS * SIDE, i // COLUMNS * SIDE))
+    sheet.save(path, optimize=True)
+
+
+def classifier_path() -> Path:
+    return ASSETS / "style_classifier.safetensors"
+
+

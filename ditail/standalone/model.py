@@ -1,0 +1,197 @@
+"""LDM-layout checkpoints: a `.safetensors` file with its `.yaml` beside it, as the WebUI takes them."""
+
+import contextlib
+import importlib
+import io
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ..errors import DitailError
+from ..images import LATENT_SCALE
+from ..schedule import alphas_cumprod_at, scaled_linear_alphas_cumprod
+from ..sites import Architecture, architecture_of
+
+TOKENS = 75
+UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
+CLASSES = {
+    "ldm.modules.diffusionmodules.openaimodel.UNetModel",
+    "ldm.models.autoencoder.AutoencoderKL",
+}
+
+
+@dataclass
+class Model:
+    """A latent diffusion model: `unet`, `vae`, text encoder, and its schedule `alphas_cumprod` `[1000]`."""
+
+    name: str
+    unet: nn.Module
+    vae: nn.Module
+    text_model: nn.Module
+    tokenizer: object
+    alphas_cumprod: Tensor
+    scale_factor: float
+    v_prediction: bool
+    size_unit: int
+
+    @property
+    def architecture(self) -> Architecture:
+        return architecture_of(self.unet)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.unet.parameters()).device
+
+    def eps(self, z: Tensor, t: float, context: Tensor) -> Tensor:
+        """The U-Net's eps for VP latents `z` `[b, 4, h, w]`, float32; a v-prediction is converted."""
+        dtype = next(self.unet.parameters()).dtype
+        rows = torch.full((len(z),), t, device=z.device)
+        out = self.unet(z.to(dtype), rows, context=context.expand(len(z), *context.shape[1:]).to(dtype)).float()
+        if not self.v_prediction:
+            return out
+        abar = float(alphas_cumprod_at(self.alphas_cumprod, torch.tensor([float(t)])))
+        return abar**0.5 * out + (1 - abar) ** 0.5 * z.float()
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
+        """Embeddings `[b, 77 * chunks, width]`; longer prompts take further chunks of 75 tokens, as in the WebUI."""
+        tokenizer = self.tokenizer
+        ids = [tokenizer(p, add_special_tokens=False).input_ids for p in prompts]
+        chunks = max(1, *(-(-len(i) // TOKENS) for i in ids))
+        parts = []
+        for c in range(chunks):
+            rows = [i[c * TOKENS : (c + 1) * TOKENS] for i in ids]
+            rows = [[tokenizer.bos_token_id, *r, *[tokenizer.eos_token_id] * (TOKENS + 1 - len(r))] for r in rows]
+            parts.append(self.text_model(torch.tensor(rows, device=self.device)).last_hidden_state)
+        return torch.cat(parts, 1).float()
+
+    @torch.no_grad()
+    def encode(self, x: Tensor) -> Tensor:
+        """`z_0` `[b, 4, h/8, w/8]` of pictures `[b, 3, h, w]` in -1..1: the posterior mean times the scale factor."""
+        dtype = next(self.vae.parameters()).dtype
+        return self.vae.encode(x.to(self.device, dtype)).mean.float() * self.scale_factor
+
+    @torch.no_grad()
+    def decode(self, z: Tensor) -> Tensor:
+        """Pictures `[b, 3, h, w]` in about -1..1."""
+        return self.vae.decode(z.to(next(self.vae.parameters()).dtype) / self.scale_factor).float()
+
+    def check_size(self, width: int, height: int) -> None:
+        """Raise DitailError for a size that the model can't make."""
+        for key, side in (("width", width), ("height", height)):
+            if side < self.size_unit or side % self.size_unit:
+                multiple = f"a multiple of {LATENT_SCALE}, here of {self.size_unit}"
+                raise DitailError(f"{key}: must be {multiple} pixels, got {side}", key)
+
+
+def load_model(path: str | Path, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Model:
+    """Load a checkpoint. `device` and `dtype` default to what `default_device` and `default_dtype` choose.
+
+    Raises DitailError naming the file that is missing, broken or of another kind.
+    """
+    path = Path(path)
+    device = device or default_device()
+    dtype = dtype or default_dtype(device)
+    params = read_config(path)
+    state = read_weights(path)
+    unet = build(path, params["unet_config"], state, UNET)
+    architecture_of(unet)
+    vae = build(path, {**params["first_stage_config"]}, state, VAE)
+    text_model, tokenizer = build_text(path, params["cond_stage_config"], state)
+    for module in (unet, vae, text_model):
+        module.eval().requires_grad_(False).to(device)
+    unet.to(dtype)
+    levels = len(params["unet_config"]["params"]["channel_mult"])
+    return Model(
+        path.stem, unet, vae, text_model, tokenizer,
+        scaled_linear_alphas_cumprod(params.get("linear_start", 0.00085), params.get("linear_end", 0.0120)),
+        float(params.get("scale_factor", 0.18215)), params.get("parameterization", "eps") == "v",
+        LATENT_SCALE * 2 ** (levels - 1),
+    )
+
+
+def default_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def default_dtype(device: str | torch.device) -> torch.dtype:
+    return torch.float16 if torch.device(device).type == "cuda" else torch.float32
+
+
+def read_config(path: Path) -> dict:
+    """`model.params` of the yaml beside a checkpoint, checked for the parts that are needed."""
+    config = path.with_suffix(".yaml")
+    if not path.is_file():
+        raise DitailError(f"{path}: does not exist")
+    if not config.is_file():
+        raise DitailError(f"{path}: has no {config.name} beside it")
+    try:
+        params = yaml.safe_load(config.read_text())["model"]["params"]
+        for part in ("unet_config", "first_stage_config", "cond_stage_config"):
+            params[part]["target"]
+    except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise DitailError(f"{config}: is not the yaml of a latent diffusion model ({error!r})") from error
+    return params
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    if path.suffix != ".safetensors":
+        raise DitailError(f"{path}: must be a .safetensors file")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise DitailError(f"{path}: can't be read; it may be truncated ({error})") from error
+
+
+def build(path: Path, config: dict, state: dict[str, Tensor], prefix: str) -> nn.Module:
+    """The ldm module of `config` with the weights below `prefix`, float32."""
+    target = config["target"].replace("ldm_patched", "ldm")
+    if target not in CLASSES:
+        raise DitailError(f"{path}: {target} is not a module that the command line can load")
+    module, name = target.rsplit(".", 1)
+    # ldm prints as it builds and trips deprecation warnings; neither is the user's business.
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        built = getattr(importlib.import_module(module), name)(**dict(config.get("params") or {}))
+    load_weights(path, built, {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}, prefix)
+    return built
+
+
+def build_text(path: Path, config: dict, state: dict[str, Tensor]) -> tuple[nn.Module, object]:
+    """(CLIP text model, tokenizer) of an ldm `FrozenCLIPEmbedder` config."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    if not config["target"].endswith(".FrozenCLIPEmbedder"):
+        raise DitailError(f"{path}: {config['target']} is not a text encoder that the command line can load")
+    version = (config.get("params") or {}).get("version", "openai/clip-vit-large-patch14")
+    if not Path(version).is_dir() and (path.parent / version).is_dir():
+        version = path.parent / version
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(version)
+        model = CLIPTextModel(CLIPTextConfig.from_pretrained(version))
+    except (OSError, ValueError) as error:
+        raise DitailError(f"{path}: its text encoder's folder {version} can't be read ({error})") from error
+    # transformers 5 dropped the `text_model.` level from the keys; checkpoints have it.
+    level = "" if any(k.startswith("text_model.") for k in model.state_dict()) else "text_model."
+    weights = {k.removeprefix(TEXT + level): v for k, v in state.items() if k.startswith(TEXT)}
+    weights = {k: v for k, v in weights.items() if not k.endswith("position_ids")}
+    load_weights(path, model, weights, TEXT)
+    return model, tokenizer
+
+
+def load_weights(path: Path, module: nn.Module, weights: dict[str, Tensor], prefix: str) -> None:
+    """Load every weight that `module` has; DitailError where one is missing or of another shape."""
+    own = module.state_dict()
+    ours = {k: v for k, v in weights.items() if k in own}
+    wrong = [k for k in own if k not in ours and not k.endswith("position_ids")] + [
+        k for k, v in ours.items() if v.shape != own[k].shape]
+    if wrong:
+        raise DitailError(f"{path}: {prefix}{wrong[0]} is missing or of another shape than its yaml says")
+    module.load_state_dict(ours, strict=False)

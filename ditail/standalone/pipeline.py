@@ -1,0 +1,130 @@
+"""Plain generation, img2img and Ditail with loaded models, in batches."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..errors import DitailError
+from ..injection import Injection, inject
+from ..inversion import combine_conds, invert
+from ..latents import SourceLatents
+from ..schedule import InjectionSteps
+from .model import Model
+from .samplers import Sampler, seeded_noise
+
+Progress = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a run needs besides its models; one prompt and one seed a row."""
+
+    prompts: tuple[str, ...]
+    negative_prompt: str = ""
+    seeds: tuple[int, ...] = (0,)
+    steps: int = 20
+    sampler: str = "DDIM"
+    omega: float = 7.5
+    alpha: float = 3.0
+    beta: float = 0.5
+    conv_ratio: float = 0.8
+    attn_ratio: float = 0.5
+    mask: Tensor | None = None
+
+    def with_(self, **changes) -> "Job":
+        return replace(self, **changes)
+
+
+def _no_progress() -> None:
+    pass
+
+
+@torch.no_grad()
+def sample(model: Model, job: Job, sampler: Sampler, z: Tensor, progress: Progress = _no_progress,
+           keep: dict[float, Tensor] | None = None) -> Tensor:
+    """`z_0` `[b, 4, h, w]` sampled from VP latents `z` with CFG; `keep` collects the latents passed through."""
+    negative = model.encode_prompts([job.negative_prompt]).expand(len(z), -1, -1)
+    positive = model.encode_prompts(job.prompts)
+
+    def eps(x: Tensor, t: float) -> Tensor:
+        if job.omega == 1:
+            return model.eps(x, t, positive)
+        if negative.shape == positive.shape:
+            eps_neg, eps_pos = model.eps(torch.cat([x, x]), t, torch.cat([negative, positive])).chunk(2)
+        else:
+            eps_neg, eps_pos = model.eps(x, t, negative), model.eps(x, t, positive)
+        return eps_neg + job.omega * (eps_pos - eps_neg)
+
+    for t, asked, after in sampler.run(eps, z.to(model.device)):
+        z = after
+        progress()
+        if keep is not None:
+            keep[t] = asked.cpu()
+    if not torch.isfinite(z).all():
+        raise DitailError("sampling: the latents are no longer finite; lower the CFG scale or alpha")
+    return z
+
+
+def new_sampler(model: Model, job: Job, strength: float = 1.0) -> Sampler:
+    return Sampler(job.sampler, job.steps, model.alphas_cumprod, job.seeds[0], strength)
+
+
+def generate(model: Model, job: Job, width: int, height: int,
+             progress: Progress = _no_progress) -> tuple[Tensor, SourceLatents]:
+    """Plain generation: (`z_0`, the latents it passed through, which can be the source of a mix)."""
+    model.check_size(width, height)
+    sampler, kept = new_sampler(model, job), {}
+    z = sample(model, job, sampler, seeded_noise((4, height // 8, width // 8), list(job.seeds)), progress, kept)
+    return z, SourceLatents(list(kept), torch.stack(list(kept.values())), model.alphas_cumprod)
+
+
+def image_to_image(model: Model, job: Job, z0: Tensor, strength: float, progress: Progress = _no_progress) -> Tensor:
+    """Plain img2img of `z_0` at a denoising strength: `z_0`."""
+    sampler = new_sampler(model, job, strength)
+    noise = seeded_noise(tuple(z0.shape[1:]), list(job.seeds)).to(z0)
+    return sample(model, job, sampler, sampler.noised(z0, noise), progress)
+
+
+def invert_with(model: Model, job: Job, z0: Tensor, progress: Progress = _no_progress) -> SourceLatents:
+    """The source latents of `z_0` `[b, 4, h, w]` on the timesteps that `job`'s sampler will ask for."""
+    context = combine_conds(job.alpha, model.encode_prompts(job.prompts), job.beta,
+                            model.encode_prompts([job.negative_prompt]))
+    return invert(lambda z, t: model.eps(z, t, context), z0, new_sampler(model, job).timesteps, model.alphas_cumprod,
+                  lambda *_: progress())
+
+
+def noised_source(model: Model, job: Job, z0: Tensor) -> SourceLatents:
+    """`q(z_t | z_0)` with the seed's noise instead of an inversion: what Ditail is without its source model."""
+    timesteps = new_sampler(model, job).timesteps
+    noise = seeded_noise(tuple(z0.shape[1:]), list(job.seeds)).to(z0)
+    abar = [model.alphas_cumprod[round(t)] for t in timesteps]
+    return SourceLatents(timesteps, torch.stack([a.sqrt() * z0 + (1 - a).sqrt() * noise for a in abar]),
+                         model.alphas_cumprod)
+
+
+def transfer(model: Model, job: Job, source: SourceLatents, progress: Progress = _no_progress) -> Tensor:
+    """Ditail's second half: `z_0` of the target `model`, sampled from the source's last latent under injection."""
+    sampler = new_sampler(model, job)
+    steps = InjectionSteps.from_ratios(sampler.timesteps, job.conv_ratio, job.attn_ratio)
+    null = {"context": model.encode_prompts([""]).to(next(model.unet.parameters()).dtype)}
+    start = source.at(sampler.timesteps[0]).expand(len(job.prompts), -1, -1, -1)
+    with inject(model.unet, Injection(source, null, steps, job.mask)):
+        return sample(model, job, sampler, start, progress)
+
+
+def check_partners(source: Model, target: Model) -> None:
+    """Raise DitailError unless two models can be mixed, naming both."""
+    if source.architecture != target.architecture:
+        raise DitailError(f"{source.name} is {source.architecture.name}, {target.name} is "
+                          f"{target.architecture.name}: both must be of one architecture")
+
+
+def evaluations(job: Job, alphas_cumprod: Tensor, strength: float = 1.0) -> int:
+    """How many times a run asks for eps: what its progress bar counts."""
+    return len(Sampler(job.sampler, job.steps, alphas_cumprod, 0, strength).schedule)
+
+
+def rows(job: Job, prompts: Sequence[str], seeds: Sequence[int]) -> Job:
+    return job.with_(prompts=tuple(prompts), seeds=tuple(seeds))

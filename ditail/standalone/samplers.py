@@ -1,0 +1,96 @@
+"""Samplers: diffusers' schedulers behind one small interface in VP latents, the U-Net's own space."""
+
+from collections.abc import Callable, Iterator
+
+import diffusers
+import torch
+from torch import Tensor
+
+from ..errors import DitailError
+
+Eps = Callable[[Tensor, float], Tensor]
+
+# `steps_offset` and "leading" spacing are the authors' grid, 1 + i * (1000 // N).
+_GRID = {"steps_offset": 1, "timestep_spacing": "leading"}
+_SCHEDULE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.0120}
+SAMPLERS = {
+    "DDIM": (diffusers.DDIMScheduler, {**_GRID, "set_alpha_to_one": False, "clip_sample": False}),
+    "Euler": (diffusers.EulerDiscreteScheduler, _GRID),
+    "Euler a": (diffusers.EulerAncestralDiscreteScheduler, _GRID),
+    "DPM++ 2M": (diffusers.DPMSolverMultistepScheduler, {"timestep_spacing": "linspace"}),
+    "DPM++ 2M Karras": (diffusers.DPMSolverMultistepScheduler, {"use_karras_sigmas": True}),
+    "DPM++ SDE": (diffusers.DPMSolverSDEScheduler, {"timestep_spacing": "linspace"}),
+    "Heun": (diffusers.HeunDiscreteScheduler, _GRID),
+    "LMS": (diffusers.LMSDiscreteScheduler, _GRID),
+    "UniPC": (diffusers.UniPCMultistepScheduler, {"timestep_spacing": "linspace"}),
+    # The WebUI's DDIM asks at the same timesteps but never at the last one (design, section 1).
+    "DDIM (WebUI)": (diffusers.DDIMScheduler, {**_GRID, "set_alpha_to_one": False, "clip_sample": False}),
+}
+SKIPS_LAST = {"DDIM (WebUI)"}
+
+
+class Sampler:
+    """One sampling run of `steps` steps; ancestral noise comes from `seed`.
+
+    `timesteps`: all at which the U-Net will be asked, from the largest to the smallest, each once.
+    """
+
+    def __init__(self, name: str, steps: int, alphas_cumprod: Tensor, seed: int = 0, strength: float = 1.0):
+        """`strength`: the share of the steps that img2img does. Raises DitailError for what can't be sampled."""
+        if name not in SAMPLERS:
+            raise DitailError(f"sampler: {name!r} is not one of {', '.join(SAMPLERS)}", "sampler")
+        if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= 999:
+            raise DitailError(f"steps: must be a whole number from 1 to 999, got {steps!r}", "steps")
+        cls, options = SAMPLERS[name]
+        if cls is diffusers.DPMSolverSDEScheduler:
+            options = {**options, "noise_sampler_seed": seed}
+        betas = 1 - alphas_cumprod.double() / torch.cat([alphas_cumprod.new_ones(1).double(), alphas_cumprod[:-1]])
+        self.scheduler = cls(trained_betas=betas.float().numpy(), **options)
+        self.scheduler.set_timesteps(steps)
+        done = steps - min(int(steps * strength), steps)
+        self._first = done * self.scheduler.order
+        self.schedule = self.scheduler.timesteps[self._first :]
+        if name in SKIPS_LAST:
+            self.schedule = self.schedule[:-1]
+        if not len(self.schedule):
+            raise DitailError(f"steps: {steps} steps leave nothing to sample with {name}", "steps")
+        self.timesteps = sorted({float(t) for t in self.schedule}, reverse=True)
+        self._generator = torch.Generator().manual_seed(seed)
+        if hasattr(self.scheduler, "set_begin_index"):
+            self.scheduler.set_begin_index(self._first)
+
+    def noised(self, z0: Tensor, noise: Tensor) -> Tensor:
+        """VP latents `q(z_t | z_0)` at the first timestep."""
+        return self.to_vp(self.scheduler.add_noise(z0, noise, self.schedule[:1].expand(len(z0)).to(z0.device)))
+
+    def to_vp(self, x: Tensor) -> Tensor:
+        """VP latents of the scheduler's own `x` at the first timestep."""
+        return x / self._scale()
+
+    def _scale(self) -> float:
+        scaled = self.scheduler.scale_model_input(torch.ones(1), self.schedule[0])
+        self._rewind()
+        return 1 / float(scaled)
+
+    def _rewind(self) -> None:
+        # Some schedulers find and keep their place in `scale_model_input`.
+        if hasattr(self.scheduler, "set_begin_index"):
+            self.scheduler._step_index = None
+
+    def run(self, eps: Eps, z: Tensor) -> Iterator[tuple[float, Tensor, Tensor]]:
+        """Sample from VP latents `z` at the first timestep: for each evaluation (t, VP latents asked, latents after).
+
+        The last tuple's last item is the sampled `z_0`.
+        """
+        x = z.float() * self._scale()
+        takes_generator = isinstance(self.scheduler, diffusers.EulerAncestralDiscreteScheduler)
+        for t in self.schedule:
+            asked = self.scheduler.scale_model_input(x, t)
+            options = {"generator": self._generator} if takes_generator else {}
+            x = self.scheduler.step(eps(asked, float(t)), t, x, **options).prev_sample
+            yield float(t), asked, x
+
+
+def seeded_noise(shape: tuple[int, ...], seeds: list[int]) -> Tensor:
+    """`[b, 4, h, w]`, each row from its own seed, so that a picture does not depend on its neighbours."""
+    return torch.cat([torch.randn((1, *shape), generator=torch.Generator().manual_seed(s)) for s in seeds])
