@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 import yaml
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -40,6 +40,7 @@ class Model:
     scale_factor: float
     v_prediction: bool
     size_unit: int
+    native_side: int
 
     @property
     def architecture(self) -> Architecture:
@@ -113,8 +114,20 @@ def load_model(path: str | Path, device: str | torch.device | None = None, dtype
         path.stem, unet, vae, text_model, tokenizer,
         scaled_linear_alphas_cumprod(params.get("linear_start", 0.00085), params.get("linear_end", 0.0120)),
         float(params.get("scale_factor", 0.18215)), params.get("parameterization", "eps") == "v",
-        LATENT_SCALE * 2 ** (levels - 1),
+        LATENT_SCALE * 2 ** (levels - 1), LATENT_SCALE * int(params.get("image_size", 64)),
     )
+
+
+def check_checkpoint(path: str | Path) -> int:
+    """The number of output blocks of a checkpoint, from its yaml; raises what `load_model` would, without loading."""
+    params = read_config(Path(path))
+    try:
+        with safe_open(path, "pt") as file:
+            file.keys()
+    except (SafetensorError, OSError) as error:
+        raise unreadable(path, error) from error
+    unet = params["unet_config"]["params"]
+    return len(unet["channel_mult"]) * (unet["num_res_blocks"] + 1)
 
 
 def default_device() -> torch.device:
@@ -136,6 +149,7 @@ def read_config(path: Path) -> dict:
         params = yaml.safe_load(config.read_text())["model"]["params"]
         for part in ("unet_config", "first_stage_config", "cond_stage_config"):
             params[part]["target"]
+        len(params["unet_config"]["params"]["channel_mult"])
     except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise DitailError(f"{config}: is not the yaml of a latent diffusion model ({error!r})") from error
     return params
@@ -147,7 +161,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise DitailError(f"{path}: can't be read; it may be truncated ({error})") from error
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: str | Path, error: Exception) -> DitailError:
+    return DitailError(f"{path}: can't be read; it may be truncated ({error})")
 
 
 def build(path: Path, config: dict, state: dict[str, Tensor], prefix: str) -> nn.Module:

@@ -1,6 +1,6 @@
 """Plain generation, img2img and Ditail with loaded models, in batches."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -114,17 +114,6 @@ def transfer(model: Model, job: Job, source: SourceLatents, progress: Progress =
         return sample(model, job, sampler, start, progress)
 
 
-def check_partners(source: Model, target: Model) -> None:
-    """Raise DitailError unless two models can be mixed, naming both."""
-    if source.architecture != target.architecture:
-        raise DitailError(f"{source.name} is {source.architecture.name}, {target.name} is "
-                          f"{target.architecture.name}: both must be of one architecture")
-
-
 def evaluations(job: Job, alphas_cumprod: Tensor, strength: float = 1.0) -> int:
     """How many times a run asks for eps: what its progress bar counts."""
     return len(Sampler(job.sampler, job.steps, alphas_cumprod, 0, strength).schedule)
-
-
-def rows(job: Job, prompts: Sequence[str], seeds: Sequence[int]) -> Job:
-    return job.with_(prompts=tuple(prompts), seeds=tuple(seeds))

@@ -1,0 +1,7 @@
+"""`python -m ditail`."""
+
+import sys
+
+from .standalone.cli import main
+
+sys.exit(main())

@@ -1,0 +1,120 @@
+"""The command line: `python -m ditail demo | mix | matrix | evaluate`."""
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import DitailError
+from ..settings import BY_KEY
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; 0 when it worked, 2 with one sentence on stderr for bad input, 130 when interrupted."""
+    args = build_parser().parse_args(argv)
+    # Imported after the arguments are known to be good: torch and transformers take seconds to load.
+    from . import commands
+
+    try:
+        getattr(commands, args.command)(args)
+    except DitailError as error:
+        print(f"ditail: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("ditail: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def number(key: str, low: float, high: float, whole: bool = False):
+    """An argparse type that names the option and its range."""
+
+    def parse(text: str) -> float:
+        try:
+            value = int(text) if whole else float(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:
+            kind = "a whole number" if whole else "a number"
+            raise argparse.ArgumentTypeError(f"{key} must be {kind} from {low:g} to {high:g}, got {text!r}")
+        return value
+
+    return parse
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m ditail", description="Diffusion Cocktail: the content of one "
+                                     "diffusion model's image, or of a photo, in another model's style.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    add_demo(commands.add_parser("demo", help="mix the house checkpoints that ship with the project"))
+    add_mix(commands.add_parser("mix", help="one picture's content in one checkpoint's style"))
+    add_matrix(commands.add_parser("matrix", help="m checkpoints give m x m pictures"))
+    add_evaluate(commands.add_parser("evaluate", help="measure structure and style on the house checkpoints"))
+    return parser
+
+
+def add_demo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, default=Path("out/demo"), help="folder for the PNGs (default: %(default)s)")
+    parser.add_argument("--scene", type=number("--scene", 0, 119, whole=True), default=0,
+                        help="which of the held-out scenes is the content picture (default: %(default)s)")
+    parser.add_argument("--style", choices=("noto", "flat", "ink"), default="noto",
+                        help="the content picture's style (default: %(default)s)")
+    parser.add_argument("--seed", type=number("--seed", 0, 2**32 - 1, whole=True), default=1)
+    parser.add_argument("--webui", type=Path, metavar="DIR", help="instead: copy the house checkpoints into the models "
+                        "folder of this WebUI (or of its --data-dir)")
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    from .names import SAMPLER_NAMES
+
+    def ratio(key: str):
+        return number(f"--{key.replace('_', '-')}", BY_KEY[key].low, BY_KEY[key].high)
+
+    parser.add_argument("--prompt", required=True, help="what the picture shows")
+    parser.add_argument("--negative-prompt", default="", help='(default: "%(default)s")')
+    parser.add_argument("--steps", type=number("--steps", 1, 999, whole=True), default=20, help="(default: %(default)s)")
+    parser.add_argument("--sampler", choices=SAMPLER_NAMES, default="DDIM", help="(default: %(default)s)")
+    parser.add_argument("--cfg", type=number("--cfg", 1, 30), default=7.5, help="CFG scale, the paper's omega "
+                        "(default: %(default)s)")
+    parser.add_argument("--seed", type=number("--seed", 0, 2**32 - 1, whole=True), default=0, help="(default: %(default)s)")
+    parser.add_argument("--width", type=number("--width", 8, 8192, whole=True), help="pixels (default: the picture's, "
+                        "cut to what the model can make)")
+    parser.add_argument("--height", type=number("--height", 8, 8192, whole=True))
+    for key in ("alpha", "beta", "conv_ratio", "attn_ratio"):
+        parser.add_argument(f"--{key.replace('_', '-')}", type=ratio(key), default=BY_KEY[key].default,
+                            help=f"{BY_KEY[key].help} (default: %(default)s)")
+
+
+def add_mix(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--source", type=Path, required=True, help="checkpoint that supplies the content "
+                        "(.safetensors with its .yaml beside it)")
+    parser.add_argument("--target", type=Path, required=True, help="checkpoint that supplies the style")
+    parser.add_argument("--image", type=Path, required=True, help="the content picture")
+    parser.add_argument("--out", type=Path, required=True, help="the PNG to write")
+    add_sampling(parser)
+    parser.add_argument("--resize-mode", choices=BY_KEY["resize_mode"].choices, default=BY_KEY["resize_mode"].default,
+                        help=f"{BY_KEY['resize_mode'].help} (default: %(default)s)")
+    parser.add_argument("--mask", type=Path, help="picture of the same proportions, white = take the content")
+    parser.add_argument("--source-prompt", default="", help=BY_KEY["source_prompt"].help)
+    parser.add_argument("--source-negative-prompt", default="", help=BY_KEY["source_negative_prompt"].help)
+    parser.add_argument("--save-latents", type=Path, help="also write the source latents (safetensors)")
+
+
+def add_matrix(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT", help="two or more checkpoints, or a "
+                        "folder of them; rows give the content, columns the style")
+    parser.add_argument("--image", type=Path, help="content picture, inverted with each checkpoint (default: each "
+                        "checkpoint generates its own)")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the grid and the pictures; what is "
+                        "there already is not made again")
+    add_sampling(parser)
+
+
+def add_evaluate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, default=Path("out/evaluation"), help="folder for table and plot "
+                        "(default: %(default)s)")
+    parser.add_argument("--scenes", type=number("--scenes", 1, 120, whole=True), default=100,
+                        help="how many held-out scenes (default: %(default)s)")
+    parser.add_argument("--steps", type=number("--steps", 2, 999, whole=True), default=None, help="DDIM steps")
+    parser.add_argument("--rows", help="only the rows whose name contains this")
