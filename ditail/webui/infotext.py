@@ -1,0 +1,47 @@
+"""Ditail's settings in a picture's infotext, and from there back into the tab."""
+
+from collections.abc import Callable
+
+from modules import sd_models
+
+from ..settings import FIELDS, Field
+from .request import SHOWN_FOR_EMPTY, Request
+
+IMAGE_HASH = "Ditail image hash"
+PREFIX = "Ditail "
+
+
+def infotext_of(request: Request, info, image_hash: str) -> dict:
+    """The infotext's entries for a job; what is empty is left out. info: the source's CheckpointInfo."""
+    written = {}
+    for field in FIELDS:
+        value = getattr(request.settings, field.key)
+        if field.infotext and value != "":
+            written[field.infotext] = f"{value:g}" if isinstance(value, float) else value
+    if request.checkpoint is not None:
+        written["Ditail source checkpoint"] = info.short_title
+    return {**written, IMAGE_HASH: image_hash}
+
+
+def paste_function(field: Field) -> Callable[[dict], object]:
+    """What a control takes from parsed infotext: None (unchanged) for another picture's, its default if not named."""
+
+    def value_of(params: dict):
+        here = any(key.startswith(PREFIX) for key in params)
+        if field.key == "enabled":
+            return here
+        if not here:
+            return None
+        value = params.get(field.infotext, field.default)
+        if isinstance(field.default, float):
+            return float(value)
+        return _shown(field, value)
+
+    return value_of
+
+
+def _shown(field: Field, value: str) -> str:
+    if field.key == "source_checkpoint" and value:
+        info = sd_models.get_closet_checkpoint_match(value)
+        return info.title if info else value
+    return value or SHOWN_FOR_EMPTY.get(field.key, value)

@@ -1,0 +1,275 @@
+"""The WebUI's models: finding the source's, borrowing it through the WebUI's own loading, and calling it."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from modules import (
+    devices,
+    extra_networks,
+    processing,
+    prompt_parser,
+    sd_hijack,
+    sd_models,
+    sd_samplers,
+    sd_vae,
+    shared,
+)
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from ..errors import DitailError
+from ..inversion import combine_conds
+from ..schedule import alphas_cumprod_at
+from ..sites import architecture_of
+
+log = logging.getLogger("ditail")
+
+UNET_PREFIX = "model.diffusion_model."
+# Everything in the settings that changes what a model or a text encoder computes.
+OPTIONS_THAT_COUNT = (
+    "CLIP_stop_at_last_layers", "comma_padding_backtrack", "emphasis", "fp8_storage", "sd_hypernetwork", "sd_lora",
+    "sd_noise_schedule", "sdxl_crop_left", "sdxl_crop_top", "use_downcasted_alpha_bar", "use_old_scheduling",
+)
+
+
+def find_checkpoint(name: str):
+    """The WebUI's CheckpointInfo for a title, name or hash; None for "". Raises DitailError if there is none."""
+    if not name:
+        return None
+    plain = sd_models.re_strip_checksum.sub("", name)
+    info = sd_models.checkpoint_aliases.get(name) or sd_models.checkpoint_aliases.get(plain)
+    if info is None:
+        raise DitailError(f'source_checkpoint: there is no checkpoint "{name}"', "source_checkpoint")
+    if not os.path.isfile(info.filename):
+        raise DitailError(f"source_checkpoint: the file of {info.name} is gone", "source_checkpoint")
+    return info
+
+
+def find_vae(name: str) -> str:
+    """A value for the WebUI's `sd_vae` option. Raises DitailError for a VAE that is not there."""
+    if name in ("", "Automatic", "None"):
+        return name or "Automatic"
+    path = sd_vae.vae_dict.get(name)
+    if path is None or not os.path.isfile(path):
+        raise DitailError(f'source_vae: there is no VAE "{name}"', "source_vae")
+    return name
+
+
+def check_architecture(info, unet: nn.Module) -> None:
+    """Raise DitailError unless the checkpoint's U-Net is of the same family as `unet`; reads the file's header only."""
+    wanted = (architecture_of(unet).blocks, _context_width({n: p.shape for n, p in unet.named_parameters()}))
+    if not info.is_safetensors:
+        return  # a pickle has no header; borrow_model looks again once it is loaded
+    try:
+        with safe_open(info.filename, "pt") as file:
+            names = [k for k in file.keys() if k.startswith(UNET_PREFIX)]  # noqa: SIM118 (not a dict)
+            shapes = {k[len(UNET_PREFIX):]: file.get_slice(k).get_shape() for k in names}
+    except (SafetensorError, OSError) as error:
+        raise DitailError(f"source_checkpoint: {info.name} can't be read ({error})", "source_checkpoint") from error
+    blocks = 1 + max((int(k.split(".")[1]) for k in shapes if k.startswith("output_blocks.")), default=-1)
+    if (blocks, _context_width(shapes)) != wanted:
+        raise DitailError(f"source_checkpoint: {info.name} is not of the target's architecture", "source_checkpoint")
+
+
+def _context_width(shapes: dict) -> int:
+    return next((shape[1] for name, shape in sorted(shapes.items()) if name.endswith("attn2.to_k.weight")), 0)
+
+
+@contextmanager
+def overridden_options(**values) -> Iterator[None]:
+    """Run a block with other values in the WebUI's settings; callbacks are not run."""
+    data, missing = shared.opts.data, object()
+    before = {key: data.get(key, missing) for key in values}
+    data.update(values)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is missing:
+                data.pop(key, None)
+            else:
+                data[key] = value
+
+
+def vae_options(vae: str) -> dict:
+    return {"sd_vae": vae, "sd_vae_overrides_per_model_preferences": True}
+
+
+@contextmanager
+def borrow_model(p, info, vae: str) -> Iterator[object]:
+    """Put checkpoint `info` with `vae` in place for a block, then what was there; nothing is loaded for the same ones.
+
+    Raises DitailError if it can't be loaded. Whatever happens, the target is back in place afterwards.
+    """
+    target = shared.sd_model.sd_checkpoint_info
+    family = architecture_of(shared.sd_model.model.diffusion_model)
+    try:
+        try:
+            with overridden_options(**vae_options(vae)):
+                _switch(p, info)
+        except Exception as error:
+            log.exception("loading %s", info.name)
+            _recover(target)
+            raise DitailError(f"source_checkpoint: {info.name} can't be loaded ({error})", "source_checkpoint") from error
+        if architecture_of(shared.sd_model.model.diffusion_model) != family:
+            raise DitailError(f"source_checkpoint: {info.name} is not of the target's architecture", "source_checkpoint")
+        yield shared.sd_model
+    finally:
+        _switch(p, target)
+
+
+def _switch(p, info) -> None:
+    with sd_models.SkipWritingToConfig():
+        sd_models.reload_model_weights(info=info)
+        sd_vae.reload_vae_weights()
+    # A checkpoint with its own yaml is a new model object, which these have not been done to.
+    sd_models.apply_alpha_schedule_override(shared.sd_model)
+    sd_models.apply_token_merging(shared.sd_model, p.get_token_merging_ratio())
+    sd_hijack.model_hijack.apply_circular(p.tiling)
+
+
+def _recover(target) -> None:
+    """After a failed load the WebUI may keep a half-dismantled model that it believes to be loaded."""
+    with sd_models.SkipWritingToConfig():
+        sd_models.reload_model_weights(info=target, forced_reload=sd_models.model_data.sd_model is not None)
+
+
+@contextmanager
+def active_extra_networks(p, data: dict) -> Iterator[None]:
+    """Run a block with the extra networks `data` (LoRA, ...) and no others."""
+    if p.disable_extra_networks:
+        yield
+        return
+    stand_in = processing.StableDiffusionProcessingTxt2Img()
+    stand_in.all_prompts = []
+    try:
+        with devices.autocast():
+            extra_networks.activate(stand_in, data)
+        yield
+    finally:
+        extra_networks.activate(stand_in, {})
+        extra_networks.deactivate(stand_in, {})
+        for comment in stand_in.comments:
+            p.comment(comment)
+
+
+@contextmanager
+def untouched_prompt_notes() -> Iterator[None]:
+    """Encoding a prompt leaves comments and infotext for the picture; those of other prompts are not its own."""
+    hijack = sd_hijack.model_hijack
+    comments, params = hijack.comments, hijack.extra_generation_params
+    hijack.comments, hijack.extra_generation_params = [], {}
+    try:
+        yield
+    finally:
+        hijack.comments, hijack.extra_generation_params = comments, params
+
+
+@torch.no_grad()
+def encode(model, pixels: Tensor, latent_size: tuple[int, int]) -> Tensor:
+    """`z_0` `[1, 4, h, w]` of pixels `[1, 3, H, W]` in -1..1: the posterior's mean, float32."""
+    model.first_stage_model.to(devices.dtype_vae)
+    # SDXL's encoder samples its posterior; a fixed seed makes that repeatable.
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        encoding = model.encode_first_stage(pixels.to(devices.device, devices.dtype_vae))
+        if hasattr(encoding, "mode"):
+            z0 = model.scale_factor * encoding.mode()
+        else:
+            z0 = model.get_first_stage_encoding(encoding)
+    if not torch.isfinite(z0).all():
+        raise DitailError("source_vae: the VAE gives no finite latent for the content image; try --no-half-vae or "
+                          "another VAE", "source_vae")
+    if z0.shape[-2:] != latent_size:
+        # img2img's "latent upscale" encodes the picture at its own size.
+        z0 = nn.functional.interpolate(z0.float(), latent_size, mode="bilinear")
+    return z0.float()
+
+
+@torch.no_grad()
+def source_denoiser(model, prompts: tuple[str, str], alpha: float, beta: float, size: tuple[int, int],
+                    timesteps: tuple[float, ...]) -> Callable[[Tensor, float], Tensor]:
+    """`(z, t) -> eps` of a model under `alpha * C_pos - beta * C_neg`; prompt editing follows the steps."""
+    steps = len(timesteps)
+    positive, negative = (_schedule(model, text, steps, size, is_negative)
+                          for text, is_negative in zip(prompts, (False, True), strict=True))
+    order = {t: steps - 1 - i for i, t in enumerate(sorted(timesteps))}
+    abar = model.alphas_cumprod
+
+    def denoise(z: Tensor, t: float) -> Tensor:
+        cond = _combined(alpha, positive(order[t]), beta, negative(order[t]))
+        image_cond = processing.txt2img_image_conditioning(model, z, *size)
+        key = "c_adm" if model.model.conditioning_key == "crossattn-adm" else "c_concat"
+        cond[key] = image_cond if key == "c_adm" else [image_cond]
+        out = model.apply_model(z, torch.full((len(z),), t, device=z.device), cond).float()
+        if getattr(model, "parameterization", "eps") != "v":
+            return out
+        at = float(alphas_cumprod_at(abar, torch.tensor([t], dtype=torch.float64)))
+        return at**0.5 * out + (1 - at) ** 0.5 * z
+
+    return denoise
+
+
+def _schedule(model, text: str, steps: int, size: tuple[int, int], is_negative: bool):
+    """A prompt's conditioning by step. Prompts that `AND` composes are one list of words here."""
+    parts = [prompt_parser.re_weight.search(part).group(1) for part in prompt_parser.re_AND.split(text)]
+    texts = prompt_parser.SdConditioning([", ".join(parts)], is_negative, *size)
+    with devices.autocast():
+        conds = prompt_parser.get_learned_conditioning(model, texts, steps)
+    return lambda step: prompt_parser.reconstruct_cond_batch(conds, step)
+
+
+def _combined(alpha: float, cond, beta: float, uncond) -> dict:
+    if isinstance(cond, dict):
+        return {**cond, "crossattn": combine_conds(alpha, cond["crossattn"], beta, uncond["crossattn"])}
+    return {"c_crossattn": [combine_conds(alpha, cond, beta, uncond)]}
+
+
+@torch.no_grad()
+def null_conditioning(model, size: tuple[int, int]) -> dict[str, Tensor]:
+    """The U-Net's keyword arguments for "" in the model's own text encoder."""
+    with devices.autocast():
+        cond = model.get_learned_conditioning(prompt_parser.SdConditioning([""], True, *size))
+    if isinstance(cond, dict):
+        return {"context": devices.cond_cast_unet(cond["crossattn"]), "y": devices.cond_cast_unet(cond["vector"])}
+    return {"context": devices.cond_cast_unet(cond)}
+
+
+def fingerprint(p, info, vae: str, prompts: tuple[str, str], networks: dict) -> dict:
+    """What the source model's answers depend on, for the cache's key."""
+    with overridden_options(**vae_options(vae)):
+        vae_file = sd_vae.resolve_vae(info.filename).vae
+    options = {key: shared.opts.data.get(key, shared.opts.get_default(key)) for key in OPTIONS_THAT_COUNT
+               if key in shared.opts.data_labels}
+    return {
+        "checkpoint": _file_mark(info.filename), "vae": _file_mark(vae_file), "prompts": prompts, "options": options,
+        "networks": {name: [[*map(str, n.items), _file_mark(_network_file(n.items[0]))] for n in found]
+                     for name, found in networks.items()},
+        "embeddings": {name: e.checksum() for name, e in sd_hijack.model_hijack.embedding_db.word_embeddings.items()
+                       if any(name in text for text in prompts)},
+        "dtypes": [str(devices.dtype_unet), str(devices.dtype_vae)], "tiling": bool(p.tiling),
+        "token_merging": p.get_token_merging_ratio(),
+    }
+
+
+def _file_mark(path: str | None) -> list:
+    if not path or not os.path.isfile(path):
+        return [path]
+    stat = os.stat(path)
+    return [os.path.abspath(path), stat.st_size, stat.st_mtime_ns]
+
+
+def _network_file(name: str) -> str | None:
+    """The file of a LoRA, from the WebUI's built-in extension if that is loaded."""
+    lora = sys.modules.get("networks")
+    found = getattr(lora, "available_network_aliases", {}).get(name)
+    return getattr(found, "filename", None)
+
+
+def sampler_for(p):
+    """A new sampler of `p` for the model that is loaded now."""
+    return sd_samplers.create_sampler(p.sampler_name, shared.sd_model)

@@ -1,0 +1,121 @@
+"""What a sampler of the WebUI is going to do, found out by running it on a stand-in for the model.
+
+Samplers choose their timesteps in many ways (schedulers, midpoints, restarts, options), and extensions add more. So
+none of that is repeated here: the WebUI's own sampler runs on a tiny latent, and the stand-in notes what it is asked.
+"""
+
+import copy
+from dataclasses import dataclass
+from functools import wraps
+
+import torch
+from modules import sd_samplers, shared
+from torch import Tensor
+
+PROBE_SIZE = 8
+
+
+@dataclass(frozen=True)
+class SamplingPlan:
+    """One sampling to come.
+
+    timesteps: where the U-Net will be asked, ascending; the last one is where sampling starts. steps: what the WebUI's
+    progress counts. The sampler begins at `image_scale * x + noise_scale * noise`; the VP latent `z` of the first
+    timestep is `start_scale * z` there.
+    """
+
+    timesteps: tuple[float, ...]
+    steps: int
+    image_scale: float
+    noise_scale: float
+    start_scale: float
+
+    def start_from(self, z: Tensor, x: Tensor, noise: Tensor) -> None:
+        """Overwrite `noise` so that the sampler begins at the VP latent `z`; `x` (the init latent) stays."""
+        start = self.start_scale * z.to(noise)
+        # In txt2img x and noise are one tensor, and image_scale is 0.
+        noise.copy_((start - self.image_scale * x.to(noise)) / self.noise_scale)
+
+
+class _NoNoise:
+    """Stands in for the job's random numbers, which the probe must not use up."""
+
+    def next(self) -> Tensor:
+        return torch.zeros(1, *_latent_shape(), device=shared.device)
+
+
+class _StandIn:
+    """A model that answers zero and notes where it is asked."""
+
+    def __init__(self, inner_model):
+        self.inner_model = inner_model
+        self.asked: list[float] = []
+
+    def __call__(self, x: Tensor, sigma: Tensor, **_) -> Tensor:
+        self.asked.append(float(sigma.flatten()[0]))
+        self.last_noise_uncond = torch.zeros_like(x)
+        return torch.zeros_like(x)
+
+
+def plan_sampling(p, *, hires: bool = False) -> SamplingPlan | None:
+    """The plan of `p`'s sampling (`hires`: of its second pass) with the model that is loaded; None for no steps."""
+    probe = _probe_of(p, hires)
+    name = (p.hr_sampler_name if hires else None) or p.sampler_name
+    sampler = sd_samplers.create_sampler(name, shared.sd_model)
+    model = _StandIn(sampler.model_wrap_cfg.inner_model)
+    seen = {}
+    original = sampler.func
+
+    @wraps(original)
+    def func(_, x, **kwargs):
+        seen.update(kwargs, x=x)
+        return original(model, x, **{**kwargs, "callback": lambda _: None, "disable": True})
+
+    def launch(steps, run):
+        seen["steps"] = steps
+        return run()
+
+    sampler.func, sampler.launch_sampling = func, launch
+    x, noise = (torch.zeros(1, *_latent_shape(), device=shared.device) for _ in range(2))
+    x[:, 0], noise[:, 1] = 1, 1
+    if hires or hasattr(p, "init_images"):
+        steps = (p.hr_second_pass_steps or p.steps) if hires else None
+        sampler.sample_img2img(probe, x, noise, None, None, steps=steps)
+        image_scale, noise_scale = float(seen["x"][0, 0, 0, 0]), float(seen["x"][0, 1, 0, 0])
+    else:
+        sampler.sample(probe, x, None, None)
+        image_scale, noise_scale = 0.0, float(seen["x"][0, 0, 0, 0])
+    timesteps, sigma = _timesteps(sampler, probe, model.asked, seen)
+    if not timesteps or not noise_scale:
+        return None
+    return SamplingPlan(timesteps, seen["steps"], image_scale, noise_scale, (1 + sigma**2) ** 0.5)
+
+
+def _probe_of(p, hires: bool):
+    """A copy of `p` whose changes touch nothing of `p`."""
+    probe = copy.copy(p)
+    probe.extra_generation_params = {}
+    probe.rng = _NoNoise()
+    probe.all_seeds, probe.iteration, probe.batch_size = [0], 0, 1
+    probe.mask = probe.nmask = None
+    probe.is_hr_pass = hires
+    return probe
+
+
+def _latent_shape() -> tuple[int, int, int]:
+    return getattr(shared.sd_model, "latent_channels", 4), PROBE_SIZE, PROBE_SIZE
+
+
+def _timesteps(sampler, probe, asked: list[float], seen: dict) -> tuple[tuple[float, ...], float]:
+    """(timesteps, the sigma that sampling starts at in the sampler's own scaling: 0 where that is VP)."""
+    to_timestep = getattr(sampler.model_wrap, "sigma_to_t", None)
+    if to_timestep is None:
+        return tuple(sorted(set(asked))), 0.0
+    grid = next((seen[k] for k in ("sigmas", "sigma_sched") if k in seen), None)
+    first = float(grid[0]) if grid is not None else float(seen["sigma_max"])
+    if grid is None and "n" not in seen:
+        # An adaptive sampler takes other steps on a real model; the scheduler's grid is fine enough to read between.
+        asked = asked + [float(s) for s in sampler.get_sigmas(probe, probe.steps) if s < first]
+    device = sampler.model_wrap.log_sigmas.device
+    sigmas = torch.tensor(sorted({*asked, first}), device=device)
+    return tuple(sorted(set(to_timestep(sigmas[sigmas > 0]).double().tolist()))), first
