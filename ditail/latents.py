@@ -97,9 +97,8 @@ def _describe(value) -> list:
     if not isinstance(value, Tensor):
         raise TypeError(f"{type(value).__name__} can't be part of a cache key")
     data = value.detach().cpu().contiguous()
-    digest = hashlib.sha256(bytes(data.flatten().view(torch.uint8).tolist()) if not data.numel() else
-                            data.flatten().view(torch.uint8).numpy().tobytes()).hexdigest()
-    return [str(data.dtype), list(data.shape), digest]
+    content = data.flatten().view(torch.uint8).numpy().tobytes()
+    return [str(data.dtype), list(data.shape), hashlib.sha256(content).hexdigest()]
 
 
 class LatentCache:

@@ -50,11 +50,16 @@ class Model:
     def device(self) -> torch.device:
         return next(self.unet.parameters()).device
 
+    def precision(self):
+        """Autocast to the U-Net's dtype: ldm's U-Net computes its embeddings in float32 whatever its weights are."""
+        dtype = next(self.unet.parameters()).dtype
+        return contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(self.device.type, dtype)
+
     def eps(self, z: Tensor, t: float, context: Tensor) -> Tensor:
         """The U-Net's eps for VP latents `z` `[b, 4, h, w]`, float32; a v-prediction is converted."""
-        dtype = next(self.unet.parameters()).dtype
         rows = torch.full((len(z),), t, device=z.device)
-        out = self.unet(z.to(dtype), rows, context=context.expand(len(z), *context.shape[1:]).to(dtype)).float()
+        with self.precision():
+            out = self.unet(z, rows, context=context.expand(len(z), *context.shape[1:])).float()
         if not self.v_prediction:
             return out
         abar = float(alphas_cumprod_at(self.alphas_cumprod, torch.tensor([float(t)])))

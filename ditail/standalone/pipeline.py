@@ -108,7 +108,7 @@ def transfer(model: Model, job: Job, source: SourceLatents, progress: Progress =
     """Ditail's second half: `z_0` of the target `model`, sampled from the source's last latent under injection."""
     sampler = new_sampler(model, job)
     steps = InjectionSteps.from_ratios(sampler.timesteps, job.conv_ratio, job.attn_ratio)
-    null = {"context": model.encode_prompts([""]).to(next(model.unet.parameters()).dtype)}
+    null = {"context": model.encode_prompts([""])}
     start = source.at(sampler.timesteps[0]).expand(len(job.prompts), -1, -1, -1)
     with inject(model.unet, Injection(source, null, steps, job.mask)):
         return sample(model, job, sampler, start, progress)

@@ -1,0 +1,40 @@
+# Two commands do all the set-up: `make demo` and `make test`. Both build .venv if it is not there.
+PYTHON ?= python3
+# A build that is known to work; without a wheel of it for this Python, the newest one is taken.
+TORCH ?= torch==2.13.0
+PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test test-webui evaluate lint house clean
+
+demo: .venv/installed
+	.venv/bin/python -m ditail demo
+
+test: .venv/installed lint
+	.venv/bin/python -m pytest
+
+# A real WebUI: SD_WEBUI_DIR is its folder, SD_WEBUI_PYTHON its interpreter.
+test-webui: .venv/installed
+	$(PIP) webuiapi playwright requests
+	.venv/bin/python -m pytest tests/webui
+
+evaluate: .venv/installed
+	.venv/bin/python -m ditail evaluate
+
+lint: .venv/installed
+	.venv/bin/ruff check .
+
+# Remakes the house checkpoints from scratch (under two hours on two cores, needs npm); not needed to use them.
+house: .venv/installed
+	$(PIP) -e .[house]
+	.venv/bin/python -m house
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Ditail needs Python 3.10 or newer")'
+	$(PYTHON) -m venv .venv
+	$(PIP) "$(TORCH)" || $(PIP) torch
+	$(PIP) -e .[standalone,test]
+	$(PIP) --no-deps stable-diffusion-sdkit==2.1.5
+	touch $@
+
+clean:
+	rm -rf .venv build out
