@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import ditail
-from modules import script_callbacks, scripts
+from modules import scripts
 
 if not Path(ditail.__file__).resolve().is_relative_to(Path(scripts.basedir()).resolve()):
     raise ImportError(
@@ -42,5 +42,4 @@ class DitailScript(scripts.Script):
         script.release(p)
 
 
-script_callbacks.on_cfg_denoiser(script.on_cfg_denoiser)
-script_callbacks.on_script_unloaded(script.on_script_unloaded)
+script.register()

@@ -11,16 +11,19 @@ IMAGE_HASH = "Ditail image hash"
 PREFIX = "Ditail "
 
 
-def infotext_of(request: Request, info, image_hash: str) -> dict:
+ONLY_FOR_AN_IMAGE = {"resize_mode"}
+
+
+def infotext_of(request: Request, info, image_hash: str | None) -> dict:
     """The infotext's entries for a job; what is empty is left out. info: the source's CheckpointInfo."""
     written = {}
     for field in FIELDS:
         value = getattr(request.settings, field.key)
-        if field.infotext and value != "":
+        if field.infotext and value != "" and not (image_hash is None and field.key in ONLY_FOR_AN_IMAGE):
             written[field.infotext] = f"{value:g}" if isinstance(value, float) else value
     if request.checkpoint is not None:
         written["Ditail source checkpoint"] = info.short_title
-    return {**written, IMAGE_HASH: image_hash}
+    return {**written, **({IMAGE_HASH: image_hash} if image_hash else {})}
 
 
 def paste_function(field: Field) -> Callable[[dict], object]:

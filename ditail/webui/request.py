@@ -28,19 +28,19 @@ class Request:
     vae: str
 
     @classmethod
-    def from_args(cls, args: Sequence) -> "Request":
+    def from_args(cls, args: Sequence, axes: dict) -> "Request":
         """The script's arguments: one dict (API), or the controls' values in the order of FIELDS (tab).
 
-        Raises DitailError naming the key that can't be used.
+        axes: values of X/Y/Z axes, which go first. Raises DitailError naming the key that can't be used.
         """
         values = dict(args[0]) if isinstance(args[0], dict) else _from_controls(args)
+        if axes:
+            values |= axes | {"enabled": True}
         pictures = {key: values.pop(key, None) for key in PICTURES}
         encoded = {key: p for key, p in pictures.items() if not isinstance(p, Image.Image)}
         settings = DitailSettings.from_dict({**values, **encoded})
         if not settings.enabled:
             return cls(settings, None, None, None, "")
-        if settings.source == "generate":
-            raise DitailError('source: "generate" is not there yet; give a content image', "source")
         return cls(
             settings, _read(pictures["image"], "image", read_picture), _read(pictures["mask"], "mask", read_mask),
             models.find_checkpoint(settings.source_checkpoint), models.find_vae(settings.source_vae),

@@ -29,13 +29,20 @@ from ..sites import find_sites
 from . import models
 from .infotext import infotext_of
 from .request import Request
-from .sampling import SamplingPlan, plan_sampling
+from .sampling import SamplingPlan, plan_sampling, record_generation
 
 log = logging.getLogger("ditail")
 
 RUN = "_ditail_run"
 ORIGINAL = "_ditail_original"
 CACHE = LatentCache(256 * 2**20)
+TEXTS = {"image": "inverting the content image", "generate": "generating the source image"}
+# What a generated source depends on, besides its model and prompts.
+SAMPLING_ATTRIBUTES = ("sampler_name", "scheduler", "steps", "cfg_scale", "subseed_strength", "eta", "s_churn", "s_tmin",
+                       "s_tmax", "s_noise", "s_min_uncond")
+SAMPLING_OPTIONS = ("eta_ancestral", "eta_ddim", "eta_noise_seed_delta", "randn_source", "sgm_noise_multiplier",
+                    "always_discard_next_to_last_sigma", "sigma_min", "sigma_max", "rho", "skip_early_cond",
+                    "no_dpmpp_sde_batch_determinism", "uni_pc_variant", "uni_pc_skip_type", "uni_pc_order")
 
 
 class Ditail(Exception):
@@ -53,7 +60,7 @@ class _Pass:
     hires: bool
     size: tuple[int, int]
     plan: SamplingPlan
-    pixels: Tensor
+    pixels: Tensor | None
     key: str = ""
     latents: SourceLatents | None = None
     mask: Tensor | None = None
@@ -123,8 +130,7 @@ class Run:
         self._plan(seen)
         depends_on = models.fingerprint(p, info, vae, prompts, networks)
         for step in self.passes.values():
-            settings = [request.settings.alpha, request.settings.beta, step.size, step.plan.timesteps]
-            step.key = latents_key({**depends_on, "settings": settings, "pixels": step.pixels})
+            step.key = latents_key({**depends_on, **self._depends_on(step)})
             step.latents = CACHE.get(step.key)
         todo = [step for step in self.passes.values() if step.latents is None]
         try:
@@ -136,11 +142,21 @@ class Run:
             return
         p.extra_generation_params.update(infotext_of(request, info, self._picture_hash(seen)))
 
+    def _depends_on(self, step: _Pass) -> dict:
+        p, settings = self.p, self.request.settings
+        if settings.source == "image":
+            return {"pixels": step.pixels, "settings": [settings.alpha, settings.beta, step.size, step.plan.timesteps]}
+        named = {name: getattr(p, name, None) for name in SAMPLING_ATTRIBUTES}
+        options = {name: getattr(shared.opts, name, None) for name in SAMPLING_OPTIONS}
+        seeds = [p.all_seeds[0], p.all_subseeds[0] if p.subseed_strength else None]
+        return {"generate": {**named, **options}, "seeds": seeds, "size": step.size}
+
     def _plan(self, seen: list[Tensor]) -> None:
         p = self.p
         if not getattr(p, "txt2img_upscale", False):
             self._add_pass(False, (p.width, p.height), seen)
-        if getattr(p, "enable_hr", False):
+        # A generated source has no latents at the second pass's size: what it shows there would be another picture.
+        if getattr(p, "enable_hr", False) and self.request.settings.source == "image":
             width = p.hr_upscale_to_x - p.truncate_x * LATENT_SCALE
             height = p.hr_upscale_to_y - p.truncate_y * LATENT_SCALE
             self._add_pass(True, (width, height), seen)
@@ -151,7 +167,9 @@ class Run:
             self.p.comment("Ditail: nothing to do, as the denoising strength leaves no step")
             return
         request = self.request
-        if request.image is not None:
+        if request.settings.source == "generate":
+            pixels = None
+        elif request.image is not None:
             pixels = picture_to_tensor(fit(request.image, *size, request.settings.resize_mode))
         elif seen:
             pixels = _one_picture(seen)
@@ -160,7 +178,9 @@ class Run:
         mask = request.mask and mask_to_latent(request.mask, *size, request.settings.resize_mode)
         self.passes[hires] = _Pass(hires, size, plan, pixels, mask=mask)
 
-    def _picture_hash(self, seen: list[Tensor]) -> str:
+    def _picture_hash(self, seen: list[Tensor]) -> str | None:
+        if self.request.settings.source == "generate":
+            return None
         if self.request.image is None:
             return hashlib.sha256(_one_picture(seen).numpy().tobytes()).hexdigest()[:10]
         return picture_hash(self.request.image)
@@ -169,12 +189,13 @@ class Run:
         p = self.p
         model_before = shared.sd_model
         with _job(p, [step.plan.steps for step in self.passes.values()], [len(s.plan.timesteps) for s in todo]) as job:
-            job.show(f"loading {info.name_for_extra}" if info is not model_before.sd_checkpoint_info else "inverting")
+            job.show(f"loading {info.name_for_extra}")
             with (torch.random.fork_rng(), models.untouched_prompt_notes(), models.borrow_model(p, info, vae) as model,
                   models.active_extra_networks(p, networks)):
                 for step in todo:
-                    job.begin(len(step.plan.timesteps))
-                    step.latents = self._invert(model, step, prompts, job)
+                    job.begin(len(step.plan.timesteps), TEXTS[self.request.settings.source])
+                    make = self._invert if self.request.settings.source == "image" else self._generate
+                    step.latents = make(model, step, prompts, job)
                     CACHE.put(step.key, step.latents)
                     job.end()
         if p.sampler is not None and shared.sd_model is not model_before:
@@ -187,6 +208,12 @@ class Run:
             denoise = models.source_denoiser(model, prompts, settings.alpha, settings.beta, step.size,
                                              step.plan.timesteps)
             return invert(denoise, z0, step.plan.timesteps, model.alphas_cumprod.float().cpu(), job.progress)
+
+    def _generate(self, model, step: _Pass, prompts: tuple[str, str], job: "_Job") -> SourceLatents:
+        with devices.without_autocast() if devices.unet_needs_upcast else devices.autocast():
+            latents = record_generation(self.p, model, prompts, step.size, job.check)
+        job.check()
+        return latents
 
     def attach(self, x: Tensor, noise: Tensor) -> None:
         """Called with the tensors that the sampler is about to read: hook the U-Net and set where sampling starts."""
@@ -291,27 +318,25 @@ def _one_picture(seen: list[Tensor]) -> Tensor:
 class _Job:
     """The source pass in the WebUI's progress bar, live preview and console."""
 
-    text = "inverting the content image"
-
     def show(self, text: str) -> None:
         shared.state.textinfo = f"Ditail: {text}"
 
-    def begin(self, steps: int) -> None:
-        self.show(self.text)
-        shared.state.job = f"Ditail: {self.text}"
+    def begin(self, steps: int, text: str) -> None:
+        self.show(text)
+        shared.state.job = f"Ditail: {text}"
         shared.state.sampling_steps, shared.state.sampling_step = steps, 0
-        self._check()
+        self.check()
 
     def progress(self, index: int, z: Tensor) -> None:
         shared.state.sampling_step = index + 1
         sd_samplers_common.store_latent(z)
         shared.total_tqdm.update()
-        self._check()
+        self.check()
 
     def end(self) -> None:
         shared.state.nextjob()
 
-    def _check(self) -> None:
+    def check(self) -> None:
         state = shared.state
         if state.interrupted or state.skipped or state.stopping_generation:
             raise _Interrupted

@@ -5,12 +5,16 @@ none of that is repeated here: the WebUI's own sampler runs on a tiny latent, an
 """
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
 
 import torch
-from modules import sd_samplers, shared
+from modules import processing, prompt_parser, rng, sd_samplers, shared
 from torch import Tensor
+
+from ..images import LATENT_SCALE
+from ..latents import SourceLatents
 
 PROBE_SIZE = 8
 
@@ -119,3 +123,39 @@ def _timesteps(sampler, probe, asked: list[float], seen: dict) -> tuple[tuple[fl
     device = sampler.model_wrap.log_sigmas.device
     sigmas = torch.tensor(sorted({*asked, first}), device=device)
     return tuple(sorted(set(to_timestep(sigmas[sigmas > 0]).double().tolist()))), first
+
+
+@torch.no_grad()
+def record_generation(p, model, prompts: tuple[str, str], size: tuple[int, int],
+                      progress: Callable[[], None]) -> SourceLatents:
+    """The VP latents that `model` passes through as it samples `prompts` from the job's first seed, as txt2img does.
+
+    progress: called before each evaluation of the model.
+    """
+    probe = _probe_of(p, hires=False)
+    probe.all_seeds, probe.seeds = p.all_seeds[:1], p.all_seeds[:1]
+    probe.prompts, probe.refiner_checkpoint_info = [prompts[0]], None
+    shape = (getattr(model, "latent_channels", 4), size[1] // LATENT_SCALE, size[0] // LATENT_SCALE)
+    probe.rng = rng.ImageRNG(shape, probe.all_seeds, subseeds=p.all_subseeds[:1], subseed_strength=p.subseed_strength)
+    sampler = sd_samplers.create_sampler(p.sampler_name, model)
+    denoiser, kept = sampler.model_wrap_cfg, {}
+    forward = denoiser.forward
+    to_timestep = getattr(sampler.model_wrap, "sigma_to_t", None)
+
+    def recorded(x, sigma, *args, **kwargs):
+        progress()
+        at = to_timestep(sigma) if to_timestep else sigma
+        # A sampler that asks twice at one timestep starts its next step from the second latent.
+        kept[float(at.flatten()[0])] = x / (1 + float(sigma.flatten()[0]) ** 2) ** 0.5 if to_timestep else x
+        return forward(x, sigma, *args, **kwargs)
+
+    denoiser.forward = recorded
+    texts = [prompt_parser.SdConditioning([text], is_negative, *size)
+             for text, is_negative in zip(prompts, (False, True), strict=True)]
+    steps = sampler.config.total_steps(p.steps)
+    cond = prompt_parser.get_multicond_learned_conditioning(model, texts[0], steps)
+    uncond = prompt_parser.get_learned_conditioning(model, texts[1], steps)
+    x = probe.rng.next()
+    sampler.sample(probe, x, cond, uncond, image_conditioning=processing.txt2img_image_conditioning(model, x, *size))
+    latents = torch.stack([kept[t].float().cpu() for t in sorted(kept)])
+    return SourceLatents(sorted(kept), latents, model.alphas_cumprod.float().cpu())
