@@ -72,7 +72,8 @@ def _upright(source: str | Path | bytes | Image.Image, key: str) -> Image.Image:
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
     """A 16-bit grayscale picture in 8 bits (PIL's own conversion clips instead of scaling)."""
-    values = torch.tensor(list(image.convert("F").getdata())).view(image.height, image.width)
+    data = bytearray(image.convert("F").tobytes())
+    values = torch.frombuffer(data, dtype=torch.float32).view(image.height, image.width)
     return Image.fromarray((values / (257 if values.max() > 255 else 1)).clamp(0, 255).byte().numpy(), "L")
 
 

@@ -21,10 +21,11 @@ STYLES = {
 }
 VERSIONS = {"noto": "1.2.9", "fluent-emoji-flat": "1.2.6", "fluent-emoji-high-contrast": "1.2.6"}
 CONCEPTS = (
-    "fox panda frog pig-face rabbit-face bear lion red-apple pear strawberry cherries watermelon avocado "
-    "mushroom cactus evergreen-tree house castle sailboat automobile crown gem-stone umbrella light-bulb "
-    "star sun snowman teapot doughnut wrapped-gift"
-).split()
+    "fox", "panda", "frog", "pig-face", "rabbit-face", "bear", "lion", "red-apple", "pear", "strawberry",
+    "cherries", "watermelon", "avocado", "mushroom", "cactus", "evergreen-tree", "house", "castle",
+    "sailboat", "automobile", "crown", "gem-stone", "umbrella", "light-bulb", "star", "sun", "snowman",
+    "teapot", "doughnut", "wrapped-gift",
+)
 GROUNDS = {
     "pink": (250, 205, 215),
     "peach": (252, 220, 190),

@@ -94,7 +94,7 @@ def train_decoder(vae: Autoencoder, art: Art, minutes: float, rng: random.Random
 
 @torch.no_grad()
 def standardise(vae: Autoencoder, pictures: Tensor) -> None:
-    """Fold a per-channel shift and scale into the convolutions: latents times `SCALE_FACTOR` have mean 0, variance 1."""
+    """Fold a shift and a scale a channel into the convolutions: latents times `SCALE_FACTOR` get mean 0, variance 1."""
     mean = torch.cat([vae.moments(x)[0] for x in pictures.split(16)])
     shift, scale = mean.mean((0, 2, 3)), 1 / (SCALE_FACTOR * mean.std((0, 2, 3)))
     quant, post = vae.quant_conv, vae.post_quant_conv

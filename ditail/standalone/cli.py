@@ -73,11 +73,13 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument("--prompt", required=True, help="what the picture shows")
     parser.add_argument("--negative-prompt", default="", help='(default: "%(default)s")')
-    parser.add_argument("--steps", type=number("--steps", 1, 999, whole=True), default=20, help="(default: %(default)s)")
+    parser.add_argument("--steps", type=number("--steps", 1, 999, whole=True), default=20,
+                        help="(default: %(default)s)")
     parser.add_argument("--sampler", choices=SAMPLER_NAMES, default="DDIM", help="(default: %(default)s)")
     parser.add_argument("--cfg", type=number("--cfg", 1, 30), default=7.5, help="CFG scale, the paper's omega "
                         "(default: %(default)s)")
-    parser.add_argument("--seed", type=number("--seed", 0, 2**32 - 1, whole=True), default=0, help="(default: %(default)s)")
+    parser.add_argument("--seed", type=number("--seed", 0, 2**32 - 1, whole=True), default=0,
+                        help="(default: %(default)s)")
     parser.add_argument("--width", type=number("--width", 8, 8192, whole=True), help="pixels (default: the picture's, "
                         "cut to what the model can make)")
     parser.add_argument("--height", type=number("--height", 8, 8192, whole=True))

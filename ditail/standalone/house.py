@@ -41,15 +41,17 @@ def merge_low_rank(base: dict[str, Tensor], difference: dict[str, Tensor]) -> di
     return {k: v.half().contiguous() for k, v in merged.items()}
 
 
-def write_checkpoints(folder: Path) -> dict[str, Path]:
+def write_checkpoints(folder: Path, moved_to: Path | None = None) -> dict[str, Path]:
     """Write `house-<style>.safetensors` and `.yaml` and the text encoder's folder below `folder`: style -> path.
 
-    The yaml names the text encoder by its absolute path, which is how the WebUI finds it without a hub.
+    The yaml names the text encoder by its absolute path, which is how the WebUI finds it without a hub; `moved_to` is
+    where `folder` will lie in the end, if not where it is.
     """
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copytree(ASSETS / "text", folder / TEXT_FOLDER, dirs_exist_ok=True)
     config = yaml.safe_load((ASSETS / "house.yaml").read_text())
-    config["model"]["params"]["cond_stage_config"]["params"] = {"version": str((folder / TEXT_FOLDER).resolve())}
+    config["model"]["params"]["cond_stage_config"]["params"] = {
+        "version": str(((moved_to or folder) / TEXT_FOLDER).resolve())}
     base = load_file(ASSETS / "base.safetensors")
     paths = {}
     for style in STYLES:
@@ -83,13 +85,12 @@ def checkpoints() -> dict[str, Path]:
     folder = cache_folder()
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        # Built beside its place and renamed, so that a folder that is there is whole; the yaml needs the final path.
+        # Built beside its place and renamed, so that a folder that is there is whole.
         with tempfile.TemporaryDirectory(dir=folder.parent) as part:
-            write_checkpoints(Path(part) / "house")
-            for config in Path(part).rglob("house-*.yaml"):
-                config.write_text(config.read_text().replace(str(Path(part).resolve() / "house"), str(folder.resolve())))
+            built = Path(part) / "house"
+            write_checkpoints(built, folder)
             try:
-                (Path(part) / "house").rename(folder)
+                built.rename(folder)
             except OSError:
                 if not folder.is_dir():
                     raise

@@ -1,0 +1,240 @@
+"""The stand-alone host on the house checkpoints: loading, samplers, the command line."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+
+from ditail import DitailError
+from ditail.images import tensor_to_pictures
+from ditail.standalone import house, pipeline
+from ditail.standalone.cli import main
+from ditail.standalone.model import load_model
+from ditail.standalone.names import SAMPLER_NAMES
+from ditail.standalone.samplers import SAMPLERS, Sampler, seeded_noise
+
+JOB = pipeline.Job(("a fox on mint",), seeds=(3,), steps=4, omega=3.0)
+
+
+@pytest.fixture(scope="module")
+def paths():
+    return house.checkpoints()
+
+
+@pytest.fixture(scope="module")
+def noto(paths):
+    return load_model(paths["noto"])
+
+
+@pytest.fixture(scope="module")
+def ink(paths):
+    return load_model(paths["ink"])
+
+
+@pytest.fixture
+def content(tmp_path):
+    path = tmp_path / "content.png"
+    house.held_out().pictures["noto"][0].save(path)
+    return path
+
+
+def mix_arguments(paths, content, out, **changes):
+    options = {"source": paths["noto"], "target": paths["ink"], "image": content, "prompt": "a fox on pink",
+               "out": out, "steps": 3, **changes}
+    return ["mix", *(f"--{k.replace('_', '-')}={v}" for k, v in options.items() if v is not None)]
+
+
+def test_names_in_the_help_are_the_samplers():
+    assert tuple(SAMPLERS) and set(SAMPLERS) == set(SAMPLER_NAMES)
+
+
+def test_assets_are_small_and_credited():
+    size = sum(p.stat().st_size for p in house.ASSETS.rglob("*") if p.is_file())
+    assert size < 40e6
+    assert all(word in (house.ASSETS / "CREDITS.md").read_text() for word in ("Noto", "Fluent", "Apache", "MIT"))
+
+
+def test_the_house_models_have_sd1_topology(noto):
+    assert (len(noto.unet.input_blocks), len(noto.unet.output_blocks)) == (12, 12)
+    assert noto.architecture.name == "SD 1.x/2.x"
+    assert noto.native_side == 128
+    assert noto.encode_prompts(["a fox", "a fox, " * 60]).shape == (2, 231, 128)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_sampler_generates_inverts_and_transfers(noto, ink, name):
+    job = JOB.with_(sampler=name)
+    z, passed = pipeline.generate(noto, job, 128, 128)
+    again, _ = pipeline.generate(noto, job, 128, 128)
+    assert torch.equal(z, again)
+    inverted = pipeline.invert_with(noto, job, z)
+    asked = Sampler(name, job.steps, noto.alphas_cumprod).timesteps
+    assert inverted.timesteps.tolist() == sorted(asked)
+    assert passed.timesteps.tolist() == sorted(asked)
+    plain, _ = pipeline.generate(ink, job, 128, 128)
+    for source in (inverted, passed):
+        mixed = pipeline.transfer(ink, job, source)
+        assert torch.isfinite(mixed).all()
+        assert (mixed - plain).abs().mean() > 0.02
+    assert not any(m._forward_hooks for m in ink.unet.modules())
+
+
+@pytest.mark.parametrize("name", sorted(set(SAMPLERS) - {"DPM++ SDE", "Euler a"}))
+def test_samplers_agree_on_the_same_trajectory(noto, name):
+    """Deterministic samplers solve one ODE: with many steps they end near DDIM's picture."""
+    job = JOB.with_(steps=30, omega=1.0)
+    ddim, _ = pipeline.generate(noto, job, 128, 128)
+    z, _ = pipeline.generate(noto, job.with_(sampler=name), 128, 128)
+    assert (z - ddim).abs().mean() < 0.25 * ddim.abs().mean()
+
+
+def test_a_picture_comes_back_from_its_inversion(noto):
+    """With the source's own cond and no CFG, sampling undoes inversion: the house picture stays recognisable."""
+    z0, _ = pipeline.generate(noto, JOB.with_(steps=20), 128, 128)
+    job = JOB.with_(steps=20, omega=1.0, alpha=1.0, beta=0.0)
+    back = pipeline.transfer(noto, job, pipeline.invert_with(noto, job, z0))
+    noise, _ = pipeline.generate(noto, job, 128, 128)
+    assert (back - z0).abs().mean() < 0.4 * (noise - z0).abs().mean()
+
+
+def test_rows_do_not_depend_on_their_neighbours(noto):
+    job = JOB.with_(prompts=("a fox on mint", "a pear on pink"), seeds=(3, 4))
+    z, _ = pipeline.generate(noto, job, 128, 128)
+    alone, _ = pipeline.generate(noto, JOB, 128, 128)
+    assert torch.allclose(z[:1], alone, atol=1e-3)
+    assert torch.equal(seeded_noise((4, 2, 2), [3, 4])[:1], seeded_noise((4, 2, 2), [3]))
+
+
+def test_the_truncated_and_the_strange_are_refused(paths, tmp_path):
+    for suffix in (".safetensors", ".yaml"):
+        shutil.copy(paths["noto"].with_suffix(suffix), tmp_path / f"model{suffix}")
+    model = tmp_path / "model.safetensors"
+    with pytest.raises(DitailError, match="nowhere.safetensors: does not exist"):
+        load_model(tmp_path / "nowhere.safetensors")
+    model.write_bytes(model.read_bytes()[:100_000])
+    with pytest.raises(DitailError, match=r"model\.safetensors: can't be read; it may be truncated"):
+        load_model(model)
+    model.with_suffix(".yaml").write_text("model: 3")
+    with pytest.raises(DitailError, match=r"model\.yaml: is not the yaml"):
+        load_model(model)
+    model.with_suffix(".yaml").unlink()
+    with pytest.raises(DitailError, match=r"has no model\.yaml beside it"):
+        load_model(model)
+
+
+def test_mix_writes_one_png_that_says_how_it_was_made(paths, content, tmp_path, capfd):
+    out, latents = tmp_path / "mixed.png", tmp_path / "z.safetensors"
+    assert main(mix_arguments(paths, content, out, save_latents=latents)) == 0
+    picture = Image.open(out)
+    assert picture.size == (128, 128)
+    assert json.loads(picture.text["ditail"])["prompt"] == "a fox on pink"
+    assert "100%" in capfd.readouterr().err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["content.png", "mixed.png", "z.safetensors"]
+
+
+def test_mix_takes_pictures_with_alpha_and_rotation(paths, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pictures = {"alpha.png": Image.new("RGBA", (200, 130), (255, 0, 0, 100)),
+                "rotated.jpg": Image.new("RGB", (200, 130))}
+    sizes = {}
+    for name, picture in pictures.items():
+        picture.save(tmp_path / name, **({"exif": exif} if name.endswith("jpg") else {}))
+        out = tmp_path / f"{name}.out.png"
+        assert main(mix_arguments(paths, tmp_path / name, out, steps=1)) == 0
+        sizes[name] = Image.open(out).size
+    assert sizes == {"alpha.png": (192, 128), "rotated.jpg": (128, 192)}
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ({"source": "nowhere.safetensors"}, "nowhere.safetensors: does not exist"),
+    ({"image": "nowhere.png"}, "nowhere.png does not exist"),
+    ({"image": __file__}, "is not an image that can be read"),
+    ({"width": 100}, "width: must be a multiple of 8, here of 64 pixels, got 100"),
+    ({"height": 136}, "height: must be a multiple of 8"),
+    ({"out": "nowhere/x.png"}, "the folder nowhere does not exist"),
+    ({"out": "x.bmp"}, "must be a .png file"),
+    ({"mask": __file__}, "mask: "),
+])
+def test_bad_input_is_one_sentence_and_exit_code_2(paths, content, tmp_path, capfd, change, words):
+    out = tmp_path / "out.png"
+    assert main(mix_arguments(paths, content, out, **change)) == 2
+    error = capfd.readouterr().err.strip().splitlines()
+    assert len(error) == 1 and error[0].startswith("ditail: ") and words in error[0]
+    assert [p.name for p in tmp_path.iterdir()] == ["content.png"]
+
+
+@pytest.mark.parametrize("change", [
+    {"steps": 0}, {"steps": 1000}, {"steps": "x"}, {"conv_ratio": 1.5}, {"attn_ratio": -1}, {"alpha": "nan"},
+    {"alpha": 11}, {"cfg": 0}, {"sampler": "magic"}, {"seed": -1}, {"prompt": None},
+])
+def test_bad_options_name_themselves(paths, content, tmp_path, capfd, change):
+    with pytest.raises(SystemExit) as caught:
+        main(mix_arguments(paths, content, tmp_path / "out.png", **change))
+    assert caught.value.code == 2
+    assert f"--{next(iter(change)).replace('_', '-')}" in capfd.readouterr().err
+
+
+def test_another_architecture_is_refused_naming_both(paths, content, tmp_path, capfd):
+    for suffix in (".safetensors", ".yaml"):
+        shutil.copy(paths["noto"].with_suffix(suffix), tmp_path / f"other{suffix}")
+    config = tmp_path / "other.yaml"
+    mult = "- 1\n        - 2\n        - 2\n        - 2\n"
+    assert mult in config.read_text()
+    config.write_text(config.read_text().replace(mult, mult.removesuffix("- 2\n").rstrip(" ")))
+    assert main(mix_arguments(paths, content, tmp_path / "out.png", target=tmp_path / "other.safetensors")) == 2
+    error = capfd.readouterr().err
+    assert "house-noto.safetensors has 12 output blocks" in error and "other.safetensors has 9" in error
+
+
+def test_divergence_is_told_with_its_step(noto):
+    with pytest.raises(DitailError, match=r"no longer finite at step 1 of 4 \(t = 1\); lower alpha"):
+        pipeline.invert_with(noto, JOB, torch.full((1, 4, 16, 16), float("inf")))
+
+
+def test_matrix_is_resumable_and_refuses_other_settings(paths, tmp_path, capfd):
+    out = tmp_path / "m"
+    arguments = ["matrix", str(paths["noto"]), str(paths["ink"]), "--prompt=a fox on mint", f"--out={out}", "--steps=2"]
+    assert main(arguments) == 0
+    cells = sorted(p.name for p in out.glob("house*.png"))
+    assert cells == sorted(f"house-{a} in house-{b}.png" for a in ("noto", "ink") for b in ("noto", "ink"))
+    kept, gone = out / cells[0], out / cells[1]
+    before, stamp = gone.read_bytes(), kept.stat().st_mtime_ns
+    gone.unlink()
+    assert main(arguments) == 0
+    assert gone.read_bytes() == before
+    assert kept.stat().st_mtime_ns == stamp
+    assert (out / "matrix.png").is_file()
+    assert main([*arguments, "--cfg=3"]) == 2
+    assert "other settings" in capfd.readouterr().err
+
+
+def test_demo_writes_the_contact_sheet(tmp_path, monkeypatch, capfd):
+    from ditail.standalone import commands
+
+    monkeypatch.setattr(commands, "DEMO", commands.DEMO.with_(steps=2))
+    assert main(["demo", f"--out={tmp_path / 'demo'}"]) == 0
+    assert Image.open(tmp_path / "demo" / "contact_sheet.png").width > 1000
+    assert len(list((tmp_path / "demo").glob("*.png"))) == 1 + 2 * 8
+    assert "contact_sheet.png" in capfd.readouterr().out
+
+
+def test_demo_copies_the_house_checkpoints_into_a_webui(tmp_path, capfd):
+    (tmp_path / "models/Stable-diffusion").mkdir(parents=True)
+    assert main(["demo", f"--webui={tmp_path}"]) == 0
+    models = [load_model(p) for p in sorted((tmp_path / "models/Stable-diffusion").glob("*.safetensors"))]
+    assert [m.name for m in models] == ["house-flat", "house-ink", "house-noto"]
+    assert main(["demo", "--webui=/nowhere"]) == 2
+    assert "/nowhere has no models/Stable-diffusion" in capfd.readouterr().err
+
+
+def test_held_out_scenes_match_their_captions():
+    scenes = house.held_out()
+    assert len(scenes.captions) == len(scenes.pictures["ink"]) >= 100
+    assert len(set(scenes.captions)) > 60
+    ink, noto = scenes.pictures["ink"][0], scenes.pictures["noto"][0]
+    assert ink.getpixel((0, 0)) == noto.getpixel((0, 0))
+    assert ink.tobytes() != noto.tobytes()
+    assert tensor_to_pictures(torch.zeros(1, 3, 8, 8))[0].size == (8, 8)
