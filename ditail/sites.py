@@ -33,7 +33,7 @@ ARCHITECTURES = (
 
 @dataclass(frozen=True)
 class Sites:
-    """The modules of one U-Net: `feature` is (name, `out_layers`), `attention` is (name, `attn1`) from first to last."""
+    """The modules of one U-Net: `feature` is (name, `out_layers`), `attention` (name, `attn1`), from first to last."""
 
     architecture: Architecture
     feature: tuple[str, nn.Module]
