@@ -1,0 +1,142 @@
+"""The tabs in headless Chromium. With SD_WEBUI_SCREENSHOTS set to a folder, both tabs are kept there as pictures."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
+ARGS = ("--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking "
+        "--disable-component-update --disable-sync").split()
+# The WebUI's gradio asks a CDN for iframe-resizer; without a network that is the one error of the plain WebUI too.
+OFFLINE = "net::ERR_"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as p:
+        path = CHROMIUM if Path(CHROMIUM).exists() else None
+        browser = p.chromium.launch(executable_path=path, args=ARGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser, webui):
+    page = browser.new_page(viewport={"width": 1500, "height": 1200})
+    page.set_default_timeout(60_000)
+    errors = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.goto(webui.url, wait_until="domcontentloaded")
+    page.wait_for_selector("#txt2img_generate", state="visible")
+    page.wait_for_timeout(2000)
+    yield page
+    page.close()
+    assert [e for e in errors if OFFLINE not in e] == []
+
+
+@pytest.fixture
+def picture(content, tmp_path):
+    path = tmp_path / "content.png"
+    content.save(path)
+    return path
+
+
+def open_tab(page, tab: str) -> None:
+    page.click(f"#tabs > .tab-nav > button:text-is('{tab}')")
+    page.click(f"#{tab}_ditail_enabled .label-wrap")
+    page.wait_for_selector(f"#{tab}_ditail_alpha", state="visible")
+
+
+def fill(page, tab: str, **values) -> None:
+    for name, value in values.items():
+        page.fill(f"#{tab}_{name} {'textarea' if name == 'prompt' else 'input[type=number]'}", str(value))
+        page.keyboard.press("Tab")
+
+
+def choose(page, elem_id: str, text: str) -> None:
+    page.click(f"#{elem_id} input")
+    page.click(f"#{elem_id} ul.options li:has-text('{text}')")
+
+
+def generate(page, tab: str) -> str:
+    """Press Generate; returns the progress texts that showed, one a line, once the picture is there."""
+    page.evaluate("""tab => {
+        window.ditailSeen = [];
+        window.ditailTimer = setInterval(() => {
+            const bar = gradioApp().querySelector(`#${tab}_results_panel .progressDiv, #${tab}_gallery_container .progressDiv`);
+            const preview = gradioApp().querySelector(`#${tab}_results_panel .livePreview img`);
+            window.ditailSeen.push((bar ? bar.innerText : "") + (preview ? " [preview]" : ""));
+        }, 40);
+    }""", tab)
+    page.click(f"#{tab}_generate")
+    page.wait_for_selector(f"#{tab}_gallery img, #html_log_{tab} .error, #{tab}_results_panel .error", timeout=120_000)
+    page.wait_for_selector(f"#{tab}_generate", state="visible")
+    page.wait_for_timeout(500)
+    return page.evaluate("() => { clearInterval(window.ditailTimer); return window.ditailSeen.join('\\n'); }")
+
+
+def screenshot(page, name: str) -> None:
+    if folder := os.environ.get("SD_WEBUI_SCREENSHOTS"):
+        page.screenshot(path=Path(folder) / name, full_page=True)
+
+
+def test_txt2img(page, picture, webui):
+    open_tab(page, "txt2img")
+    page.set_input_files("#txt2img_ditail_image input[type=file]", picture)
+    page.wait_for_selector("#txt2img_ditail_image img")
+    page.click("#txt2img_ditail_use_size")
+    assert page.input_value("#txt2img_width input[type=number]") == "128"
+    fill(page, "txt2img", prompt="a fox on pink", seed=1, steps=40, cfg_scale=5, ditail_alpha=1.75)
+    choose(page, "txt2img_ditail_source_checkpoint", "house-noto")
+    seen = generate(page, "txt2img")
+    assert "Ditail: inverting the content image" in seen and "[preview]" in seen
+    infotext = page.inner_text("#html_info_txt2img")
+    assert "Ditail alpha: 1.75" in infotext and "Ditail source checkpoint: house-noto" in infotext
+    screenshot(page, "webui-txt2img.png")
+
+    fill(page, "txt2img", ditail_alpha=9, prompt=infotext)
+    page.click("#txt2img_tools #paste")
+    page.wait_for_function("gradioApp().querySelector('#txt2img_ditail_alpha input[type=number]').value == '1.75'")
+    assert page.input_value("#txt2img_prompt textarea") == "a fox on pink"
+    assert "house-noto" in page.input_value("#txt2img_ditail_source_checkpoint input")
+    assert page.is_visible("#txt2img_ditail_alpha")
+
+
+def test_plain_infotext_switches_ditail_off(page):
+    open_tab(page, "txt2img")
+    fill(page, "txt2img", prompt="a cat\nSteps: 7, Sampler: Euler, CFG scale: 4, Seed: 3, Size: 128x128, Version: 1.10.1")
+    page.click("#txt2img_tools #paste")
+    page.wait_for_selector("#txt2img_ditail_alpha", state="hidden")
+
+
+def test_send_to_img2img_takes_the_settings_along(page, picture):
+    open_tab(page, "txt2img")
+    page.set_input_files("#txt2img_ditail_image input[type=file]", picture)
+    page.wait_for_selector("#txt2img_ditail_image img")
+    page.click("#txt2img_ditail_use_size")
+    fill(page, "txt2img", prompt="a fox on pink", seed=1, steps=4, ditail_alpha=1.25)
+    generate(page, "txt2img")
+    page.click("#txt2img_send_to_img2img")
+    page.wait_for_function("gradioApp().querySelector('#img2img_ditail_alpha input[type=number]').value == '1.25'")
+
+
+def test_img2img(page, picture):
+    open_tab(page, "img2img")
+    page.set_input_files("#img2img_image input[type=file]", picture)
+    page.wait_for_selector("#img2img_image img")
+    fill(page, "img2img", prompt="a fox on pink", seed=1, steps=20, cfg_scale=5, width=128, height=128)
+    choose(page, "img2img_ditail_source_checkpoint", "house-noto")
+    generate(page, "img2img")
+    assert "Ditail alpha: 3" in page.inner_text("#html_info_img2img")
+    screenshot(page, "webui-img2img.png")
+
+
+def test_a_missing_image_is_said_in_the_tab(page):
+    open_tab(page, "txt2img")
+    fill(page, "txt2img", prompt="a fox on pink", steps=2, width=128, height=128)
+    generate(page, "txt2img")
+    assert "Ditail: image: a content image is needed in txt2img" in page.inner_text("#txt2img_results_panel")
+    assert page.query_selector("#txt2img_gallery img") is None

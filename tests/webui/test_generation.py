@@ -1,0 +1,177 @@
+"""Pictures from the real WebUI through its API."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+from webui_helpers import SIDE, difference, encode, likeness
+
+def test_content_from_the_picture_and_style_from_the_target(webui, ditail, content):
+    plain = webui.generate(steps=20)
+    mixed = webui.generate(ditail, steps=20)
+    assert likeness(mixed.image, content) > likeness(plain.image, content) + 0.1
+    assert difference(mixed.image, content) > 5
+
+
+def test_client_library(webui, base64_content):
+    webuiapi = pytest.importorskip("webuiapi")
+    api = webuiapi.WebUIApi(baseurl=f"{webui.url}/sdapi/v1")
+    settings = {"enabled": True, "image": base64_content, "source_checkpoint": "house-noto"}
+    made = api.txt2img(prompt="a fox on pink", seed=1, steps=4, width=SIDE, height=SIDE, sampler_name="DDIM",
+                       alwayson_scripts={"Ditail": {"args": [settings]}})
+    assert "Ditail alpha: 3" in made.info["infotexts"][0]
+    assert made.image.size == (SIDE, SIDE)
+
+
+@pytest.mark.parametrize("tab", ["txt2img", "img2img"])
+def test_every_sampler_and_scheduler(webui, ditail, base64_content, tab):
+    samplers = [s["name"] for s in webui.call("/sdapi/v1/samplers").json]
+    schedulers = [s["label"] for s in webui.call("/sdapi/v1/schedulers").json]
+    assert len(samplers) >= 20 and len(schedulers) >= 12
+    own = {"init_images": [base64_content], "denoising_strength": 0.7} if tab == "img2img" else {}
+    failed = []
+    for sampler, scheduler in [(s, "Automatic") for s in samplers] + [("Heun", s) for s in schedulers]:
+        asked = {"sampler_name": sampler, "scheduler": scheduler, "steps": 6, "tab": tab, **own}
+        plain, mixed = webui.generate(**asked), webui.generate(ditail, **asked)
+        if mixed.status != 200 or difference(plain.image, mixed.image) < 1 or "Ditail alpha" not in mixed.infotext:
+            failed.append((sampler, scheduler, mixed.status, mixed.error))
+    assert failed == []
+
+
+def test_two_loads_cold_and_none_warm(webui, ditail):
+    webui.generate()
+    before = webui.checkpoint_loads()
+    cold = webui.generate({**ditail, "alpha": 2.25})
+    assert webui.checkpoint_loads() - before == 2
+    warm = webui.generate({**ditail, "alpha": 2.25})
+    assert webui.checkpoint_loads() - before == 2
+    assert cold.image.tobytes() == warm.image.tobytes()
+
+
+def test_nothing_is_loaded_for_the_same_checkpoint(webui, base64_content):
+    webui.generate()
+    before = webui.checkpoint_loads()
+    webui.generate({"image": base64_content, "alpha": 2.5})
+    assert webui.checkpoint_loads() == before
+
+
+@pytest.mark.parametrize("changed", [{"alpha": 1.0}, {"beta": 2.0}, {"source_prompt": "a boat"}, {"image": None},
+                                     {"source_checkpoint": "house-flat"}, {"resize_mode": "fill"}])
+def test_changed_settings_are_not_served_from_the_cache(webui, content, changed):
+    wide = encode(content.resize((SIDE * 2, SIDE)))
+    settings = {"image": wide, "source_checkpoint": "house-noto", "alpha": 2.75}
+    first = webui.generate(settings)
+    changed = {**changed, **({"image": encode(content.rotate(180))} if "image" in changed else {})}
+    assert difference(first.image, webui.generate({**settings, **changed}).image) > 0.5
+
+
+def test_without_injection_and_from_noise_it_is_the_plain_picture(webui, ditail):
+    plain = webui.generate().image.tobytes()
+    nowhere = encode(Image.new("L", (SIDE, SIDE), 0))
+    assert webui.generate({**ditail, "start": "noise", "conv_ratio": 0, "attn_ratio": 0}).image.tobytes() == plain
+    assert webui.generate({**ditail, "start": "noise", "mask": nowhere}).image.tobytes() == plain
+
+
+def test_mask_keeps_the_content_on_its_side(webui, ditail, content):
+    left = Image.new("L", (SIDE, SIDE), 0)
+    left.paste(255, (0, 0, SIDE // 2, SIDE))
+    plain = webui.generate(steps=12)
+    masked = webui.generate({**ditail, "start": "noise", "mask": encode(left)}, steps=12)
+    halves = ((0, 0, SIDE // 2, SIDE), (SIDE // 2, 0, SIDE, SIDE))
+    changed = [difference(plain.image.crop(box), masked.image.crop(box)) for box in halves]
+    assert changed[0] > changed[1]
+
+
+def test_init_image_is_the_content_in_img2img(webui, ditail, base64_content, content):
+    own = {"tab": "img2img", "init_images": [base64_content]}
+    by_default = webui.generate({**ditail, "image": None}, denoising_strength=0.75, **own)
+    as_given = webui.generate(ditail, denoising_strength=0.75, **own)
+    assert difference(by_default.image, as_given.image) < 1
+    depths = [webui.generate({**ditail, "image": None}, denoising_strength=d, **own) for d in (0.3, 0.9)]
+    assert difference(depths[0].image, content) < difference(depths[1].image, content)
+
+
+def test_inpainting_changes_the_masked_part_only(webui, ditail, base64_content, content):
+    right = Image.new("L", (SIDE, SIDE), 0)
+    right.paste(255, (SIDE // 2, 0, SIDE, SIDE))
+    made = webui.generate({**ditail, "image": None}, tab="img2img", init_images=[base64_content], mask=encode(right),
+                          denoising_strength=0.8, mask_blur=0, inpainting_fill=1)
+    assert difference(made.image.crop((0, 0, 48, SIDE)), content.crop((0, 0, 48, SIDE))) < 1
+    assert difference(made.image.crop((80, 0, SIDE, SIDE)), content.crop((80, 0, SIDE, SIDE))) > 1
+
+
+def test_every_picture_of_a_batch(webui, ditail):
+    settings = {**ditail, "start": "noise"}
+    batch = webui.generate(settings, batch_size=2, n_iter=2, seed=5)
+    assert len(batch.images) == 5  # with the grid in front
+    for i, image in enumerate(batch.images[1:]):
+        assert difference(image, webui.generate(settings, seed=5 + i).image) < 1
+
+
+def test_hires_fix_takes_the_content_in_both_passes(webui, ditail, content):
+    hires = {"enable_hr": True, "hr_scale": 1.5, "hr_upscaler": "Latent", "denoising_strength": 0.7}
+    plain, mixed = webui.generate(**hires), webui.generate(ditail, **hires)
+    large = content.resize((192, 192))
+    assert mixed.image.size == (192, 192)
+    assert likeness(mixed.image, large) > likeness(plain.image, large)
+
+
+def test_long_prompts_and_and(webui, ditail):
+    for prompt in (", ".join(["a fox on pink"] * 40), "a fox on pink AND a star :0.6", "a [fox:cat:0.5] on pink"):
+        plain, mixed = webui.generate(prompt=prompt), webui.generate(ditail, prompt=prompt)
+        assert difference(plain.image, mixed.image) > 1
+
+
+def test_refiner_is_injected_too(webui, ditail):
+    refined = {"refiner_checkpoint": "house-flat", "refiner_switch_at": 0.4}
+    plain, mixed = webui.generate(**refined), webui.generate(ditail, **refined)
+    assert "Refiner: house-flat" in mixed.infotext
+    assert difference(plain.image, mixed.image) > 1
+
+
+def test_lora_of_the_source_prompt(webui, ditail):
+    plain = webui.generate()
+    without = webui.generate({**ditail, "source_prompt": "a fox on pink"})
+    with_lora = webui.generate({**ditail, "source_prompt": "a fox on pink <lora:test-lora:1>"})
+    assert difference(without.image, with_lora.image) > 0.2
+    assert webui.generate().image.tobytes() == plain.image.tobytes()
+
+
+def test_generated_source(webui, ditail):
+    """The same model's own trajectory gives the same picture back; another model's gives its content."""
+    plain = webui.generate(steps=20)
+    own = webui.generate({"source": "generate"}, steps=20)
+    assert difference(plain.image, own.image) < 12
+    before = webui.checkpoint_loads()
+    cold = webui.generate({"source": "generate", "source_checkpoint": "house-flat"}, sampler_name="Euler")
+    warm = webui.generate({"source": "generate", "source_checkpoint": "house-flat"}, sampler_name="Euler")
+    assert webui.checkpoint_loads() - before == 2
+    assert cold.image.tobytes() == warm.image.tobytes()
+
+
+def test_same_picture_as_the_command_line(webui, ditail, content, tmp_path):
+    content.save(tmp_path / "in.png")
+    models = webui.data / "models" / "Stable-diffusion"
+    subprocess.run([
+        sys.executable, "-m", "ditail", "mix", "--source", str(models / "house-noto.safetensors"), "--target",
+        str(models / "house-ink.safetensors"), "--image", str(tmp_path / "in.png"), "--out", str(tmp_path / "out.png"),
+        "--prompt", "a fox on pink", "--cfg", "5", "--steps", "20", "--sampler", "DDIM (WebUI)",
+    ], check=True)
+    ours = webui.generate(ditail, steps=20).image
+    theirs = Image.open(tmp_path / "out.png").convert("RGB")
+    assert difference(ours, theirs) < 1
+
+
+def test_xyz_plot(webui, base64_content):
+    plot = next(s for s in webui.call("/sdapi/v1/script-info").json if s["name"] == "x/y/z plot" and not s["is_img2img"])
+    axes = plot["args"][0]["choices"]
+    labels = [a for a in axes if a.startswith("[Ditail] ")]
+    assert {"[Ditail] Alpha", "[Ditail] Beta", "[Ditail] Feature ratio", "[Ditail] Source checkpoint"} <= set(labels)
+    args = [axes.index("[Ditail] Attention ratio"), "0, 1", [], 0, "", [], 0, "", [], False, True, False, False, False,
+            False, False, 0, False]
+    made = webui.generate({"image": base64_content}, script_name="x/y/z plot", script_args=args)
+    texts = json.loads(made.json["info"])["infotexts"]
+    assert ["Ditail attention ratio: 0," in t for t in texts[1:3]] == [True, False]
+    assert difference(*made.images[1:3]) > 0.5

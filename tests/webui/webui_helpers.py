@@ -1,0 +1,34 @@
+"""Pictures in requests, and measures of likeness."""
+
+import base64
+import io
+
+import torch
+from PIL import Image, ImageChops, ImageStat
+
+from ditail.images import picture_to_tensor
+
+SIDE = 128
+
+
+def encode(image: Image.Image, image_format: str = "PNG", **options) -> str:
+    data = io.BytesIO()
+    image.save(data, image_format, **options)
+    return base64.b64encode(data.getvalue()).decode()
+
+
+def difference(a: Image.Image, b: Image.Image) -> float:
+    """Mean absolute difference of two pictures of one size, in grey levels."""
+    assert a.size == b.size
+    return sum(ImageStat.Stat(ImageChops.difference(a, b)).mean) / 3
+
+
+def likeness(a: Image.Image, b: Image.Image) -> float:
+    """How well the edges of two pictures coincide: the correlation of their gradients, 1 for the same picture."""
+    def edges(image):
+        x = picture_to_tensor(image).mean(1)
+        x = torch.nn.functional.avg_pool2d(x, 4)
+        x = (x.diff(dim=-1)[:, :-1].abs() + x.diff(dim=-2)[:, :, :-1].abs()).flatten()
+        return x - x.mean()
+
+    return float(torch.nn.functional.cosine_similarity(edges(a), edges(b), dim=0))
