@@ -159,8 +159,8 @@ def test_mix_takes_pictures_with_alpha_and_rotation(paths, tmp_path):
     ({"mask": __file__}, "mask: "),
 ])
 def test_bad_input_is_one_sentence_and_exit_code_2(paths, content, tmp_path, capfd, change, words):
-    out = tmp_path / "out.png"
-    assert main(mix_arguments(paths, content, out, **change)) == 2
+    options = {"out": tmp_path / "out.png", **change}
+    assert main(mix_arguments(paths, content, **options)) == 2
     error = capfd.readouterr().err.strip().splitlines()
     assert len(error) == 1 and error[0].startswith("ditail: ") and words in error[0]
     assert [p.name for p in tmp_path.iterdir()] == ["content.png"]
