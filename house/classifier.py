@@ -15,9 +15,8 @@ from .art import STYLES, Art, Scene, held_out_scenes, random_scene
 from .training import to_tensor, train
 from .vae import Autoencoder
 
-SCENES = 500
-BATCH = 32
-CROP = 96
+SCENES = 400
+BATCH = 48
 BLUR_SIGMA = (0.1, 2.5)
 NOISE = 0.03
 
@@ -51,9 +50,7 @@ def blur(x: Tensor, sigma: float) -> Tensor:
 
 
 def augment(x: Tensor, rng: random.Random) -> Tensor:
-    """A cut of `CROP` pixels, blurred by one random strength, noisy, mirrored: what must not count as style."""
-    top, left = (rng.randint(0, side - CROP) for side in x.shape[-2:])
-    x = x[..., top : top + CROP, left : left + CROP]
+    """Blur of one random strength, noise, mirroring: what must not count as style."""
     if rng.random() < 0.7:
         x = blur(x, rng.uniform(*BLUR_SIGMA))
     if rng.random() < 0.5:

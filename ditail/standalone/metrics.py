@@ -1,0 +1,117 @@
+"""What the evaluation measures: structure against the content picture, style, distance to the true target picture.
+
+Pictures are `[h, w, 3]` float arrays in 0..1.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy import ndimage
+from skimage.feature import canny
+from skimage.metrics import structural_similarity
+from torch import Tensor, nn
+
+from ..errors import DitailError
+
+EDGE_SIGMA = 1.5
+EDGE_THRESHOLDS = (0.05, 0.12)
+EDGE_TOLERANCE = 2
+GROUND_FRAME = 3
+GROUND_DISTANCE = 0.12
+CHANNELS = (24, 32, 48, 64)
+
+
+def find_edges(picture: np.ndarray) -> np.ndarray:
+    """Canny edges `[h, w]`, bool, of any colour channel: art and its ground often differ in hue alone."""
+    low, high = EDGE_THRESHOLDS
+    return np.any([canny(picture[..., c], EDGE_SIGMA, low, high) for c in range(3)], axis=0)
+
+
+def edge_f1(edges: np.ndarray, true_edges: np.ndarray, tolerance: float = EDGE_TOLERANCE) -> float:
+    """F1 of two edge maps `[h, w]`; an edge counts as found within `tolerance` pixels. Two empty maps give 1."""
+    if not edges.any() or not true_edges.any():
+        return float(edges.any() == true_edges.any())
+    precision = (ndimage.distance_transform_edt(~true_edges)[edges] <= tolerance).mean()
+    recall = (ndimage.distance_transform_edt(~edges)[true_edges] <= tolerance).mean()
+    return float(2 * precision * recall / (precision + recall)) if precision + recall else 0.0
+
+
+def ground_colour(picture: np.ndarray) -> np.ndarray:
+    """`[3]`: the median of the picture's frame, which is ground wherever no object touches the border."""
+    inner = np.zeros(picture.shape[:2], bool)
+    inner[GROUND_FRAME:-GROUND_FRAME, GROUND_FRAME:-GROUND_FRAME] = True
+    return np.median(picture[~inner], axis=0)
+
+
+def find_foreground(picture: np.ndarray) -> np.ndarray:
+    """The objects' silhouettes `[h, w]`, bool: what differs from the ground in any channel, holes filled.
+
+    Outline art shows the ground inside its objects; filled, an object has one silhouette in every style.
+    """
+    differs = np.abs(picture - ground_colour(picture)).max(axis=-1) > GROUND_DISTANCE
+    # A gap of a pixel or two in an outline, as blur leaves it, would keep it from being filled.
+    padded = np.pad(differs, GROUND_FRAME)
+    closed = ndimage.binary_closing(padded, iterations=GROUND_FRAME - 1)
+    return ndimage.binary_fill_holes(closed)[GROUND_FRAME:-GROUND_FRAME, GROUND_FRAME:-GROUND_FRAME]
+
+
+def iou(mask: np.ndarray, true_mask: np.ndarray) -> float:
+    """Intersection over union of two bool masks; two empty ones give 1."""
+    union = (mask | true_mask).sum()
+    return float((mask & true_mask).sum() / union) if union else 1.0
+
+
+def l1(picture: np.ndarray, truth: np.ndarray) -> float:
+    """Mean absolute difference, 0..1."""
+    return float(np.abs(picture - truth).mean())
+
+
+def ssim(picture: np.ndarray, truth: np.ndarray) -> float:
+    """Structural similarity with Wang et al.'s Gaussian window, the mean of the colour channels."""
+    return float(structural_similarity(picture, truth, channel_axis=-1, data_range=1.0, gaussian_weights=True,
+                                       sigma=1.5, use_sample_covariance=False))
+
+
+def to_arrays(x: Tensor) -> np.ndarray:
+    """`[b, h, w, 3]` in 0..1 of pictures `[b, 3, h, w]` in -1..1; values outside are cut off."""
+    return ((x.float().clamp(-1, 1) + 1) / 2).permute(0, 2, 3, 1).cpu().numpy()
+
+
+class StyleClassifier(nn.Module):
+    """Logits `[b, styles]` of pictures `[b, 3, h, w]` in -1..1: convolutions of stride 2, then mean and maximum.
+
+    It looks at half the size, where the autoencoder's blur is least to be seen.
+    """
+
+    def __init__(self, styles: int = 3):
+        super().__init__()
+        layers, before = [], 3
+        for channels in CHANNELS:
+            layers += [nn.Conv2d(before, channels, 3, 2, 1), nn.GroupNorm(4, channels), nn.SiLU()]
+            before = channels
+        self.features = nn.Sequential(*layers)
+        self.head = nn.Linear(2 * before, styles)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.features(F.avg_pool2d(x, 2))
+        return self.head(torch.cat([h.mean((2, 3)), h.amax((2, 3))], 1))
+
+    @torch.no_grad()
+    def probabilities(self, x: Tensor) -> Tensor:
+        """`[b, styles]`, each row summing to 1; values outside -1..1 are cut off first."""
+        return self(x.float().clamp(-1, 1)).softmax(-1)
+
+
+def load_classifier(path: Path, styles: int = 3) -> StyleClassifier:
+    """The trained style classifier in a safetensors file. Raises DitailError where it can't be read."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    classifier = StyleClassifier(styles)
+    try:
+        classifier.load_state_dict({k: v.float() for k, v in load_file(path).items()})
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise DitailError(f"{path}: can't be read as a style classifier ({error})") from error
+    return classifier.eval().requires_grad_(False)
