@@ -4,6 +4,7 @@ Everything happens at the U-Net's border. When the U-Net is asked for a timestep
 of that timestep with the null prompt, and hooks record q and k of the chosen self-attentions and the hidden state of
 the chosen ResBlock; in the run that was asked for, the same hooks replace those tensors in every row. Nothing is
 re-implemented, so LoRA, hypernetworks and every attention implementation that calls `to_q` and `to_k` keep working.
+What needs no computing is left out by `savings.py`, which can be switched off without changing a result.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import DitailError
+from .features import Features
 from .latents import SourceLatents
+from .savings import Savings, is_untouched, shortcuts, spread
 from .schedule import InjectionSteps
 from .sites import Sites, find_sites
 
@@ -36,7 +39,8 @@ class Injection:
     null: the U-Net's keyword arguments for the source rows, batch 1: `context` `[1, tokens, width]`, for SDXL also `y`.
     steps: which timesteps. mask: None or `[1, 1, h, w]` in 0..1 at the latents' size, 1 = inject.
     row_images: for a run of `n` rows, the source row of each (default: the rows repeat the source rows in order).
-    early_exit: leave the source run after the last layer that is needed (exact, and cheaper).
+    savings: which needless work is left out (exact, and cheaper).
+    features: where the source runs are kept for a later generation; None = nowhere.
     """
 
     source: SourceLatents
@@ -44,8 +48,9 @@ class Injection:
     steps: InjectionSteps
     mask: Tensor | None = None
     row_images: RowImages | None = None
-    early_exit: bool = True
+    savings: Savings = Savings()
     sites: Sites | None = None
+    features: Features | None = None
 
     _recorded: dict[str, Tensor] = field(default_factory=dict, init=False)
     _recorded_at: float | None = field(default=None, init=False)
@@ -53,6 +58,12 @@ class Injection:
     _recording: bool = field(default=False, init=False)
     _grid: tuple[int, int] = field(default=(0, 0), init=False)
     _rows: Sequence[int] = field(default=(), init=False)
+    # What the last to_q was handed; by attention, what its to_q and to_k were both handed (None where it isn't to be
+    # kept); and those of an earlier generation.
+    _handed: Tensor | None = field(default=None, init=False)
+    _inputs: dict[str, Tensor | None] = field(default_factory=dict, init=False)
+    _kept: Mapping[str, Tensor] | None = field(default=None, init=False)
+    _hook_ids: frozenset[int] = field(default=frozenset(), init=False)
 
     def install(self, unet: nn.Module) -> None:
         """Hook `unet`, after removing whatever an earlier injection left on it."""
@@ -60,12 +71,15 @@ class Injection:
         sites = self.sites or find_sites(unet)
         handles = [unet.register_forward_pre_hook(self._before_unet, with_kwargs=True)]
         setattr(unet, HANDLES, handles)
-        handles.append(sites.feature[1].register_forward_hook(self._hook(FEATURE, sites.feature[0])))
+        feature, out_layers = sites.feature
+        handles.append(out_layers.register_forward_hook(self._hook(FEATURE, feature)))
         for name, attention in sites.attention:
             for part in ("to_q", "to_k"):
                 layer = f"{name}.{part}"
                 handles.append(getattr(attention, part).register_forward_hook(self._hook(layer, layer)))
         self._attention = frozenset(f"{name}.{part}" for name, _ in sites.attention for part in ("to_q", "to_k"))
+        self._hook_ids = frozenset(handle.id for handle in handles)
+        handles += shortcuts(self, unet.get_submodule(feature.removesuffix(".out_layers")), FEATURE, sites.attention)
 
     def _before_unet(self, unet: nn.Module, args: tuple, kwargs: dict) -> None:
         """Record the source run for the timestep that `unet` is asked for, unless that has just been done."""
@@ -78,11 +92,44 @@ class Injection:
         features, attention = self.steps.at(t)
         wanted = (frozenset({FEATURE}) if features else frozenset()) | (self._attention if attention else frozenset())
         if wanted and (self._recorded_at != t or self._wanted != wanted):
-            self._wanted, self._recorded, self._recorded_at = wanted, {}, t
-            self._record(unet, x, timesteps)
+            self._forget()
+            self._wanted, self._recorded_at = wanted, t
+            step = self._step_to_keep(unet, x)
+            if not self._recall(step, x):
+                self._record(unet, x, timesteps)
+                self._keep(step)
         self._wanted = wanted
         if not wanted:
-            self._recorded, self._recorded_at = {}, None
+            self._forget()
+
+    def _forget(self) -> None:
+        self._recorded, self._recorded_at = {}, None
+        self._handed, self._inputs, self._kept = None, {}, None
+
+    def _step_to_keep(self, unet: nn.Module, x: Tensor) -> tuple | None:
+        """What names this step among the kept features; None where they are not to be kept."""
+        # An inpainting U-Net's further channels are the denoised rows' own.
+        if self.features is None or x.shape[1] != self.source.latents.shape[2] or not is_untouched(self, unet):
+            return None
+        return self._recorded_at, tuple(x.shape[-2:]), x.dtype, x.device.type
+
+    def _recall(self, step: tuple | None, x: Tensor) -> bool:
+        kept = step and self.features.get(step)
+        if not kept or not self._names_to_keep() <= kept.keys():
+            return False
+        self._kept = {name: kept[name].to(x.device) for name in self._names_to_keep()}
+        if FEATURE in self._wanted:
+            self._recorded[FEATURE] = self._kept[FEATURE]
+        return True
+
+    def _keep(self, step: tuple | None) -> None:
+        found = {**self._inputs, **{k: v for k, v in self._recorded.items() if k == FEATURE}}
+        if step and self._names_to_keep() <= found.keys():
+            self.features.put(step, found)
+
+    def _names_to_keep(self) -> set[str]:
+        """The attentions, by one tensor each for q and k, and the feature."""
+        return {key.rpartition(".")[0] or key for key in self._wanted}
 
     def _images_of_rows(self, rows: int) -> Sequence[int]:
         count = self.source.latents.shape[1]
@@ -112,34 +159,66 @@ class Injection:
             raise DitailError(f"injection: {min(missing)} was not called in the source run")
 
     def _hook(self, key: str, name: str):
+        attention, _, part = key.rpartition(".")
+
         def hook(module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
             if key not in self._wanted:
                 return None
             if not self._recording:
-                return self._inject(output, self._recorded[key], name)
+                return self._inject(output, self.recorded(key, module), name)
             self._recorded[key] = output
-            if self.early_exit and self._recorded.keys() >= self._wanted:
+            if part == "to_q":
+                self._handed = args[0]
+            elif part == "to_k" and self._handed is args[0]:
+                # Autocast hands the projection this very rounding of its input, at half the size.
+                self._inputs[attention] = args[0].to(output.dtype) if self.features else None
+            if self.savings.early_exit and self._kept is None and self._recorded.keys() >= self._wanted:
                 raise _LastLayerReached
             return None
 
         return hook
 
-    def _inject(self, output: Tensor, recorded: Tensor, name: str) -> Tensor:
-        """`m * recorded + (1 - m) * output`, the recorded rows spread over the rows of `output`."""
+    def replaces(self, *keys: str) -> bool:
+        """See `savings.Source`."""
+        return not self._recording and self.mask is None and self._wanted.issuperset(keys)
+
+    def recorded(self, key: str, module: nn.Module) -> Tensor:
+        """The source rows' output of a layer; of kept features, q and k are projected when first asked for."""
+        if key not in self._recorded:
+            self._recording = True
+            try:
+                module(self._kept[key.rpartition(".")[0]])
+            finally:
+                self._recording = False
+        return self._recorded[key]
+
+    def fed_alike(self, name: str) -> bool:
+        """See `savings.Source`."""
+        return self._kept is not None or name in self._inputs
+
+    def owns(self, hook_id: int) -> bool:
+        """See `savings.Source`."""
+        return hook_id in self._hook_ids
+
+    def images(self, recorded: Tensor, rows: int) -> Sequence[int] | None:
+        """The row of `recorded` for each of `rows` rows; None where they don't match."""
         # Tiling extensions fold tiles into rows; a source row is then several rows, in the same order.
         tiles, rest = divmod(len(recorded), self.source.latents.shape[1])
-        if rest or len(output) != tiles * len(self._rows) or output.shape[1:] != recorded.shape[1:]:
+        if rest or rows != tiles * len(self._rows):
+            return None
+        return [image * tiles + tile for image in self._rows for tile in range(tiles)]
+
+    def _inject(self, output: Tensor, recorded: Tensor, name: str) -> Tensor:
+        """`m * recorded + (1 - m) * output`, the recorded rows spread over the rows of `output`."""
+        images = self.images(recorded, len(output))
+        if images is None or output.shape[1:] != recorded.shape[1:]:
             raise DitailError(f"injection: {name} gave {tuple(recorded.shape)} for the source and "
                               f"{tuple(output.shape)} for the image")
-        if len(recorded) == 1:
-            spread = recorded.expand_as(output)
-        else:
-            index = [image * tiles + tile for image in self._rows for tile in range(tiles)]
-            spread = recorded[torch.tensor(index, device=recorded.device)]
+        source = spread(recorded, images)
         if self.mask is None:
-            return spread
+            return source
         mask = self._mask_for(output, name).to(output)
-        return mask * spread + (1 - mask) * output
+        return mask * source + (1 - mask) * output
 
     def _mask_for(self, output: Tensor, name: str) -> Tensor:
         """The mask on a layer's grid: `[1, 1, h, w]` for features, `[1, tokens, 1]` for q and k."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import ditail
-from ditail import DitailError, Injection, SourceLatents, inject, injection, invert, remove
+from ditail import DitailError, Injection, Savings, SourceLatents, inject, injection, invert, remove
 from ditail.inversion import combine_conds
 from ditail.mix import ddim_step
 from ditail.schedule import InjectionSteps, alphas_cumprod_at, ddim_timesteps, scaled_linear_alphas_cumprod
@@ -146,6 +146,7 @@ def test_models_without_such_blocks_are_refused(sd1_unets):
 @pytest.mark.parametrize("early_exit", [True, False])
 def test_injected_rows_compute_what_the_source_computes(sd1_unets, sdxl_unet, kind, early_exit):
     """q, k and the feature of every row equal those of the source latent with the null prompt."""
+    savings = Savings(early_exit, skip_dead=False, share_attention=False)
     unet = sd1_unets[1] if kind == "sd1" else sdxl_unet
     label = {} if kind == "sd1" else {"y": torch.tensor([3])}
     source, (cond, _, null) = source_latents(), conds()
@@ -161,7 +162,7 @@ def test_injected_rows_compute_what_the_source_computes(sd1_unets, sdxl_unet, ki
     expected = dict(seen)
     for handle in handles:
         handle.remove()
-    with inject(unet, Injection(source, {"context": null, **label}, ALWAYS, early_exit=early_exit)):
+    with inject(unet, Injection(source, {"context": null, **label}, ALWAYS, savings=savings)):
         handles = watch()
         labels = {k: v.expand(3) for k, v in label.items()}
         unet(randn(3, 4, 8, 16, seed=9), torch.tensor([501] * 3), context=cond.expand(3, -1, -1), **labels)
@@ -178,8 +179,9 @@ def test_early_exit_changes_nothing_and_saves_layers(sd1_unets):
     calls, outputs = [], []
     last = sd1_unets[1].out
     for early_exit in (True, False):
+        savings = Savings(early_exit)
         handle = last.register_forward_hook(lambda *_: calls.append(1))
-        with inject(sd1_unets[1], Injection(source, {"context": null}, ALWAYS, early_exit=early_exit)):
+        with inject(sd1_unets[1], Injection(source, {"context": null}, ALWAYS, savings=savings)):
             outputs.append(sd1_unets[1](randn(1, 4, 8, 16), torch.tensor([501]), context=cond))
         handle.remove()
     assert torch.equal(*outputs)

@@ -1,0 +1,85 @@
+"""Hot features: what the target U-Net computed on the source latents, kept for the next generation."""
+
+from collections import OrderedDict
+from collections.abc import Hashable, Mapping
+
+import torch
+from torch import Tensor
+
+
+class FeatureCache:
+    """Features per key and step, the least recently used keys dropped first once they exceed `budget` bytes.
+
+    A step is kept whole or not at all, so a key that doesn't fit is kept as far as it does: the steps that are missing
+    are computed. device: where the tensors are kept.
+    """
+
+    def __init__(self, budget: int, device: str | torch.device = "cpu"):
+        self.budget, self.device = budget, torch.device(device)
+        self._entries: OrderedDict[Hashable, dict[Hashable, dict[str, Tensor]]] = OrderedDict()
+        self.nbytes = 0
+
+    def __len__(self) -> int:
+        return sum(map(len, self._entries.values()))
+
+    def under(self, key: Hashable) -> "Features":
+        """The part of the cache for one key, which must name all that the features depend on (see `Features`)."""
+        return Features(self, key)
+
+    def get(self, key: Hashable, step: Hashable) -> Mapping[str, Tensor] | None:
+        """What is kept of a step, by layer."""
+        if key in self._entries:
+            self._entries.move_to_end(key)
+        return self._entries.get(key, {}).get(step)
+
+    def put(self, key: Hashable, step: Hashable, tensors: Mapping[str, Tensor]) -> bool:
+        """Keep a copy of a step's tensors, at the cost of other keys; False where it doesn't fit."""
+        size = _nbytes(tensors)
+        self._forget_step(key, step)
+        room = self.budget - _nbytes_of_steps(self._entries.get(key, {}))
+        if size > room:
+            return False
+        self._entries.setdefault(key, {})
+        self._entries.move_to_end(key)
+        while self.nbytes + size > self.budget:
+            self.drop(next(iter(self._entries)))
+        self._entries[key][step] = {n: t.detach().to(self.device, copy=True) for n, t in tensors.items()}
+        self.nbytes += size
+        return True
+
+    def drop(self, key: Hashable) -> None:
+        """Forget all steps of a key; nothing happens where there are none."""
+        self.nbytes -= _nbytes_of_steps(self._entries.pop(key, {}))
+
+    def clear(self) -> None:
+        self._entries.clear()
+        self.nbytes = 0
+
+    def _forget_step(self, key: Hashable, step: Hashable) -> None:
+        self.nbytes -= _nbytes(self._entries.get(key, {}).pop(step, {}))
+
+
+class Features:
+    """One key's part of a `FeatureCache`, to be handed to an `Injection`.
+
+    The key must cover: the target's weights with LoRAs and their weights, hypernetworks, token merging, precision, the
+    source latents (their own key), the null prompt and its size conditioning. The injection itself adds timestep, size,
+    dtype and layers, and keeps nothing while others' hooks or an inpainting model's own channels are at work.
+    """
+
+    def __init__(self, cache: FeatureCache, key: Hashable):
+        self.cache, self.key = cache, key
+
+    def get(self, step: Hashable) -> Mapping[str, Tensor] | None:
+        return self.cache.get(self.key, step)
+
+    def put(self, step: Hashable, tensors: Mapping[str, Tensor]) -> bool:
+        return self.cache.put(self.key, step, tensors)
+
+
+def _nbytes(tensors: Mapping[str, Tensor]) -> int:
+    return sum(t.nbytes for t in tensors.values())
+
+
+def _nbytes_of_steps(steps: Mapping[Hashable, Mapping[str, Tensor]]) -> int:
+    return sum(map(_nbytes, steps.values()))

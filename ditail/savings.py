@@ -1,0 +1,216 @@
+"""Savings: what a U-Net need not compute because injection overwrites it, or computes the same for every row.
+
+Hooks alone (`injection.py`) are always right; what is here only leaves work out. Each shortcut stands in for one
+module's `forward`, on that instance and until it is removed, and hands every call that it can't answer exactly to the
+class's own `forward`, after which the hook path does the job. So it is decided call by call and layer by layer.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# Modules whose attention `forward` is softmax(q k^T / sqrt(d)) v, as `attend` computes it.
+PLAIN_ATTENTION = ("ldm.modules.attention", "sgm.modules.attention", "modules.sd_hijack_optimizations",
+                   "modules.hypernetworks.hypernetwork")
+# Modules whose ResBlock `forward` is `skip_connection(x) + out_layers(...)`.
+PLAIN_RESBLOCK = ("ldm.modules.diffusionmodules.openaimodel", "sgm.modules.diffusionmodules.openaimodel")
+# Its pre-hooks move modules between CPU and GPU; they change no value.
+MOVES_MODULES = "modules.lowvram"
+# Where no fused kernel takes values wider than the keys, the scores lie in memory: at most this many at once.
+SCORES_AT_ONCE = 2**26
+
+
+@dataclass(frozen=True)
+class Savings:
+    """Which work is left out. Everything off is the plain hook path; the results are the same to rounding.
+
+    early_exit: the source run ends after the last layer that is needed.
+    skip_dead: rows don't compute the q, k and feature that injection overwrites.
+    share_attention: softmax(q k^T) is computed once for all rows that take it from one source row.
+    upcast_attention: compute the shared attention in float32 (set it where the host's own attention does).
+    """
+
+    early_exit: bool = True
+    skip_dead: bool = True
+    share_attention: bool = True
+    upcast_attention: bool = False
+
+
+class Source(Protocol):
+    """What the shortcuts ask of an injection."""
+
+    savings: Savings
+
+    def replaces(self, *keys: str) -> bool:
+        """Whether the U-Net is now computing rows in which these layers are overwritten as a whole."""
+
+    def recorded(self, key: str, module: nn.Module) -> Tensor:
+        """The source rows' output of a layer."""
+
+    def images(self, recorded: Tensor, rows: int) -> Sequence[int] | None:
+        """The row of `recorded` that each of `rows` rows takes; None where they don't match."""
+
+    def fed_alike(self, name: str) -> bool:
+        """Whether an attention's to_q and to_k were handed one tensor, with nothing (a hypernetwork) in between."""
+
+    def owns(self, hook_id: int) -> bool:
+        """Whether a hook is Ditail's."""
+
+
+class Shortcut:
+    """Stands in for `module.forward` until `remove`; `fast` gives the output, or None to compute it as usual."""
+
+    def __init__(self, module: nn.Module, fast: Callable[..., Tensor | None]):
+        self.module, self.fast = module, fast
+        module.forward = self
+
+    def __call__(self, *args, **kwargs) -> Tensor:
+        output = self.fast(*args, **kwargs) if self.fast else None
+        return type(self.module).forward(self.module, *args, **kwargs) if output is None else output
+
+    def remove(self) -> None:
+        """Give the module its `forward` back. Whoever wrapped this one meanwhile keeps a plain pass-through."""
+        self.fast = None
+        if self.module.__dict__.get("forward") is self:
+            del self.module.forward
+
+
+def shortcuts(source: Source, block: nn.Module, feature: str, attention: Sequence[tuple[str, nn.Module]]) -> list:
+    """Put the shortcuts that `source.savings` asks for in place; each has `remove()`.
+
+    block: the ResBlock whose `out_layers` is the layer `feature`. attention: (name, `attn1`); its layers are
+    `<name>.to_q` and `<name>.to_k`. A module whose `forward` somebody else has replaced gets none.
+    """
+    wanted = []
+    if source.savings.skip_dead:
+        wanted.append((block, _skip_main_path(source, block, feature)))
+        for name, attn1 in attention:
+            for part in ("to_q", "to_k"):
+                projection = getattr(attn1, part)
+                wanted.append((projection, _skip_projection(source, projection, f"{name}.{part}")))
+    if source.savings.share_attention:
+        wanted += [(attn1, _share(source, attn1, name)) for name, attn1 in attention]
+    return [Shortcut(module, fast) for module, fast in wanted if "forward" not in module.__dict__]
+
+
+def _skip_projection(source: Source, projection: nn.Module, key: str):
+    def fast(x: Tensor, *others) -> Tensor | None:
+        if others or not source.replaces(key) or hooked(source, projection):
+            return None
+        recorded = source.recorded(key, projection)
+        images = source.images(recorded, len(x))
+        return None if images is None or recorded.shape[1:-1] != x.shape[1:-1] else spread(recorded, images)
+
+    return fast
+
+
+def _skip_main_path(source: Source, block: nn.Module, key: str):
+    def fast(x: Tensor, *_, **__) -> Tensor | None:
+        if not source.replaces(key) or getattr(block, "updown", False) or "_forward" in block.__dict__:
+            return None
+        if not is_from(type(block).forward, PLAIN_RESBLOCK) or hooked(source, *_main_path(block)):
+            return None
+        recorded = source.recorded(key, block.out_layers)
+        images = source.images(recorded, len(x))
+        if images is None or recorded.shape[2:] != x.shape[2:]:
+            return None
+        return block.skip_connection(x) + spread(recorded, images)
+
+    return fast
+
+
+def _main_path(block: nn.Module) -> list[nn.Module]:
+    return [m for part in (block.in_layers, block.emb_layers, block.out_layers) for m in part.modules()]
+
+
+def _share(source: Source, attn1: nn.Module, name: str):
+    keys = (f"{name}.to_q", f"{name}.to_k")
+
+    def fast(x: Tensor, context: Tensor | None = None, mask: Tensor | None = None, **others) -> Tensor | None:
+        if not source.replaces(*keys) or context is not None or mask is not None or any(map(is_given, others.values())):
+            return None
+        if not is_from(type(attn1).forward, PLAIN_ATTENTION) or hooked(source, attn1.to_q, attn1.to_k):
+            return None
+        # Elsewhere (MPS and others) values wider than keys are not everywhere supported.
+        if x.device.type not in ("cpu", "cuda", "meta") or not source.fed_alike(name):
+            return None
+        q, k = source.recorded(keys[0], attn1.to_q), source.recorded(keys[1], attn1.to_k)
+        images = source.images(q, len(x))
+        if images is None or q.shape[1] != x.shape[1]:
+            return None
+        v = attn1.to_v(x)
+        scale = getattr(attn1, "scale", None)
+        out = share_probabilities(q, k, v, attn1.heads, images, scale, source.savings.upcast_attention)
+        return attn1.to_out(out)
+
+    return fast
+
+
+def share_probabilities(q: Tensor, k: Tensor, v: Tensor, heads: int, images: Sequence[int], scale: float | None = None,
+                        upcast: bool = False) -> Tensor:
+    """softmax(scale q k^T) v, the softmax once for all rows of `v` `[rows, n, c]` with one row of `q`, `k` `[b, n, c]`.
+
+    images: the row of `q` and `k` for each row of `v`. scale: default 1 / sqrt(c / heads). Returns `[rows, n, c]`.
+    """
+    if len(q) == 1:
+        return attend(q, k, v, heads, scale, upcast)
+    out = torch.empty_like(v)
+    for image in set(images):
+        rows = [row for row, own in enumerate(images) if own == image]
+        out[rows] = attend(q[image : image + 1], k[image : image + 1], v[rows], heads, scale, upcast)
+    return out
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float | None, upcast: bool) -> Tensor:
+    """Attention of one `q`, `k` `[1, n, c]` on all rows of `v` `[rows, n, c]`, laid side by side in each head."""
+    # The CPU has no fused kernel here and would keep probabilities in 16 bits; CUDA's kernels keep them in 32.
+    dtype = torch.float32 if upcast or q.device.type == "cpu" else v.dtype
+    q, k = (x.to(dtype).unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k))
+    side_by_side = v.to(dtype).unflatten(-1, (heads, -1)).permute(2, 1, 0, 3).flatten(2)[None]
+    queries = max(1, SCORES_AT_ONCE // (heads * k.shape[2]))
+    with torch.autocast(v.device.type if v.device.type != "meta" else "cpu", enabled=False):
+        out = torch.cat([F.scaled_dot_product_attention(part, k, side_by_side, scale=scale)
+                         for part in q.split(queries, 2)], 2)
+    return out[0].unflatten(-1, (len(v), -1)).permute(2, 1, 0, 3).flatten(2).to(v.dtype)
+
+
+def spread(recorded: Tensor, images: Sequence[int]) -> Tensor:
+    """Row `images[i]` of `recorded` as row `i`; a single one without a copy."""
+    if len(recorded) == 1:
+        return recorded.expand(len(images), *recorded.shape[1:])
+    return recorded[torch.tensor(images, device=recorded.device)]
+
+
+def is_given(value) -> bool:
+    """Whether an optional argument asks for anything (sgm passes its own as None and 0)."""
+    return isinstance(value, Tensor) or bool(value)
+
+
+def is_from(function: Callable, modules: Collection[str]) -> bool:
+    """Whether a function was written in one of `modules`; its globals say so even where a wrapper took its name."""
+    return getattr(function, "__globals__", {}).get("__name__") in modules
+
+
+def hooked(source: Source, *modules: nn.Module) -> bool:
+    """Whether somebody else has a forward hook or pre-hook on one of `modules`, which a shortcut would pass over."""
+    return any(not source.owns(i) for m in modules for hooks in (m._forward_hooks, m._forward_pre_hooks) for i in hooks)
+
+
+def is_untouched(source: Source, unet: nn.Module) -> bool:
+    """Whether `unet` is as its weights and classes say: no hook and no replaced `forward` but Ditail's.
+
+    Others' may depend on what no cache key of ours knows (a ControlNet's picture, a random tiling).
+    """
+    for module in unet.modules():
+        own = module.__dict__
+        if "_forward" in own or not isinstance(own.get("forward", None), Shortcut | None):
+            return False
+        if any(not source.owns(i) for i in own["_forward_hooks"]):
+            return False
+        if any(not source.owns(i) and not is_from(f, (MOVES_MODULES,)) for i, f in own["_forward_pre_hooks"].items()):
+            return False
+    return True
