@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-import ditail
 from modules import scripts
+
+import ditail
 
 if not Path(ditail.__file__).resolve().is_relative_to(Path(scripts.basedir()).resolve()):
     raise ImportError(

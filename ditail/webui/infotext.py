@@ -1,7 +1,5 @@
 """Ditail's settings in a picture's infotext, and from there back into the tab."""
 
-from collections.abc import Callable
-
 from modules import sd_models
 
 from ..settings import FIELDS, Field
@@ -9,6 +7,7 @@ from .request import SHOWN_FOR_EMPTY, Request
 
 IMAGE_HASH = "Ditail image hash"
 PREFIX = "Ditail "
+TITLE = "Ditail"
 
 
 ONLY_FOR_AN_IMAGE = {"resize_mode"}
@@ -26,10 +25,22 @@ def infotext_of(request: Request, info, image_hash: str | None) -> dict:
     return {**written, **({IMAGE_HASH: image_hash} if image_hash else {})}
 
 
-def paste_function(field: Field) -> Callable[[dict], object]:
-    """What a control takes from parsed infotext: None (unchanged) for another picture's, its default if not named."""
+class PasteKey(str):
+    """An infotext key that is also the function from parsed infotext to its control's value.
 
-    def value_of(params: dict):
+    The WebUI pastes through functions, but "Send to" finds the controls of two tabs by one name: this is both.
+    """
+
+    field: Field
+
+    def __new__(cls, field: Field):
+        key = super().__new__(cls, field.infotext or TITLE)
+        key.field = field
+        return key
+
+    def __call__(self, params: dict):
+        """None (unchanged) for a picture without Ditail; what such a picture does not name has its default."""
+        field = self.field
         here = any(key.startswith(PREFIX) for key in params)
         if field.key == "enabled":
             return here
@@ -39,8 +50,6 @@ def paste_function(field: Field) -> Callable[[dict], object]:
         if isinstance(field.default, float):
             return float(value)
         return _shown(field, value)
-
-    return value_of
 
 
 def _shown(field: Field, value: str) -> str:

@@ -69,10 +69,14 @@ def check_architecture(info, unet: nn.Module) -> None:
             names = [k for k in file.keys() if k.startswith(UNET_PREFIX)]  # noqa: SIM118 (not a dict)
             shapes = {k[len(UNET_PREFIX):]: file.get_slice(k).get_shape() for k in names}
     except (SafetensorError, OSError) as error:
-        raise DitailError(f"source_checkpoint: {info.name} can't be read ({error})", "source_checkpoint") from error
+        raise _wrong_source(info, f"can't be read ({error})") from error
     blocks = 1 + max((int(k.split(".")[1]) for k in shapes if k.startswith("output_blocks.")), default=-1)
     if (blocks, _context_width(shapes)) != wanted:
-        raise DitailError(f"source_checkpoint: {info.name} is not of the target's architecture", "source_checkpoint")
+        raise _wrong_source(info, "is not of the target's architecture")
+
+
+def _wrong_source(info, what: str) -> DitailError:
+    return DitailError(f"source_checkpoint: {info.name} {what}", "source_checkpoint")
 
 
 def _context_width(shapes: dict) -> int:
@@ -114,9 +118,9 @@ def borrow_model(p, info, vae: str) -> Iterator[object]:
         except Exception as error:
             log.exception("loading %s", info.name)
             _recover(target)
-            raise DitailError(f"source_checkpoint: {info.name} can't be loaded ({error})", "source_checkpoint") from error
+            raise _wrong_source(info, f"can't be loaded ({error})") from error
         if architecture_of(shared.sd_model.model.diffusion_model) != family:
-            raise DitailError(f"source_checkpoint: {info.name} is not of the target's architecture", "source_checkpoint")
+            raise _wrong_source(info, "is not of the target's architecture")
         yield shared.sd_model
     finally:
         _switch(p, target)

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from ..errors import DitailError
 from ..images import decode_base64, read_mask, read_picture
 from ..settings import FIELDS, DitailSettings
 from . import models

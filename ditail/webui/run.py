@@ -5,7 +5,6 @@ picture. The work is therefore done in two methods of the job itself that the We
 job, before sampling) and `sample` (once per batch), which are replaced on the instance.
 """
 
-import copy
 import hashlib
 import logging
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from functools import wraps
 
 import torch
 from fastapi import HTTPException
-from modules import devices, extra_networks, processing, sd_samplers_common, shared
+from modules import devices, extra_networks, processing, shared
 from PIL import Image
 from torch import Tensor
 
@@ -28,6 +27,7 @@ from ..schedule import InjectionSteps
 from ..sites import find_sites
 from . import models
 from .infotext import infotext_of
+from .progress import Interrupted, Progress, source_job
 from .request import Request
 from .sampling import SamplingPlan, plan_sampling, record_generation
 
@@ -38,8 +38,8 @@ ORIGINAL = "_ditail_original"
 CACHE = LatentCache(256 * 2**20)
 TEXTS = {"image": "inverting the content image", "generate": "generating the source image"}
 # What a generated source depends on, besides its model and prompts.
-SAMPLING_ATTRIBUTES = ("sampler_name", "scheduler", "steps", "cfg_scale", "subseed_strength", "eta", "s_churn", "s_tmin",
-                       "s_tmax", "s_noise", "s_min_uncond")
+SAMPLING_ATTRIBUTES = ("sampler_name", "scheduler", "steps", "cfg_scale", "subseed_strength", "eta", "s_churn",
+                       "s_tmin", "s_tmax", "s_noise", "s_min_uncond")
 SAMPLING_OPTIONS = ("eta_ancestral", "eta_ddim", "eta_noise_seed_delta", "randn_source", "sgm_noise_multiplier",
                     "always_discard_next_to_last_sigma", "sigma_min", "sigma_max", "rho", "skip_early_cond",
                     "no_dpmpp_sde_batch_determinism", "uni_pc_variant", "uni_pc_skip_type", "uni_pc_order")
@@ -47,10 +47,6 @@ SAMPLING_OPTIONS = ("eta_ancestral", "eta_ddim", "eta_noise_seed_delta", "randn_
 
 class Ditail(Exception):
     """A DitailError in the tab, where the WebUI shows an exception's class and text: "Ditail: ..."."""
-
-
-class _Interrupted(Exception):
-    """The user pressed Interrupt or Skip during the source pass."""
 
 
 @dataclass
@@ -136,7 +132,7 @@ class Run:
         try:
             if todo:
                 self._source_pass(todo, info, vae, prompts, networks)
-        except _Interrupted:
+        except Interrupted:
             # Skip would go on with the next picture, and that would be a plain one: both end the job.
             shared.state.interrupted = True
             return
@@ -188,7 +184,8 @@ class Run:
     def _source_pass(self, todo: list[_Pass], info, vae: str, prompts: tuple[str, str], networks: dict) -> None:
         p = self.p
         model_before = shared.sd_model
-        with _job(p, [step.plan.steps for step in self.passes.values()], [len(s.plan.timesteps) for s in todo]) as job:
+        target_steps = [step.plan.steps for step in self.passes.values()]
+        with source_job(p, target_steps, [len(step.plan.timesteps) for step in todo]) as job:
             job.show(f"loading {info.name_for_extra}")
             with (torch.random.fork_rng(), models.untouched_prompt_notes(), models.borrow_model(p, info, vae) as model,
                   models.active_extra_networks(p, networks)):
@@ -201,7 +198,7 @@ class Run:
         if p.sampler is not None and shared.sd_model is not model_before:
             p.sampler = models.sampler_for(p)  # img2img makes it in `init`, for the model object of that moment
 
-    def _invert(self, model, step: _Pass, prompts: tuple[str, str], job: "_Job") -> SourceLatents:
+    def _invert(self, model, step: _Pass, prompts: tuple[str, str], job: Progress) -> SourceLatents:
         settings = self.request.settings
         z0 = models.encode(model, step.pixels, step.latent_hw)
         with devices.without_autocast() if devices.unet_needs_upcast else devices.autocast():
@@ -209,7 +206,7 @@ class Run:
                                              step.plan.timesteps)
             return invert(denoise, z0, step.plan.timesteps, model.alphas_cumprod.float().cpu(), job.progress)
 
-    def _generate(self, model, step: _Pass, prompts: tuple[str, str], job: "_Job") -> SourceLatents:
+    def _generate(self, model, step: _Pass, prompts: tuple[str, str], job: Progress) -> SourceLatents:
         with devices.without_autocast() if devices.unet_needs_upcast else devices.autocast():
             latents = record_generation(self.p, model, prompts, step.size, job.check)
         job.check()
@@ -292,7 +289,7 @@ def picture_hash(image: Image.Image) -> str:
 
 @contextmanager
 def _recorded_pixels() -> Iterator[list[Tensor]]:
-    """What img2img's `init` encodes, `[b, 3, h, w]` in -1..1: the init images as it resized, cropped and filled them."""
+    """What img2img's `init` encodes, `[b, 3, h, w]` in -1..1: the init images resized, cropped and filled."""
     seen = []
     encode = processing.images_tensor_to_samples
 
@@ -313,47 +310,3 @@ def _one_picture(seen: list[Tensor]) -> Tensor:
         raise DitailError("image: several different init images in one batch are more than one content image; give "
                           "one in `image`, or send them one by one", "image")
     return pictures[:1]
-
-
-class _Job:
-    """The source pass in the WebUI's progress bar, live preview and console."""
-
-    def show(self, text: str) -> None:
-        shared.state.textinfo = f"Ditail: {text}"
-
-    def begin(self, steps: int, text: str) -> None:
-        self.show(text)
-        shared.state.job = f"Ditail: {text}"
-        shared.state.sampling_steps, shared.state.sampling_step = steps, 0
-        self.check()
-
-    def progress(self, index: int, z: Tensor) -> None:
-        shared.state.sampling_step = index + 1
-        sd_samplers_common.store_latent(z)
-        shared.total_tqdm.update()
-        self.check()
-
-    def end(self) -> None:
-        shared.state.nextjob()
-
-    def check(self) -> None:
-        state = shared.state
-        if state.interrupted or state.skipped or state.stopping_generation:
-            raise _Interrupted
-
-
-@contextmanager
-def _job(p, target_steps: list[int], source_steps: list[int]) -> Iterator[_Job]:
-    """Count the source pass into the job's total, and give the state's texts back afterwards."""
-    state = copy.copy(shared.state.__dict__)
-    if shared.state.job_count == -1:
-        shared.state.job_count = p.n_iter
-    shared.state.job_count += len(source_steps)
-    known = getattr(shared.total_tqdm, "_tqdm", None)
-    total = known.total if known is not None else p.n_iter * sum(target_steps)
-    shared.total_tqdm.updateTotal(total + sum(source_steps))
-    try:
-        yield _Job()
-    finally:
-        for name in ("job", "textinfo", "sampling_steps"):
-            setattr(shared.state, name, state.get(name, getattr(type(shared.state), name)))

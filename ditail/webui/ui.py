@@ -9,10 +9,9 @@ from modules.ui_common import create_refresh_button
 from modules.ui_components import InputAccordion
 
 from ..settings import BY_KEY, FIELDS, Field
-from .infotext import paste_function
+from .infotext import TITLE, PasteKey
 from .request import AUTOMATIC_VAE, PICTURES, SAME_CHECKPOINT
 
-TITLE = "Ditail"
 STEP = 0.05
 
 
@@ -28,38 +27,36 @@ class Controls:
 def build(elem_id: Callable[[str], str], *, is_img2img: bool) -> Controls:
     """Make the tab's controls inside the current gradio block."""
     made = {}
-    with InputAccordion(BY_KEY["enabled"].default, label=TITLE, elem_id=elem_id("enabled")) as made["enabled"]:
-        with gr.Row():
-            with gr.Column(scale=1):
-                made["image"] = _picture("image", elem_id, is_img2img)
-                if not is_img2img:
-                    size = gr.Button("Use this image's size", elem_id=elem_id("use_size"), size="sm")
-                    size.click(None, _js=f"() => ditailUseImageSize('{elem_id('image')}')", show_progress=False)
-            with gr.Column(scale=2):
+    enabled = BY_KEY["enabled"].default
+    with InputAccordion(enabled, label=TITLE, elem_id=elem_id("enabled")) as made["enabled"], gr.Row():
+        with gr.Column(scale=1):
+            made["image"] = _picture("image", elem_id, is_img2img)
+            if not is_img2img:
+                size = gr.Button("Use this image's size", elem_id=elem_id("use_size"), size="sm")
+                size.click(None, _js=f"() => ditailUseImageSize('{elem_id('image')}')", show_progress=False)
+        with gr.Column(scale=2):
+            with gr.Row():
+                made["source_checkpoint"] = _dropdown("source_checkpoint", checkpoint_choices, elem_id)
+                create_refresh_button(made["source_checkpoint"], sd_models.list_models,
+                                      lambda: {"choices": checkpoint_choices()},
+                                      elem_id("refresh_source_checkpoint"))
+                made["source_vae"] = _dropdown("source_vae", vae_choices, elem_id)
+                create_refresh_button(made["source_vae"], sd_vae.refresh_vae_list,
+                                      lambda: {"choices": vae_choices()}, elem_id("refresh_source_vae"))
+            for keys in (("alpha", "beta"), ("conv_ratio", "attn_ratio")):
                 with gr.Row():
-                    made["source_checkpoint"] = _dropdown("source_checkpoint", checkpoint_choices, elem_id)
-                    create_refresh_button(made["source_checkpoint"], sd_models.list_models,
-                                          lambda: {"choices": checkpoint_choices()},
-                                          elem_id("refresh_source_checkpoint"))
-                    made["source_vae"] = _dropdown("source_vae", vae_choices, elem_id)
-                    create_refresh_button(made["source_vae"], sd_vae.refresh_vae_list,
-                                          lambda: {"choices": vae_choices()}, elem_id("refresh_source_vae"))
-                for keys in (("alpha", "beta"), ("conv_ratio", "attn_ratio")):
-                    with gr.Row():
-                        made |= {key: _slider(key, elem_id) for key in keys}
-                for key in ("source_prompt", "source_negative_prompt"):
-                    field = BY_KEY[key]
-                    made[key] = gr.Textbox(label=field.label, value=field.default, placeholder=field.help, lines=1,
-                                           elem_id=elem_id(key))
-                with gr.Row():
-                    made |= {key: _radio(key, elem_id) for key in ("source", "start", "resize_mode")}
-                with gr.Accordion("Mask", open=False, elem_id=elem_id("mask_accordion")):
-                    made["mask"] = _picture("mask", elem_id, is_img2img)
-    pasted = [f for f in FIELDS if f.infotext or f.key == "enabled"]
+                    made |= {key: _slider(key, elem_id) for key in keys}
+            for key in ("source_prompt", "source_negative_prompt"):
+                field = BY_KEY[key]
+                made[key] = gr.Textbox(label=field.label, value=field.default, placeholder=field.help, lines=1,
+                                       elem_id=elem_id(key))
+            with gr.Row():
+                made |= {key: _radio(key, elem_id) for key in ("source", "start", "resize_mode")}
+            with gr.Accordion("Mask", open=False, elem_id=elem_id("mask_accordion")):
+                made["mask"] = _picture("mask", elem_id, is_img2img)
+    keys = {f.key: PasteKey(f) for f in FIELDS if f.infotext or f.key == "enabled"}
     return Controls(
-        [made[f.key] for f in FIELDS],
-        [(made[f.key], paste_function(f)) for f in pasted],
-        [f.infotext for f in pasted if f.infotext],
+        [made[f.key] for f in FIELDS], [(made[name], key) for name, key in keys.items()], list(keys.values())
     )
 
 

@@ -24,10 +24,10 @@ from webui_helpers import SIDE, encode
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 ASSETS = ROOT / "ditail" / "standalone" / "assets"
-FLAGS = (
-    "--skip-prepare-environment --skip-torch-cuda-test --no-half --use-cpu all --api --api-server-stop "
-    "--no-download-sd-model --do-not-download-clip --skip-version-check"
-).split()
+FLAGS = [
+    "--skip-prepare-environment", "--skip-torch-cuda-test", "--no-half", "--use-cpu", "all", "--api",
+    "--api-server-stop", "--no-download-sd-model", "--do-not-download-clip", "--skip-version-check",
+]
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False", "MPLBACKEND": "Agg"}
 START_SECONDS = 300
 

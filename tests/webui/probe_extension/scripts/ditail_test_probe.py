@@ -21,7 +21,8 @@ def state() -> dict:
         "vae": sd_vae.loaded_vae_file, "options": digest(json.dumps(opts.data, sort_keys=True, default=str).encode()),
         "hooks": sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for _, m in modules),
         "weights": digest(b"".join(p.detach().cpu().float().numpy().tobytes() for p in model.parameters())),
-        "torch_rng": digest(torch.get_rng_state().numpy().tobytes()), "circular": sd_hijack.model_hijack.circular_enabled,
+        "torch_rng": digest(torch.get_rng_state().numpy().tobytes()),
+        "circular": sd_hijack.model_hijack.circular_enabled,
         "token_merging": getattr(model, "applied_token_merged_ratio", 0),
         "dtypes": [str(devices.dtype), str(devices.dtype_unet), str(devices.dtype_vae)],
         "patched": processing.images_tensor_to_samples.__module__,
@@ -30,7 +31,7 @@ def state() -> dict:
     }
 
 
-def fail_at(call: int) -> None:
+def fail_at(call: int = Body(embed=True)) -> None:  # noqa: B008 (fastapi's way)
     """Make the U-Net's n-th call from now on run out of memory, once."""
     unet = sd_models.model_data.sd_model.model.diffusion_model
     calls = iter(range(1, call))
@@ -45,7 +46,7 @@ def fail_at(call: int) -> None:
 
 def add_routes(_, app: FastAPI) -> None:
     app.add_api_route("/ditail-test/state", state, methods=["GET"])
-    app.add_api_route("/ditail-test/fail", lambda call=Body(embed=True): fail_at(int(call)), methods=["POST"])
+    app.add_api_route("/ditail-test/fail", fail_at, methods=["POST"])
     app.add_api_route("/ditail-test/reload-ui", lambda: shared.state.request_restart(), methods=["POST"])
 
 

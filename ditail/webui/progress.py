@@ -1,0 +1,56 @@
+"""The source pass in the WebUI's progress bar, live preview and console."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from modules import sd_samplers_common, shared
+from torch import Tensor
+
+
+class Interrupted(Exception):
+    """The user pressed Interrupt or Skip during the source pass."""
+
+
+class Progress:
+    """The source pass in the WebUI's progress bar, live preview and console."""
+
+    def show(self, text: str) -> None:
+        shared.state.textinfo = f"Ditail: {text}"
+
+    def begin(self, steps: int, text: str) -> None:
+        self.show(text)
+        shared.state.job = f"Ditail: {text}"
+        shared.state.sampling_steps, shared.state.sampling_step = steps, 0
+        self.check()
+
+    def progress(self, index: int, z: Tensor) -> None:
+        shared.state.sampling_step = index + 1
+        sd_samplers_common.store_latent(z)
+        shared.total_tqdm.update()
+        self.check()
+
+    def end(self) -> None:
+        shared.state.nextjob()
+
+    def check(self) -> None:
+        state = shared.state
+        if state.interrupted or state.skipped or state.stopping_generation:
+            raise Interrupted
+
+
+@contextmanager
+def source_job(p, target_steps: list[int], source_steps: list[int]) -> Iterator[Progress]:
+    """Count the source pass into the job's total, and give the state's texts back afterwards."""
+    state = copy.copy(shared.state.__dict__)
+    if shared.state.job_count == -1:
+        shared.state.job_count = p.n_iter
+    shared.state.job_count += len(source_steps)
+    known = getattr(shared.total_tqdm, "_tqdm", None)
+    total = known.total if known is not None else p.n_iter * sum(target_steps)
+    shared.total_tqdm.updateTotal(total + sum(source_steps))
+    try:
+        yield Progress()
+    finally:
+        for name in ("job", "textinfo", "sampling_steps"):
+            setattr(shared.state, name, state.get(name, getattr(type(shared.state), name)))
