@@ -242,7 +242,6 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(tmp_path, monkeypatc
         evaluate.run(tmp_path / "out", material=material, **options)
 
 
-@pytest.mark.skipif(not evaluate.house.classifier_path().exists(), reason="the house checkpoints are not built")
 def test_the_bench_measures_every_method_on_the_house_checkpoints():
     settings = evaluate.Settings(scenes=2, steps=2, thinning=1)
     bench = evaluate.Bench(evaluate.load_material(), settings)

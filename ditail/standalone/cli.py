@@ -118,5 +118,9 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
                         "(default: %(default)s)")
     parser.add_argument("--scenes", type=number("--scenes", 1, 120, whole=True), default=100,
                         help="how many held-out scenes (default: %(default)s)")
-    parser.add_argument("--steps", type=number("--steps", 2, 999, whole=True), default=None, help="DDIM steps")
-    parser.add_argument("--rows", help="only the rows whose name contains this")
+    parser.add_argument("--steps", type=number("--steps", 2, 999, whole=True), default=10,
+                        help="DDIM steps (default: %(default)s)")
+    parser.add_argument("--thinning", type=number("--thinning", 1, 120, whole=True), default=3,
+                        help="the grid around the main setting takes every n-th scene; 1 is all of them "
+                        "(default: %(default)s)")
+    parser.add_argument("--rows", help="only the rows whose name contains one of these (comma-separated)")

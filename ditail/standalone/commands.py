@@ -201,7 +201,8 @@ def evaluate(args: Namespace) -> None:
     quiet()
     from . import evaluate as evaluation
 
-    evaluation.run(args.out, scenes=args.scenes, rows=args.rows, **({"steps": args.steps} if args.steps else {}))
+    for path in evaluation.run(args.out, scenes=args.scenes, rows=args.rows, steps=args.steps, thinning=args.thinning):
+        print(path)
 
 
 def job_of(args: Namespace) -> Job:
