@@ -164,8 +164,8 @@ def write_lora(path: Path, checkpoint: Path) -> None:
     torch.manual_seed(0)
     name = "lora_unet_output_blocks_5_1_transformer_blocks_0_attn1_to_v"
     save_file({
-        f"{name}.lora_up.weight": torch.randn(weight.shape[0], 2) * 0.5,
-        f"{name}.lora_down.weight": torch.randn(2, weight.shape[1]) * 0.5, f"{name}.alpha": torch.tensor(2.0),
+        f"{name}.lora_up.weight": torch.randn(weight.shape[0], 2) * 2,
+        f"{name}.lora_down.weight": torch.randn(2, weight.shape[1]), f"{name}.alpha": torch.tensor(2.0),
     }, path)
 
 
