@@ -19,7 +19,7 @@ from ditail.standalone import house
 
 from . import text, unet, vae
 from .art import STYLES, Art, fetch_art, held_out_scenes, random_scene
-from .classifier import train_classifier
+from .classifier import accuracies, train_classifier
 
 SCENES = 10_000
 HELD_OUT = 120
@@ -50,6 +50,7 @@ def main() -> None:
     decoder_stage(args, art, autoencoder)
     args.assets.mkdir(parents=True, exist_ok=True)
     classifier = train_classifier(art, autoencoder, args.minutes_classifier, random.Random(5))
+    print("style classifier, share right on held-out art:", accuracies(classifier, art, autoencoder))
     save_half(classifier.state_dict(), args.assets / house.classifier_path().name)
     write_assets(args.assets, args.build / "text", art, autoencoder, base, differences)
 
