@@ -68,6 +68,7 @@ class Injection:
     def install(self, unet: nn.Module) -> None:
         """Hook `unet`, after removing whatever an earlier injection left on it."""
         remove(unet)
+        self._forget()
         sites = self.sites or find_sites(unet)
         handles = [unet.register_forward_pre_hook(self._before_unet, with_kwargs=True)]
         setattr(unet, HANDLES, handles)

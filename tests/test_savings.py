@@ -267,6 +267,15 @@ def test_installing_and_removing_twice_leaves_no_shortcut(unet):
     remove(unet)
 
 
+def test_an_injection_installed_on_another_unet_starts_anew(unet, sd1_unets):
+    made, x = Injection(source_latents(), {"context": conds()[2]}, ALWAYS), randn(1, 4, 8, 16, seed=9)
+    with inject(sd1_unets[0], made):
+        sd1_unets[0](x, T, context=conds()[0])
+    with inject(unet, made):
+        again = unet(x, T, context=conds()[0])
+    assert_equal(again, run(unet, HOOKS, x=x))
+
+
 def test_an_exception_anywhere_leaves_no_shortcut(unet):
     def fail(*_):
         raise MemoryError("out of memory")

@@ -1,4 +1,4 @@
-"""The command line: `python -m ditail demo | mix | matrix | evaluate`."""
+"""The command line: `python -m ditail demo | mix | matrix | evaluate | bench`."""
 
 import argparse
 import math
@@ -51,6 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_mix(commands.add_parser("mix", help="one picture's content in one checkpoint's style"))
     add_matrix(commands.add_parser("matrix", help="m checkpoints give m x m pictures"))
     add_evaluate(commands.add_parser("evaluate", help="measure structure and style on the house checkpoints"))
+    add_bench(commands.add_parser("bench", help="count and time what Ditail costs beside plain generation"))
     return parser
 
 
@@ -124,3 +125,10 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
                         help="the grid around the main setting takes every n-th scene; 1 is all of them "
                         "(default: %(default)s)")
     parser.add_argument("--rows", help="only the rows whose name contains one of these (comma-separated)")
+
+
+def add_bench(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, default=Path("out/bench"), help="folder for tables and plot "
+                        "(default: %(default)s)")
+    parser.add_argument("--rounds", type=number("--rounds", 1, 100, whole=True), default=3,
+                        help="how often each kind of step is timed (default: %(default)s)")

@@ -205,6 +205,14 @@ def evaluate(args: Namespace) -> None:
         print(path)
 
 
+def bench(args: Namespace) -> None:
+    """`bench`: see `bench.run`."""
+    quiet()
+    from . import bench as benchmark
+
+    benchmark.run(args.out, args.rounds)
+
+
 def job_of(args: Namespace) -> Job:
     return Job((args.prompt,), args.negative_prompt, (args.seed,), args.steps, args.sampler, args.cfg, args.alpha,
                args.beta, args.conv_ratio, args.attn_ratio)

@@ -135,15 +135,15 @@ class Runs:
 
     def injection(self, t: int, hot: bool = False) -> Callable[[], None]:
         """One injected step at `t`; `hot` takes the source's features from an earlier one."""
+        features = self.cache.under("bench") if hot else None
+
         def run() -> None:
+            made = Injection(self.source, self.arguments(1), self.injected, savings=self.savings, features=features)
             with torch.no_grad(), inject(self.unet, made):
                 self._evaluate(t, 2 * self.batch)
 
-        features = self.cache.under("bench") if hot else None
-        made = Injection(self.source, self.arguments(1), self.injected, savings=self.savings, features=features)
         if hot:
             run()
-            made = Injection(self.source, self.arguments(1), self.injected, savings=self.savings, features=features)
         return run
 
     def kinds(self) -> dict[str, Callable[[], None]]:
