@@ -65,6 +65,6 @@ def _first_steps(timesteps: Sequence[float], ratio: float) -> float:
         return float("inf")
     if count >= len(descending):
         return float("-inf")
-    # A sampler may ask between two timesteps (midpoints), and its floats are not quite ours: the first step that
-    # is not injected begins a hair above its own timestep.
-    return descending[count] + 0.01 * (descending[count - 1] - descending[count])
+    # A sampler may ask between two timesteps (midpoints), and its floats are not quite ours (half precision rounds to
+    # half a timestep): the first step that is not injected begins a little above its own timestep.
+    return descending[count] + 0.25 * (descending[count - 1] - descending[count])
