@@ -243,7 +243,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(tmp_path, monkeypatc
 
 
 def test_the_bench_measures_every_method_on_the_house_checkpoints():
-    settings = evaluate.Settings(scenes=2, steps=2, thinning=1)
+    settings = evaluate.Settings(scenes=2, steps=5, thinning=1)
     bench = evaluate.Bench(evaluate.load_material(), settings)
     chosen = evaluate.choose_rows("true,content,plain,img2img,without,inverted,ditail alpha 3 beta 0.5")
     rows = [r for r in chosen if r.omega in (None, 3)]

@@ -119,7 +119,7 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
                         "(default: %(default)s)")
     parser.add_argument("--scenes", type=number("--scenes", 1, 120, whole=True), default=100,
                         help="how many held-out scenes (default: %(default)s)")
-    parser.add_argument("--steps", type=number("--steps", 2, 999, whole=True), default=10,
+    parser.add_argument("--steps", type=number("--steps", 3, 999, whole=True), default=10,
                         help="DDIM steps (default: %(default)s)")
     parser.add_argument("--thinning", type=number("--thinning", 1, 120, whole=True), default=3,
                         help="the grid around the main setting takes every n-th scene; 1 is all of them "
