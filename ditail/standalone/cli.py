@@ -57,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def add_demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("out/demo"), help="folder for the PNGs (default: %(default)s)")
-    parser.add_argument("--scene", type=number("--scene", 0, 119, whole=True), default=0,
+    parser.add_argument("--scene", type=number("--scene", 0, 119, whole=True), default=10,
                         help="which of the held-out scenes is the content picture (default: %(default)s)")
     parser.add_argument("--style", choices=("noto", "flat", "ink"), default="noto",
                         help="the content picture's style (default: %(default)s)")
@@ -130,5 +130,5 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
 def add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("out/bench"), help="folder for tables and plot "
                         "(default: %(default)s)")
-    parser.add_argument("--rounds", type=number("--rounds", 1, 100, whole=True), default=3,
+    parser.add_argument("--rounds", type=number("--rounds", 1, 100, whole=True), default=2,
                         help="how often each kind of step is timed (default: %(default)s)")
