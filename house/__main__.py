@@ -29,7 +29,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m house", description=__doc__.split("\n")[0])
     parser.add_argument("--build", type=Path, default=Path("build/house"), help="working folder")
     parser.add_argument("--assets", type=Path, default=house.ASSETS, help="where the result goes")
-    for stage, minutes in (("vae", 10), ("base", 66), ("style", 4), ("decoder", 8), ("classifier", 1.5)):
+    for stage, minutes in (("vae", 10), ("base", 66), ("style", 5), ("decoder", 7), ("classifier", 1.5)):
         parser.add_argument(f"--minutes-{stage}", type=float, default=minutes,
                             help=f"training time (default {minutes})")
     return parser.parse_args()
