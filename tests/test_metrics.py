@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("skimage")
-
 from ditail.errors import DitailError
 from ditail.standalone import evaluate, metrics, report
 

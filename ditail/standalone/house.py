@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -19,6 +20,7 @@ STYLES = ("noto", "flat", "ink")
 SIDE = 128
 COLUMNS = 12
 TEXT_FOLDER = "house-text"
+STORED = torch.float16
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Scenes:
 
 
 def merge_low_rank(base: dict[str, Tensor], difference: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`weight + up @ down` for every pair `<name>.up`, `<name>.down`; `<name>.add` is added as it is. float16 out."""
+    """`weight + up @ down` for every pair `<name>.up`, `<name>.down`; `<name>.add` is added as it is."""
     merged = {k: v.float() for k, v in base.items()}
     for key, value in difference.items():
         name, part = key.rsplit(".", 1)
@@ -38,7 +40,7 @@ def merge_low_rank(base: dict[str, Tensor], difference: dict[str, Tensor]) -> di
             merged[name] += (value.float() @ difference[f"{name}.down"].float()).view_as(merged[name])
         elif part == "add":
             merged[name] += value.float()
-    return {k: v.half().contiguous() for k, v in merged.items()}
+    return {k: v.to(STORED).contiguous() for k, v in merged.items()}
 
 
 def write_checkpoints(folder: Path, moved_to: Path | None = None) -> dict[str, Path]:
