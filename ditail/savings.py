@@ -98,9 +98,10 @@ def shortcuts(source: Source, block: nn.Module, feature: str, attention: Sequenc
 
 
 def _skip_projection(source: Source, projection: nn.Module, key: str):
-    def fast(x: Tensor, *others) -> Tensor | None:
-        if others or not source.replaces(key) or hooked(source, projection):
+    def fast(*args, **kwargs) -> Tensor | None:
+        if len(args) != 1 or kwargs or not source.replaces(key) or hooked(source, projection):
             return None
+        x, = args
         recorded = source.recorded(key, projection)
         images = source.images(recorded, len(x))
         return None if images is None or recorded.shape[1:-1] != x.shape[1:-1] else spread(recorded, images)
@@ -130,9 +131,9 @@ def _main_path(block: nn.Module) -> list[nn.Module]:
 def _share(source: Source, attn1: nn.Module, name: str):
     keys = (f"{name}.to_q", f"{name}.to_k")
 
-    def fast(x: Tensor, context: Tensor | None = None, mask: Tensor | None = None, **others) -> Tensor | None:
-        if not source.replaces(*keys) or context is not None or mask is not None or any(map(is_given, others.values())):
-            return None
+    def fast(x: Tensor, *args, **kwargs) -> Tensor | None:
+        if not source.replaces(*keys) or any(map(is_given, (*args, *kwargs.values()))):
+            return None  # a prompt, a mask, sgm's further tokens
         if not is_from(type(attn1).forward, PLAIN_ATTENTION) or hooked(source, attn1.to_q, attn1.to_k):
             return None
         # Elsewhere (MPS and others) values wider than keys are not everywhere supported.

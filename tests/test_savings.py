@@ -369,6 +369,31 @@ def test_what_features_depend_on_is_recomputed(unet, key, size, change):
     assert torch.equal(again, expected)
 
 
+def test_modules_are_only_used_while_their_block_is_in_place(unet, monkeypatch):
+    """--lowvram moves a block's weights when the block is called, and takes the last one's away."""
+    here = []
+    owner = {m: block for blocks in (unet.input_blocks, [unet.middle_block], unet.output_blocks) for block in blocks
+             for m in block.modules()}
+    hook = {"__name__": "modules.lowvram", "here": here}
+    exec("def send_me_to_gpu(module, _): here[:] = [module]", hook)
+    handles = [b.register_forward_pre_hook(hook["send_me_to_gpu"]) for b in set(owner.values())]
+    for kind in (torch.nn.Linear, torch.nn.Conv2d, torch.nn.LayerNorm, torch.nn.GroupNorm):
+        def checked(self, x, original=kind.forward):
+            assert owner.get(self) in (None, *here)
+            return original(self, x)
+
+        monkeypatch.setattr(kind, "forward", checked)
+    cache, expected = FeatureCache(2**30), run(unet, HOOKS)
+    try:
+        for runs in (1, 0):
+            output, count = source_runs(unet, savings=Savings(), features=cache.under("a"))
+            assert count == runs
+            assert_equal(output, expected)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 @pytest.mark.parametrize("where", ["unet", "norm1", "forward"])
 def test_nothing_is_kept_while_others_change_the_unet(unet, where):
     """A ControlNet's or an IP-Adapter's picture is in no key of ours."""
