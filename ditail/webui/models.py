@@ -132,7 +132,6 @@ def _switch(p, info) -> None:
         sd_vae.reload_vae_weights()
     # A checkpoint with its own yaml is a new model object, which these have not been done to.
     sd_models.apply_alpha_schedule_override(shared.sd_model)
-    sd_models.apply_token_merging(shared.sd_model, p.get_token_merging_ratio())
     sd_hijack.model_hijack.apply_circular(p.tiling)
 
 
@@ -256,7 +255,6 @@ def fingerprint(p, info, vae: str, prompts: tuple[str, str], networks: dict) -> 
         "embeddings": {name: e.checksum() for name, e in sd_hijack.model_hijack.embedding_db.word_embeddings.items()
                        if any(name in text for text in prompts)},
         "dtypes": [str(devices.dtype_unet), str(devices.dtype_vae)], "tiling": bool(p.tiling),
-        "token_merging": p.get_token_merging_ratio(),
     }
 
 

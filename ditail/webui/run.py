@@ -14,7 +14,7 @@ from functools import wraps
 
 import torch
 from fastapi import HTTPException
-from modules import devices, extra_networks, processing, shared
+from modules import devices, extra_networks, processing, sd_models, shared
 from PIL import Image
 from torch import Tensor
 
@@ -114,6 +114,7 @@ class Run:
         """The source pass: source latents for every sampling of the job, from the cache or by inversion."""
         p, request = self.p, self.request
         find_sites(shared.sd_model.model.diffusion_model)
+        self._without_token_merging()
         target = shared.sd_model.sd_checkpoint_info
         info = request.checkpoint or target
         models.check_architecture(info, shared.sd_model.model.diffusion_model)
@@ -237,11 +238,19 @@ class Run:
             shared.state.interrupted = True
 
     def _hook(self, step: _Pass) -> None:
+        self._without_token_merging()
         model, settings = shared.sd_model, self.request.settings
         unet = model.model.diffusion_model
         steps = InjectionSteps.from_ratios(step.plan.timesteps, settings.conv_ratio, settings.attn_ratio)
         Injection(step.latents, models.null_conditioning(model, step.size), steps, step.mask).install(unet)
         self.hooked.append(unet)
+
+    def _without_token_merging(self) -> None:
+        """Merged tokens are other ones in the source than in the picture, so q and k would not fit."""
+        if getattr(shared.sd_model, "applied_token_merged_ratio", 0):
+            # The WebUI takes it off at the job's end anyway.
+            sd_models.apply_token_merging(shared.sd_model, 0)
+            self.p.comment("Ditail: token merging is off for this job")
 
     def detach(self) -> None:
         while self.hooked:
