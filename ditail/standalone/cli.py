@@ -132,3 +132,5 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
                         "(default: %(default)s)")
     parser.add_argument("--rounds", type=number("--rounds", 1, 100, whole=True), default=2,
                         help="how often each kind of step is timed (default: %(default)s)")
+    parser.add_argument("--pixels", type=int, choices=[64 * i for i in range(1, 33)], metavar="SIDE",
+                        help="side of what is timed, a multiple of 64 (default: 192 on a CPU; 512, SDXL 1024 on a GPU)")

@@ -210,7 +210,7 @@ def bench(args: Namespace) -> None:
     quiet()
     from . import bench as benchmark
 
-    benchmark.run(args.out, args.rounds)
+    benchmark.run(args.out, args.rounds, args.pixels)
 
 
 def job_of(args: Namespace) -> Job:
