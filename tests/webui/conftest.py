@@ -117,7 +117,8 @@ def webui(tmp_path_factory):
     (data / "extensions").mkdir()
     (data / "extensions" / "ditail").symlink_to(ROOT)
     shutil.copytree(HERE / "probe_extension", data / "extensions" / "ditail-test-probe")
-    (data / "config.json").write_text(json.dumps({"show_progress_type": "Approx cheap", "samples_save": False}))
+    (data / "config.json").write_text(json.dumps({"show_progress_type": "Approx cheap", "samples_save": False,
+                                                  "sd_model_checkpoint": "house-ink.safetensors"}))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
