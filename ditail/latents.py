@@ -5,14 +5,20 @@ import json
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from threading import RLock
+from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from .errors import DitailError
-from .schedule import alphas_cumprod_at
+from .schedule import TRAINING_STEPS, alphas_cumprod_at
+
+if TYPE_CHECKING:
+    from .disk import LatentFolder
 
 FORMAT = "ditail source latents 1"
 
@@ -21,16 +27,22 @@ class SourceLatents:
     """The VP latents of a source model, one per timestep.
 
     timesteps: `[N]`, ascending. latents: `[N, b, c, h, w]`, kept on the CPU in the dtype given.
-    alphas_cumprod: the source model's schedule, `[1000]`.
+    alphas_cumprod: the source model's schedule, `[1000]`. picture: what the latents end in, `[h, w, 3]` uint8, where
+    the source model generated it.
     """
 
-    def __init__(self, timesteps: Sequence[float], latents: Tensor, alphas_cumprod: Tensor):
+    def __init__(self, timesteps: Sequence[float], latents: Tensor, alphas_cumprod: Tensor, *,
+                 picture: Tensor | None = None):
         if latents.ndim != 5 or len(timesteps) != len(latents) or not len(latents):
             raise DitailError(f"source latents: {len(timesteps)} timesteps for latents {tuple(latents.shape)}")
+        if picture is not None and (picture.ndim, picture.shape[-1], picture.dtype) != (3, 3, torch.uint8):
+            raise DitailError(f"source latents: a picture is [h, w, 3] uint8, not {tuple(picture.shape)} "
+                              f"{picture.dtype}")
         order = sorted(range(len(timesteps)), key=lambda i: float(timesteps[i]))
         self.timesteps = torch.tensor([float(timesteps[i]) for i in order], dtype=torch.float64)
         self.latents = latents.detach().cpu()[order]
         self.alphas_cumprod = alphas_cumprod.detach().float().cpu()
+        self.picture = None if picture is None else picture.detach().cpu()
         abar = alphas_cumprod_at(self.alphas_cumprod, self.timesteps)
         self._sigmas = torch.sqrt((1 - abar) / abar)
 
@@ -39,7 +51,7 @@ class SourceLatents:
 
     @property
     def nbytes(self) -> int:
-        return self.latents.nbytes
+        return self.latents.nbytes + (0 if self.picture is None else self.picture.nbytes)
 
     def at(self, timestep: float) -> Tensor:
         """`z_t` `[b, c, h, w]` at any timestep, float32; outside the stored range, the nearest stored latent.
@@ -64,25 +76,42 @@ class SourceLatents:
         return torch.lerp(z_low, z_high, weight) * float(torch.sqrt(abar))
 
     def save(self, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
-        """Write a safetensors file whose readable metadata are `metadata` and the format's name."""
-        tensors = {"timesteps": self.timesteps, "latents": self.latents.contiguous(),
-                   "alphas_cumprod": self.alphas_cumprod}
-        part = Path(f"{path}.part")
-        save_file(tensors, part, {**(metadata or {}), "format": FORMAT})
-        part.replace(path)
+        """Write a safetensors file, whole or not at all; readable in its header: `metadata`, format and checksum."""
+        tensors = {"timesteps": self.timesteps, "latents": self.latents, "alphas_cumprod": self.alphas_cumprod}
+        if self.picture is not None:
+            tensors["picture"] = self.picture
+        tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        part = Path(f"{path}.{uuid4().hex}.part")
+        try:
+            part.write_bytes(save(tensors, {**(metadata or {}), "format": FORMAT, "sha256": latents_key(tensors)}))
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | Path) -> tuple["SourceLatents", dict[str, str]]:
-        """Read what `save` wrote: (latents, metadata). Raises DitailError for anything else."""
+        """Read what `save` wrote: (latents, metadata). Raises DitailError for anything else and for damaged files."""
         try:
-            with safe_open(str(path), "pt") as file:
-                metadata = file.metadata() or {}
-                if metadata.pop("format", None) != FORMAT:
-                    raise DitailError(f"{path}: not a file of source latents")
-                tensors = {name: file.get_tensor(name) for name in ("timesteps", "latents", "alphas_cumprod")}
-        except (SafetensorError, OSError) as error:
+            data = Path(path).read_bytes()  # at once, as another process may replace or delete the file
+            tensors = load(data)
+            metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
+            if metadata.pop("format", None) != FORMAT:
+                raise DitailError("another format")
+            checksum = latents_key(tensors)
+            parts = [tensors[name] for name in ("timesteps", "latents", "alphas_cumprod")]
+            if metadata.pop("sha256", checksum) != checksum or not _are_sound(*parts):
+                raise DitailError("damaged")
+            return cls(parts[0].tolist(), *parts[1:], picture=tensors.get("picture")), metadata
+        except (SafetensorError, OSError, KeyError, DitailError) as error:
             raise DitailError(f"{path}: can't be read as source latents ({error})") from error
-        return cls(tensors["timesteps"].tolist(), tensors["latents"], tensors["alphas_cumprod"]), metadata
+
+
+def _are_sound(timesteps: Tensor, latents: Tensor, alphas_cumprod: Tensor) -> bool:
+    """Whether tensors from a file can be those of source latents."""
+    return (
+        (timesteps.ndim, latents.ndim, alphas_cumprod.shape) == (1, 5, (TRAINING_STEPS,))
+        and all(t.double().isfinite().all() for t in (timesteps, latents, alphas_cumprod))
+    )
 
 
 def latents_key(depends_on: Mapping) -> str:
@@ -102,30 +131,63 @@ def _describe(value) -> list:
 
 
 class LatentCache:
-    """Source latents in RAM, the least recently used dropped first once they exceed `budget` bytes."""
+    """Source latents in RAM and, with a `folder`, on disk too.
 
-    def __init__(self, budget: int):
-        self.budget = budget
+    In RAM the least recently used are dropped first once they exceed `budget` bytes; the folder has its own budget.
+    Whoever changes a budget calls `trim`. Any thread may call any method.
+    """
+
+    def __init__(self, budget: int, folder: "LatentFolder | None" = None):
+        self.budget, self.folder = budget, folder
         self._entries: OrderedDict[str, SourceLatents] = OrderedDict()
+        self._lock = RLock()
 
     def __len__(self) -> int:
         return len(self._entries)
 
     @property
     def nbytes(self) -> int:
-        return sum(entry.nbytes for entry in self._entries.values())
+        """Bytes in RAM."""
+        with self._lock:
+            return sum(entry.nbytes for entry in self._entries.values())
 
     def get(self, key: str) -> SourceLatents | None:
-        if key in self._entries:
-            self._entries.move_to_end(key)
-        return self._entries.get(key)
+        with self._lock:
+            found = self._entries.get(key)
+            if found is not None:
+                self._entries.move_to_end(key)
+                if self.folder is not None:
+                    self.folder.touch(key)
+            elif self.folder is not None and (found := self.folder.get(key)):
+                self._keep(key, found)
+            return found
 
-    def put(self, key: str, latents: SourceLatents) -> None:
-        """Keep an entry; one larger than the whole budget is not kept."""
-        self._entries[key] = latents
-        self._entries.move_to_end(key)
-        while self._entries and self.nbytes > self.budget:
-            self._entries.popitem(last=False)
+    def put(self, key: str, latents: SourceLatents, metadata: Mapping[str, str] | None = None) -> None:
+        """Keep an entry; one larger than a whole budget is not kept there. metadata: what its file is to say of it."""
+        with self._lock:
+            self._keep(key, latents)
+            if self.folder is not None:
+                self.folder.put(key, latents, metadata or {})
+
+    def trim(self) -> None:
+        """Drop what exceeds the budgets."""
+        with self._lock:
+            self._trim_ram()
+            if self.folder is not None:
+                self.folder.trim()
 
     def clear(self) -> None:
-        self._entries.clear()
+        with self._lock:
+            self._entries.clear()
+            if self.folder is not None:
+                self.folder.clear()
+
+    def _keep(self, key: str, latents: SourceLatents) -> None:
+        self._entries.pop(key, None)
+        if latents.nbytes <= self.budget:
+            self._entries[key] = latents
+        self._trim_ram()
+
+    def _trim_ram(self) -> None:
+        while self.nbytes > self.budget:
+            self._entries.popitem(last=False)

@@ -1,0 +1,141 @@
+"""Source latents on disk: a folder of safetensors files, which several processes may share."""
+
+import logging
+import os
+import re
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from .errors import DitailError
+from .latents import FORMAT, SourceLatents
+
+log = logging.getLogger("ditail")
+
+NAME = re.compile(r"[0-9a-f]{64}\.safetensors")
+PART = re.compile(NAME.pattern + r"\.[0-9a-f]{32}\.part")
+# A file that is still being written is younger.
+PART_SECONDS = 3600
+
+
+class LatentFolder:
+    """Source latents as files named by their keys (see `latents_key`), the least recently used deleted first once they
+    exceed `budget` bytes.
+
+    Only what a name and a file's header say is ours is ever deleted. What goes wrong with the disk is a warning in the
+    log, once for each file and once for the folder; the caller computes what it doesn't get.
+    """
+
+    def __init__(self, path: str | Path, budget: int):
+        self.path, self.budget = Path(path), budget
+        self._warned: set[Path] = set()
+
+    def __len__(self) -> int:
+        return len(self._files())
+
+    @property
+    def nbytes(self) -> int:
+        return sum(size for _, size, _ in self._files())
+
+    def get(self, key: str) -> SourceLatents | None:
+        path = self._path(key)
+        try:
+            latents, metadata = SourceLatents.load(path)
+            if metadata.get("key") == key:
+                self.touch(key)
+                return latents
+            reason = f"{path}: was renamed"
+        except DitailError as error:
+            if isinstance(error.__cause__, OSError):
+                if not isinstance(error.__cause__, FileNotFoundError):
+                    self._warn(self.path, str(error))
+                return None
+            reason = str(error)
+        self._warn(path, reason)
+        _delete(path)
+        return None
+
+    def put(self, key: str, latents: SourceLatents, metadata: Mapping[str, str]) -> None:
+        path = self._path(key)
+        if latents.nbytes > self.budget or _is_foreign(path):
+            return
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            latents.save(path, {**metadata, "key": key})
+        except OSError as error:
+            self._warn(self.path, f"{self.path}: source latents can't be kept on disk ({error})")
+        self.trim()
+
+    def touch(self, key: str) -> None:
+        """Note that an entry has been used."""
+        with suppress(OSError):
+            os.utime(self._path(key))
+
+    def trim(self) -> None:
+        """Delete what exceeds the budget, and what crashes left."""
+        self._delete_down_to(self.budget)
+
+    def clear(self) -> None:
+        self._delete_down_to(0)
+
+    def _path(self, key: str) -> Path:
+        path = self.path / f"{key}.safetensors"
+        if not NAME.fullmatch(path.name):
+            raise ValueError(f"{key!r} is not a key of source latents")
+        return path
+
+    def _delete_down_to(self, budget: int) -> None:
+        files = sorted(self._files())
+        total = sum(size for _, size, _ in files)
+        for _, size, path in files:
+            if total <= budget:
+                return
+            _delete(path)
+            total -= size
+
+    def _files(self) -> list[tuple[float, int, Path]]:
+        """(time of last use, bytes, path) of every entry; nothing is read but the folder's listing."""
+        found = []
+        try:
+            listing = list(os.scandir(self.path))
+        except OSError:
+            return found
+        for file in listing:
+            path = Path(file.path)
+            try:
+                stat = file.stat()
+            except OSError:
+                continue  # deleted meanwhile
+            if NAME.fullmatch(file.name):
+                found.append((stat.st_mtime, stat.st_size, path))
+            elif not PART.fullmatch(file.name):
+                self._warn(path, f"{path}: not a file of Ditail's; it is left alone")
+            elif time.time() - stat.st_mtime > PART_SECONDS:
+                _delete(path)
+        return found
+
+    def _warn(self, path: Path, sentence: str) -> None:
+        if path not in self._warned:
+            self._warned.add(path)
+            log.warning("%s", sentence)
+
+
+def _delete(path: Path) -> None:
+    """Delete a file under one of our names, unless it is somebody else's."""
+    if not _is_foreign(path):
+        with suppress(OSError):
+            path.unlink()
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether a file under one of our names is somebody else's: readable, and of another format."""
+    try:
+        with safe_open(str(path), "pt") as file:
+            return not (file.metadata() or {}).get("format", "").startswith(FORMAT.rstrip(" 0123456789"))
+    except SafetensorError:
+        return False
+    except (OSError, RuntimeError):  # RuntimeError is torch's, which opens it once more
+        return os.path.exists(path)
