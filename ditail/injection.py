@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from .errors import DitailError
 from .features import Features
 from .latents import SourceLatents
+from .layers import Layer
 from .savings import Savings, is_untouched, shortcuts, spread
 from .schedule import InjectionSteps
 from .sites import Sites, find_sites
 
 HANDLES = "_ditail_handles"
-FEATURE = "feature"
 RowImages = Callable[[int], Sequence[int]]
 
 
@@ -37,7 +37,7 @@ class Injection:
 
     source: the source latents, `b` rows (1 for one content image; one per image of a batch otherwise).
     null: the U-Net's keyword arguments for the source rows, batch 1: `context` `[1, tokens, width]`, for SDXL also `y`.
-    steps: which timesteps. mask: None or `[1, 1, h, w]` in 0..1 at the latents' size, 1 = inject.
+    steps: which layers at which timesteps. mask: None or `[1, 1, h, w]` in 0..1 at the latents' size, 1 = inject.
     row_images: for a run of `n` rows, the source row of each (default: the rows repeat the source rows in order).
     savings: which needless work is left out (exact, and cheaper).
     features: where the source runs are kept for a later generation; None = nowhere.
@@ -52,6 +52,7 @@ class Injection:
     sites: Sites | None = None
     features: Features | None = None
 
+    _layers: dict[str, Layer] = field(default_factory=dict, init=False)
     _recorded: dict[str, Tensor] = field(default_factory=dict, init=False)
     _recorded_at: float | None = field(default=None, init=False)
     _wanted: frozenset[str] = field(default=frozenset(), init=False)
@@ -59,9 +60,9 @@ class Injection:
     _grid: tuple[int, int] = field(default=(0, 0), init=False)
     _rows: Sequence[int] = field(default=(), init=False)
     # What the last to_q was handed; by attention, what its to_q and to_k were both handed (None where it isn't to be
-    # kept); and those of an earlier generation.
+    # kept), and the features; and those of an earlier generation.
     _handed: Tensor | None = field(default=None, init=False)
-    _inputs: dict[str, Tensor | None] = field(default_factory=dict, init=False)
+    _to_keep: dict[str, Tensor | None] = field(default_factory=dict, init=False)
     _kept: Mapping[str, Tensor] | None = field(default=None, init=False)
     _hook_ids: frozenset[int] = field(default=frozenset(), init=False)
 
@@ -69,18 +70,15 @@ class Injection:
         """Hook `unet`, after removing whatever an earlier injection left on it."""
         remove(unet)
         self._forget()
-        sites = self.sites or find_sites(unet)
+        sites = self.sites or find_sites(unet, self.steps.windows)
         handles = [unet.register_forward_pre_hook(self._before_unet, with_kwargs=True)]
         setattr(unet, HANDLES, handles)
-        feature, out_layers = sites.feature
-        handles.append(out_layers.register_forward_hook(self._hook(FEATURE, feature)))
-        for name, attention in sites.attention:
-            for part in ("to_q", "to_k"):
-                layer = f"{name}.{part}"
-                handles.append(getattr(attention, part).register_forward_hook(self._hook(layer, layer)))
-        self._attention = frozenset(f"{name}.{part}" for name, _ in sites.attention for part in ("to_q", "to_k"))
+        self._layers = {site.name: site.layer for site in sites.features}
+        self._layers |= {f"{site.name}.{part}": site.layer for site in sites.attention for part in ("to_q", "to_k")}
+        handles += [unet.get_submodule(key).register_forward_hook(self._hook(key)) for key in self._layers]
         self._hook_ids = frozenset(handle.id for handle in handles)
-        handles += shortcuts(self, unet.get_submodule(feature.removesuffix(".out_layers")), FEATURE, sites.attention)
+        blocks = [(site.name, unet.get_submodule(site.name.removesuffix(".out_layers"))) for site in sites.features]
+        handles += shortcuts(self, blocks, [(site.name, site.module) for site in sites.attention])
 
     def _before_unet(self, unet: nn.Module, args: tuple, kwargs: dict) -> None:
         """Record the source run for the timestep that `unet` is asked for, unless that has just been done."""
@@ -90,8 +88,7 @@ class Injection:
         self._grid = tuple(x.shape[-2:])
         self._rows = self._images_of_rows(len(x))
         t = float(timesteps.flatten()[0])
-        features, attention = self.steps.at(t)
-        wanted = (frozenset({FEATURE}) if features else frozenset()) | (self._attention if attention else frozenset())
+        wanted = frozenset(key for key, layer in self._layers.items() if self.steps.wants(layer, t))
         if wanted and (self._recorded_at != t or self._wanted != wanted):
             self._forget()
             self._wanted, self._recorded_at = wanted, t
@@ -105,7 +102,7 @@ class Injection:
 
     def _forget(self) -> None:
         self._recorded, self._recorded_at = {}, None
-        self._handed, self._inputs, self._kept = None, {}, None
+        self._handed, self._to_keep, self._kept = None, {}, None
 
     def _step_to_keep(self, unet: nn.Module, x: Tensor) -> tuple | None:
         """What names this step among the kept features; None where they are not to be kept."""
@@ -119,18 +116,16 @@ class Injection:
         if not kept or not self._names_to_keep() <= kept.keys():
             return False
         self._kept = {name: kept[name].to(x.device) for name in self._names_to_keep()}
-        if FEATURE in self._wanted:
-            self._recorded[FEATURE] = self._kept[FEATURE]
+        self._recorded = {key: self._kept[key] for key in self._wanted & self._kept.keys()}
         return True
 
     def _keep(self, step: tuple | None) -> None:
-        found = {**self._inputs, **{k: v for k, v in self._recorded.items() if k == FEATURE}}
-        if step and self._names_to_keep() <= found.keys():
-            self.features.put(step, found)
+        if step and self._names_to_keep() <= self._to_keep.keys():
+            self.features.put(step, self._to_keep)
 
     def _names_to_keep(self) -> set[str]:
-        """The attentions, by one tensor each for q and k, and the feature."""
-        return {key.rpartition(".")[0] or key for key in self._wanted}
+        """The attentions, by one tensor each for q and k, and the features."""
+        return {_name_to_keep(key) for key in self._wanted}
 
     def _images_of_rows(self, rows: int) -> Sequence[int]:
         count = self.source.latents.shape[1]
@@ -159,20 +154,22 @@ class Injection:
         if missing := self._wanted - self._recorded.keys():
             raise DitailError(f"injection: {min(missing)} was not called in the source run")
 
-    def _hook(self, key: str, name: str):
-        attention, _, part = key.rpartition(".")
+    def _hook(self, key: str):
+        name, part = _name_to_keep(key), key.rpartition(".")[2]
 
         def hook(module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
             if key not in self._wanted:
                 return None
             if not self._recording:
-                return self._inject(output, self.recorded(key, module), name)
+                return self._inject(output, self.recorded(key, module), key)
             self._recorded[key] = output
             if part == "to_q":
                 self._handed = args[0]
-            elif part == "to_k" and self._handed is args[0]:
+            elif part == "out_layers":
+                self._to_keep[name] = output
+            elif self._handed is args[0]:
                 # Autocast hands the projection this very rounding of its input, at half the size.
-                self._inputs[attention] = args[0].to(output.dtype) if self.features else None
+                self._to_keep[name] = args[0].to(output.dtype) if self.features else None
             if self.savings.early_exit and self._kept is None and self._recorded.keys() >= self._wanted:
                 raise _LastLayerReached
             return None
@@ -188,14 +185,14 @@ class Injection:
         if key not in self._recorded:
             self._recording = True
             try:
-                module(self._kept[key.rpartition(".")[0]])
+                module(self._kept[_name_to_keep(key)])
             finally:
                 self._recording = False
         return self._recorded[key]
 
     def fed_alike(self, name: str) -> bool:
         """See `savings.Source`."""
-        return self._kept is not None or name in self._inputs
+        return self._kept is not None or name in self._to_keep
 
     def owns(self, hook_id: int) -> bool:
         """See `savings.Source`."""
@@ -232,6 +229,11 @@ class Injection:
             raise DitailError(f"injection: {name} has {output.shape[1]} tokens, which no level of {self._grid} "
                               "latents has, so the mask can't be laid over it")
         return resize_mask(self.mask, (height, width)).flatten(2).transpose(1, 2)
+
+
+def _name_to_keep(key: str) -> str:
+    """An attention's q and k come from one tensor, which is kept under its name; a feature is kept itself."""
+    return key.removesuffix(".to_q").removesuffix(".to_k")
 
 
 def resize_mask(mask: Tensor, size: Sequence[int]) -> Tensor:

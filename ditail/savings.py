@@ -79,15 +79,16 @@ class Shortcut:
             del self.module.forward
 
 
-def shortcuts(source: Source, block: nn.Module, feature: str, attention: Sequence[tuple[str, nn.Module]]) -> list:
+def shortcuts(source: Source, features: Sequence[tuple[str, nn.Module]],
+              attention: Sequence[tuple[str, nn.Module]]) -> list:
     """Put the shortcuts that `source.savings` asks for in place; each has `remove()`.
 
-    block: the ResBlock whose `out_layers` is the layer `feature`. attention: (name, `attn1`); its layers are
-    `<name>.to_q` and `<name>.to_k`. A module whose `forward` somebody else has replaced gets none.
+    features: (layer, the ResBlock whose `out_layers` it is). attention: (name, `attn1`); its layers are `<name>.to_q`
+    and `<name>.to_k`. A module whose `forward` somebody else has replaced gets none.
     """
     wanted = []
     if source.savings.skip_dead:
-        wanted.append((block, _skip_main_path(source, block, feature)))
+        wanted += [(block, _skip_main_path(source, block, key)) for key, block in features]
         for name, attn1 in attention:
             for part in ("to_q", "to_k"):
                 projection = getattr(attn1, part)

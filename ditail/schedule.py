@@ -1,12 +1,13 @@
 """Timesteps, `alphas_cumprod`, and which steps are injected. All timesteps count SD's 1000."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from .errors import DitailError
+from .layers import ATTENTION, FEATURE, Layer, Layers
 
 TRAINING_STEPS = 1000
 
@@ -42,20 +43,49 @@ def alphas_cumprod_at(alphas_cumprod: Tensor, timesteps: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Window:
+    """The timesteps above `above` and up to `up_to`."""
+
+    above: float = float("-inf")
+    up_to: float = float("inf")
+
+    @classmethod
+    def of_steps(cls, timesteps: Sequence[float], begin: float, end: float) -> "Window":
+        """Steps `int(begin * N)` to `int(end * N)` (exclusive) of the sampler's `N` timesteps, in any order."""
+        return cls(_first_steps(timesteps, end), _first_steps(timesteps, begin))
+
+    def __contains__(self, timestep: float) -> bool:
+        return self.above < timestep <= self.up_to
+
+
+@dataclass(frozen=True)
 class InjectionSteps:
-    """Above which timestep features and attention are injected (exclusive; `inf` never, `-inf` always)."""
+    """Above which timestep features and attention are injected (exclusive; `inf` never, `-inf` always).
+
+    windows: the layers of one's own choice, each with its timesteps; empty = the architecture's layers, by those two.
+    """
 
     features_above: float
     attention_above: float
+    windows: Mapping[Layer, Window] = field(default_factory=dict)
 
     @classmethod
-    def from_ratios(cls, timesteps: Sequence[float], conv_ratio: float, attn_ratio: float) -> "InjectionSteps":
-        """The first `int(ratio * N)` of the `N` timesteps, which are the sampler's, in any order."""
-        return cls(_first_steps(timesteps, conv_ratio), _first_steps(timesteps, attn_ratio))
+    def from_ratios(cls, timesteps: Sequence[float], conv_ratio: float, attn_ratio: float,
+                    layers: Layers | None = None) -> "InjectionSteps":
+        """The first `int(ratio * N)` of the sampler's `N` timesteps, in any order.
 
-    def at(self, timestep: float) -> tuple[bool, bool]:
-        """(features, attention) at one timestep."""
-        return timestep > self.features_above, timestep > self.attention_above
+        layers: the layers of one's own choice (see `parse_layers`); None or none = the architecture's.
+        """
+        ratios = {FEATURE: conv_ratio, ATTENTION: attn_ratio}
+        windows = {layer: Window.of_steps(timesteps, *(steps or (0, ratios[layer.kind])))
+                   for layer, steps in (layers or {}).items()}
+        return cls(_first_steps(timesteps, conv_ratio), _first_steps(timesteps, attn_ratio), windows)
+
+    def wants(self, layer: Layer, timestep: float) -> bool:
+        """Whether a layer is injected at a timestep."""
+        if self.windows:
+            return layer in self.windows and timestep in self.windows[layer]
+        return timestep > (self.features_above if layer.kind == FEATURE else self.attention_above)
 
 
 def _first_steps(timesteps: Sequence[float], ratio: float) -> float:

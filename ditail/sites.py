@@ -1,43 +1,52 @@
 """Where Ditail injects: which modules of an ldm U-Net, per architecture, as data that is checked."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import nn
 
 from .errors import DitailError
+from .layers import ATTENTION, FEATURE, Layer, parse_layers
 
 
 @dataclass(frozen=True)
 class Architecture:
     """A family of ldm U-Nets.
 
-    blocks: how many `output_blocks` it has. feature_block: the one whose ResBlock hands over its hidden state.
-    attention_blocks: those whose self-attentions hand over q and k. depth: transformer blocks in each of them, where
-    the family fixes it (SDXL's differ by level).
+    blocks: how many `output_blocks` it has. layers: those that are injected by default (see `layers.py`). depth:
+    transformer blocks in each block with attention, where the family fixes it (SDXL's differ by level).
     """
 
     name: str
     blocks: int
-    feature_block: int
-    attention_blocks: tuple[int, ...]
+    layers: str
     depth: int | None = None
 
 
 # Paper section 3.3 and the authors' code for SD 1.x (diffusers' up_blocks[1].resnets[1], attentions of up_blocks 1..3
 # but the first); SDXL is the same place in its own numbering (shared design, section 1).
 ARCHITECTURES = (
-    Architecture("SD 1.x/2.x", blocks=12, feature_block=4, attention_blocks=tuple(range(4, 12)), depth=1),
-    Architecture("SDXL", blocks=9, feature_block=1, attention_blocks=tuple(range(1, 6))),
+    Architecture("SD 1.x/2.x", blocks=12, layers="f4 a4-11", depth=1),
+    Architecture("SDXL", blocks=9, layers="f1 a1-5"),
 )
 
 
 @dataclass(frozen=True)
+class Site:
+    """A module to hook: the `out_layers` of a ResBlock (a feature), or an `attn1` (attention)."""
+
+    layer: Layer
+    name: str
+    module: nn.Module
+
+
+@dataclass(frozen=True)
 class Sites:
-    """The modules of one U-Net: `feature` is (name, `out_layers`), `attention` (name, `attn1`), from first to last."""
+    """The modules of one U-Net to hook."""
 
     architecture: Architecture
-    feature: tuple[str, nn.Module]
-    attention: tuple[tuple[str, nn.Module], ...]
+    features: tuple[Site, ...]
+    attention: tuple[Site, ...]
 
 
 def architecture_of(unet: nn.Module) -> Architecture:
@@ -51,28 +60,40 @@ def architecture_of(unet: nn.Module) -> Architecture:
     raise DitailError(f"{type(unet).__name__} has {what}: Ditail needs a U-Net of {known}")
 
 
-def find_sites(unet: nn.Module, architecture: Architecture | None = None) -> Sites:
-    """The modules to hook. `architecture` may name other layers than the default ones.
+def find_sites(unet: nn.Module, layers: Iterable[Layer] = ()) -> Sites:
+    """The modules to hook for `layers` (none: the architecture's own).
 
-    Raises DitailError if a named block lacks its ResBlock or its self-attentions, or has more or fewer than expected.
+    Raises DitailError if a block is not there, or lacks its ResBlock or the self-attentions that are expected.
     """
-    architecture = architecture or architecture_of(unet)
-    blocks = unet.output_blocks
-    name = f"output_blocks.{architecture.feature_block}.0"
-    out_layers = getattr(blocks[architecture.feature_block][0], "out_layers", None)
-    if out_layers is None:
-        raise DitailError(f"{architecture.name}: {name} is not a ResBlock with out_layers")
-    attention = []
-    for index in architecture.attention_blocks:
-        found = [(f"output_blocks.{index}.{n}", m) for n, m in blocks[index].named_modules() if n.endswith("attn1")]
-        usable = [m for _, m in found if hasattr(m, "to_q") and hasattr(m, "to_k") and not is_cross_attention(m)]
-        if not found or len(usable) != len(found) or architecture.depth not in (None, len(found)):
-            raise DitailError(
-                f"{architecture.name}: output_blocks.{index} has {len(usable)} self-attentions of {len(found)}, "
-                f"expected {architecture.depth or 'one or more'}"
-            )
-        attention += found
-    return Sites(architecture, (f"{name}.out_layers", out_layers), tuple(attention))
+    architecture = architecture_of(unet)
+    found = {FEATURE: [], ATTENTION: []}
+    chosen = tuple(layers)
+    for layer in chosen or parse_layers(architecture.layers):
+        try:
+            found[layer.kind] += _sites_of(unet, architecture, layer)
+        except DitailError as error:
+            raise DitailError(f"layers: {error}", "layers") if chosen else error from None
+    return Sites(architecture, tuple(found[FEATURE]), tuple(found[ATTENTION]))
+
+
+def _sites_of(unet: nn.Module, architecture: Architecture, layer: Layer) -> list[Site]:
+    if layer.block >= architecture.blocks:
+        raise DitailError(f"{architecture.name} has output blocks 0 to {architecture.blocks - 1}, and no {layer.block}")
+    block, path = unet.output_blocks[layer.block], f"output_blocks.{layer.block}"
+    if layer.kind == FEATURE:
+        out_layers = getattr(block[0], "out_layers", None)
+        if out_layers is None:
+            raise DitailError(f"{architecture.name}: {path}.0 is not a ResBlock with out_layers")
+        return [Site(layer, f"{path}.0.out_layers", out_layers)]
+    found = [Site(layer, f"{path}.{n}", m) for n, m in block.named_modules() if n.endswith("attn1")]
+    usable = [m for m in (site.module for site in found)
+              if hasattr(m, "to_q") and hasattr(m, "to_k") and not is_cross_attention(m)]
+    if not found:
+        raise DitailError(f"{architecture.name}: {path} has no self-attention")
+    if len(usable) != len(found) or architecture.depth not in (None, len(found)):
+        raise DitailError(f"{architecture.name}: {path} has {len(usable)} self-attentions of {len(found)}, "
+                          f"expected {architecture.depth or 'one or more'}")
+    return found
 
 
 def is_cross_attention(attn1: nn.Module) -> bool:

@@ -13,6 +13,8 @@ SMALL = {
     "use_spatial_transformer": True, "context_dim": 32, "use_checkpoint": False, "legacy": False,
 }
 SD1 = {**SMALL, "attention_resolutions": [4, 2, 1], "channel_mult": [1, 2, 2, 2], "transformer_depth": 1}
+# SD 2.x: linear projections around the transformer, heads of a fixed width.
+SD2 = {**SD1, "num_heads": -1, "num_head_channels": 16, "use_linear_in_transformer": True}
 SDXL = {**SMALL, "attention_resolutions": [4, 2], "channel_mult": [1, 2, 2], "transformer_depth": 2,
         "context_dim": [32, 32], "num_classes": 10}
 
@@ -43,6 +45,11 @@ def sd1_unets():
 @pytest.fixture(scope="session")
 def sdxl_unet():
     return random_unet(SDXL, 3)
+
+
+@pytest.fixture(scope="session")
+def unets(sd1_unets, sdxl_unet):
+    return {"sd1": sd1_unets[1], "sd2": random_unet(SD2, 4), "sdxl": sdxl_unet}
 
 
 def pytest_terminal_summary(terminalreporter):

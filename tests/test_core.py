@@ -10,6 +10,7 @@ import torch
 import ditail
 from ditail import DitailError, Injection, Savings, SourceLatents, inject, injection, invert, remove
 from ditail.inversion import combine_conds
+from ditail.layers import Layer
 from ditail.mix import ddim_step
 from ditail.schedule import InjectionSteps, alphas_cumprod_at, ddim_timesteps, scaled_linear_alphas_cumprod
 from ditail.sites import architecture_of, find_sites
@@ -69,8 +70,9 @@ def test_alphas_cumprod_between_timesteps_follows_log_sigma():
 def test_the_first_steps_are_injected(ratio, injected):
     timesteps = ddim_timesteps(7)
     steps = InjectionSteps.from_ratios(timesteps, ratio, 0.0)
-    assert [steps.at(t)[0] for t in reversed(timesteps)] == [True] * injected + [False] * (7 - injected)
-    assert not any(steps.at(t)[1] for t in timesteps)
+    feature, attention = Layer("f", 4), Layer("a", 4)
+    assert [steps.wants(feature, t) for t in reversed(timesteps)] == [True] * injected + [False] * (7 - injected)
+    assert not any(steps.wants(attention, t) for t in timesteps)
 
 
 def test_inversion_is_undone_by_sampling_with_the_same_eps():
@@ -125,12 +127,12 @@ def test_source_latents_keep_through_a_file(tmp_path):
 
 def test_sites_of_both_architectures(sd1_unets, sdxl_unet):
     sites = find_sites(sd1_unets[0])
-    assert sites.feature[0] == "output_blocks.4.0.out_layers"
-    assert [n.split(".")[1] for n, _ in sites.attention] == [str(i) for i in range(4, 12)]
+    assert [site.name for site in sites.features] == ["output_blocks.4.0.out_layers"]
+    assert [site.name.split(".")[1] for site in sites.attention] == [str(i) for i in range(4, 12)]
     sites = find_sites(sdxl_unet)
     assert sites.architecture.name == "SDXL"
-    assert sites.feature[0] == "output_blocks.1.0.out_layers"
-    assert [n.split(".")[1] for n, _ in sites.attention] == [str(i) for i in range(1, 6) for _ in range(2)]
+    assert [site.name for site in sites.features] == ["output_blocks.1.0.out_layers"]
+    assert [site.name.split(".")[1] for site in sites.attention] == [str(i) for i in range(1, 6) for _ in range(2)]
 
 
 def test_models_without_such_blocks_are_refused(sd1_unets):
@@ -151,7 +153,7 @@ def test_injected_rows_compute_what_the_source_computes(sd1_unets, sdxl_unet, ki
     label = {} if kind == "sd1" else {"y": torch.tensor([3])}
     source, (cond, _, null) = source_latents(), conds()
     sites = find_sites(unet)
-    watched = [("feature", sites.feature[1])] + [(n, m.to_q) for n, m in sites.attention]
+    watched = [(s.name, s.module) for s in sites.features] + [(s.name, s.module.to_q) for s in sites.attention]
     seen = {}
 
     def watch():

@@ -5,7 +5,7 @@ from itertools import product
 
 import pytest
 import torch
-from conftest import SD1, SMALL, random_unet
+from conftest import SD1, random_unet
 from test_core import ALWAYS, conds, hooks_on, randn, source_latents
 
 from ditail import DitailError, FeatureCache, Injection, Savings, inject, remove
@@ -13,16 +13,8 @@ from ditail.savings import Shortcut, share_probabilities
 from ditail.schedule import InjectionSteps
 
 HOOKS = Savings(early_exit=False, skip_dead=False, share_attention=False)
-# SD 2.x: linear projections around the transformer, heads of a fixed width.
-SD2 = {**SMALL, "attention_resolutions": [4, 2, 1], "channel_mult": [1, 2, 2, 2], "transformer_depth": 1,
-       "num_heads": -1, "num_head_channels": 16, "use_linear_in_transformer": True}
 EACH = [Savings(*on) for on in product([True, False], repeat=3) if sum(on) == 1]
 T = torch.tensor([501])
-
-
-@pytest.fixture(scope="module")
-def unets(sd1_unets, sdxl_unet):
-    return {"sd1": sd1_unets[1], "sd2": random_unet(SD2, 4), "sdxl": sdxl_unet}
 
 
 @pytest.fixture
