@@ -78,6 +78,9 @@ FIELDS = (
           "self-attention queries and keys.", "Ditail attention ratio", 0.0, 1.0),
     Field("start", "Start", "source", "Start sampling from the source's last latent or from the seed's noise.",
           "Ditail start", choices=("source", "noise")),
+    Field("hires", "In the hires pass", True, "Take the content in the hires fix's second pass, too, at its own size.",
+          "Ditail hires"),
+    Field("show_source", "Show the source", False, "Add the picture that the content came from to the results."),
     Field("mask", "Mask", None, "Only the white parts take the content; empty: everywhere."),
 )
 BY_KEY = {f.key: f for f in FIELDS}
@@ -100,6 +103,8 @@ class DitailSettings:
     conv_ratio: float = BY_KEY["conv_ratio"].default
     attn_ratio: float = BY_KEY["attn_ratio"].default
     start: str = BY_KEY["start"].default
+    hires: bool = BY_KEY["hires"].default
+    show_source: bool = BY_KEY["show_source"].default
     mask: str | None = BY_KEY["mask"].default
 
     def __post_init__(self):

@@ -53,6 +53,6 @@ else:
             script.before_sampling(p, x, noise)
 
         def postprocess(self, p, processed, *args):
-            script.release(p)
+            script.release(p, processed)
 
     script.register()

@@ -1,6 +1,9 @@
 """Ditail's settings in a picture's infotext, and from there back into the tab."""
 
-from modules import sd_models
+import copy
+from collections.abc import Sequence
+
+from modules import processing, sd_models
 
 from ..settings import FIELDS, Field
 from .request import SHOWN_FOR_EMPTY, Request
@@ -13,16 +16,33 @@ TITLE = "Ditail"
 ONLY_FOR_AN_IMAGE = {"resize_mode"}
 
 
-def infotext_of(request: Request, info, image_hash: str | None) -> dict:
-    """The infotext's entries for a job; what is empty is left out. info: the source's CheckpointInfo."""
+def infotext_of(request: Request, picture_hashes: Sequence[str]) -> dict:
+    """The infotext's entries for a job; what is empty is left out.
+
+    picture_hashes: of the content images that the pictures of a batch take in turn.
+    """
     written = {}
     for field in FIELDS:
         value = getattr(request.settings, field.key)
-        if field.infotext and value != "" and not (image_hash is None and field.key in ONLY_FOR_AN_IMAGE):
+        if field.infotext and value != "" and (picture_hashes or field.key not in ONLY_FOR_AN_IMAGE):
             written[field.infotext] = f"{value:g}" if isinstance(value, float) else value
     if request.checkpoint is not None:
-        written["Ditail source checkpoint"] = info.short_title
-    return {**written, **({IMAGE_HASH: image_hash} if image_hash else {})}
+        written["Ditail source checkpoint"] = request.checkpoint.short_title
+    if len(picture_hashes) > 1:
+        written[IMAGE_HASH] = lambda index, **_: picture_hashes[index % len(picture_hashes)]
+    elif picture_hashes:
+        written[IMAGE_HASH] = picture_hashes[0]
+    return written
+
+
+def source_infotext(p, checkpoint, prompts: tuple[str, str], image: int) -> str:
+    """The infotext of a generated source's own picture: as if job `p` had made it with its model and prompts."""
+    alone = copy.copy(p)
+    alone.sd_model_name, alone.sd_model_hash = checkpoint.name_for_extra, checkpoint.shorthash
+    alone.sd_vae_name = alone.sd_vae_hash = None
+    alone.extra_generation_params = {}
+    return processing.create_infotext(alone, [prompts[0]], [p.all_seeds[image]], [p.all_subseeds[image]], index=0,
+                                      all_negative_prompts=[prompts[1]])
 
 
 class PasteKey(str):
@@ -49,6 +69,8 @@ class PasteKey(str):
         value = params.get(field.infotext, field.default)
         if isinstance(field.default, float):
             return float(value)
+        if isinstance(field.default, bool):
+            return str(value) == "True"
         return _shown(field, value)
 
 

@@ -104,14 +104,17 @@ def vae_options(vae: str) -> dict:
 
 
 @contextmanager
-def borrow_model(p, info, vae: str) -> Iterator[object]:
-    """Put checkpoint `info` with `vae` in place for a block, then what was there; nothing is loaded for the same ones.
+def borrowed_models(p) -> Iterator[Callable[..., object]]:
+    """For a block, a function `(checkpoint, vae, why) -> model` that puts source models in place one after another.
 
-    Raises DitailError if it can't be loaded. Whatever happens, the target is back in place afterwards.
+    It raises DitailError if one can't be loaded; nothing is loaded that is in place already. Whatever happens, the
+    target is back afterwards.
     """
     target = shared.sd_model.sd_checkpoint_info
     family = architecture_of(shared.sd_model.model.diffusion_model)
-    try:
+
+    def borrow(info, vae: str, why: str):
+        log.info("%s: %s", info.name_for_extra, why)
         try:
             with overridden_options(**vae_options(vae)):
                 _switch(p, info)
@@ -121,8 +124,13 @@ def borrow_model(p, info, vae: str) -> Iterator[object]:
             raise _wrong_source(info, f"can't be loaded ({error})") from error
         if architecture_of(shared.sd_model.model.diffusion_model) != family:
             raise _wrong_source(info, "is not of the target's architecture")
-        yield shared.sd_model
+        return shared.sd_model
+
+    try:
+        yield borrow
     finally:
+        if shared.sd_model.sd_checkpoint_info is not target:
+            log.info("%s: back in place as the target", target.name_for_extra)
         _switch(p, target)
 
 

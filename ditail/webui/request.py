@@ -1,6 +1,6 @@
 """What one job asks for: the settings as the API or the tab sends them, checked as far as that needs no model."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from PIL import Image
@@ -27,14 +27,9 @@ class Request:
     vae: str
 
     @classmethod
-    def from_args(cls, args: Sequence, axes: dict) -> "Request":
-        """The script's arguments: one dict (API), or the controls' values in the order of FIELDS (tab).
-
-        axes: values of X/Y/Z axes, which go first. Raises DitailError naming the key that can't be used.
-        """
-        values = dict(args[0]) if isinstance(args[0], dict) else _from_controls(args)
-        if axes:
-            values |= axes | {"enabled": True}
+    def from_values(cls, values: Mapping) -> "Request":
+        """Settings by key, pictures as base64 or PIL images. Raises DitailError naming the key that can't be used."""
+        values = dict(values)
         pictures = {key: values.pop(key, None) for key in PICTURES}
         encoded = {key: p for key, p in pictures.items() if not isinstance(p, Image.Image)}
         settings = DitailSettings.from_dict({**values, **encoded})
@@ -44,6 +39,11 @@ class Request:
             settings, _read(pictures["image"], "image", read_picture), _read(pictures["mask"], "mask", read_mask),
             models.find_checkpoint(settings.source_checkpoint), models.find_vae(settings.source_vae),
         )
+
+
+def settings_from(args: Sequence) -> dict:
+    """The script's arguments by key: one dict (API), or the controls' values in the order of FIELDS (tab)."""
+    return dict(args[0]) if isinstance(args[0], dict) else _from_controls(args)
 
 
 def is_enabled(args: Sequence) -> bool:

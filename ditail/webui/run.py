@@ -7,75 +7,57 @@ job, before sampling) and `sample` (once per batch), which are replaced on the i
 
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import wraps
 
 import torch
-from fastapi import HTTPException
-from modules import devices, extra_networks, processing, sd_models, shared
+from modules import images, processing, sd_models, shared
 from PIL import Image
 from torch import Tensor
 
 from ..errors import DitailError
 from ..images import LATENT_SCALE, fit, mask_to_latent, picture_to_tensor
 from ..injection import Injection, remove
-from ..inversion import invert
-from ..latents import LatentCache, SourceLatents, latents_key
+from ..latents import LatentCache
 from ..savings import Savings
 from ..schedule import InjectionSteps
 from ..sites import find_sites
 from . import models
-from .infotext import infotext_of
-from .progress import Interrupted, Progress, source_job
+from .failures import errors_for_the_user
+from .infotext import IMAGE_HASH, infotext_of, source_infotext
+from .progress import Interrupted, source_job
 from .request import Request
-from .sampling import SamplingPlan, plan_sampling, record_generation
+from .sampling import Recorder, plan_sampling
+from .sources import Sampling, Source, batches_of, distinct, make, picture_of, sources_of, stacked
 
 log = logging.getLogger("ditail")
 
 RUN = "_ditail_run"
 ORIGINAL = "_ditail_original"
+# Set on a job by the matrix: see `Run.plain`.
+PLAIN = "_ditail_plain"
 CACHE = LatentCache(256 * 2**20)
-TEXTS = {"image": "inverting the content image", "generate": "generating the source image"}
-# What a generated source depends on, besides its model and prompts.
-SAMPLING_ATTRIBUTES = ("sampler_name", "scheduler", "steps", "cfg_scale", "subseed_strength", "eta", "s_churn",
-                       "s_tmin", "s_tmax", "s_noise", "s_min_uncond")
-SAMPLING_OPTIONS = ("eta_ancestral", "eta_ddim", "eta_noise_seed_delta", "randn_source", "sgm_noise_multiplier",
-                    "always_discard_next_to_last_sigma", "sigma_min", "sigma_max", "rho", "skip_early_cond",
-                    "no_dpmpp_sde_batch_determinism", "uni_pc_variant", "uni_pc_skip_type", "uni_pc_order")
-
-
-class Ditail(Exception):
-    """A DitailError in the tab, where the WebUI shows an exception's class and text: "Ditail: ..."."""
-
-
-@dataclass
-class _Pass:
-    """One sampling of the job: its size, what the sampler will do, and the source latents once they are there."""
-
-    hires: bool
-    size: tuple[int, int]
-    plan: SamplingPlan
-    pixels: Tensor | None
-    key: str = ""
-    latents: SourceLatents | None = None
-    mask: Tensor | None = None
-
-    @property
-    def latent_hw(self) -> tuple[int, int]:
-        return self.size[1] // LATENT_SCALE, self.size[0] // LATENT_SCALE
 
 
 class Run:
-    """Ditail in one processing job `p`."""
+    """Ditail in one processing job `p`.
 
-    def __init__(self, p, request: Request | None, error: DitailError | None = None):
+    sweep: further settings of which later jobs will need the sources; what needs the same loading is made along.
+    plain: make the sources with the target itself and leave the sampling alone, but for noting what it passes through
+    where the source is generated (the diagonal of a matrix).
+    """
+
+    def __init__(self, p, request: Request | None, error: DitailError | None = None, *,
+                 sweep: Sequence[Request] = (), plain: bool = False):
         self.p = p
         self.request = request
         self.error: Exception | None = error
-        self.passes: dict[bool, _Pass] = {}
+        self.sweep, self.plain = sweep, plain
+        self.samplings: dict[bool, Sampling] = {}
         self.hooked = []
+        self.recorder: Recorder | None = None
+        self._rows: list[int] = []
 
     def install(self) -> None:
         """Take over `init` and `sample` of the job."""
@@ -84,7 +66,7 @@ class Run:
             _replace(self.p, name, method)
 
     def _init(self, original, *args, **kwargs) -> None:
-        with self._errors_for_the_user():
+        with errors_for_the_user(self.p):
             if self.error:
                 raise self.error
             with _recorded_pixels() as seen:
@@ -92,161 +74,186 @@ class Run:
             self._prepare(seen)
 
     def _sample(self, original, *args, **kwargs) -> Tensor:
-        with self._errors_for_the_user():
+        with errors_for_the_user(self.p):
             try:
                 samples = original(*args, **kwargs)
             finally:
                 self.detach()
             if self.error:
                 raise self.error
+            self._keep_recording(samples)
             return samples
 
-    @contextmanager
-    def _errors_for_the_user(self) -> Iterator[None]:
-        try:
-            yield
-        except DitailError as error:
-            log.error("%s", error)
-            if self.p.is_api:
-                raise HTTPException(status_code=422, detail=str(error)) from error
-            raise Ditail(str(error)) from error
-
     def _prepare(self, seen: list[Tensor]) -> None:
-        """The source pass: source latents for every sampling of the job, from the cache or by inversion."""
+        """The source pass: source latents for every sampling of the job, from the cache or by making them."""
         p, request = self.p, self.request
         find_sites(shared.sd_model.model.diffusion_model)
-        self._without_token_merging()
-        target = shared.sd_model.sd_checkpoint_info
-        info = request.checkpoint or target
-        models.check_architecture(info, shared.sd_model.model.diffusion_model)
-        keep_vae = info.filename == target.filename and not request.settings.source_vae
-        vae = shared.opts.sd_vae if keep_vae else request.vae
-        texts = (request.settings.source_prompt or p.main_prompt,
-                 request.settings.source_negative_prompt or p.main_negative_prompt)
-        prompt, networks = extra_networks.parse_prompt(texts[0])
-        prompts = (prompt, texts[1])
-        self._plan(seen)
-        depends_on = models.fingerprint(p, info, vae, prompts, networks)
-        for step in self.passes.values():
-            step.key = latents_key({**depends_on, **self._depends_on(step)})
-            step.latents = CACHE.get(step.key)
-        todo = [step for step in self.passes.values() if step.latents is None]
+        if request.checkpoint is not None:
+            models.check_architecture(request.checkpoint, shared.sd_model.model.diffusion_model)
+        if not self.plain:
+            self._without_token_merging()
+        self._plan([row[None] for row in seen[0]] if seen else [])
+        todo = self._missing(distinct(s for sampling in self.samplings.values() for s in sampling.sources))
+        if self._can_record():
+            self.recorder, todo = Recorder(), []
         try:
             if todo:
-                self._source_pass(todo, info, vae, prompts, networks)
+                self._source_pass(todo + self._along(todo))
         except Interrupted:
             # Skip would go on with the next picture, and that would be a plain one: both end the job.
             shared.state.interrupted = True
             return
-        p.extra_generation_params.update(infotext_of(request, info, self._picture_hash(seen)))
+        if not self.plain:
+            p.extra_generation_params.update(infotext_of(request, self._picture_hashes(seen)))
 
-    def _depends_on(self, step: _Pass) -> dict:
+    def _missing(self, sources: Sequence[Source]) -> list[Source]:
+        """Those that are not in the cache; the others get their latents from there."""
+        for source in sources:
+            source.latents = CACHE.get(source.key)
+        inverted = {id(source.parent) for source in sources if source.parent and source.latents is None}
+        for source in sources:
+            shown = source.kind == "generate" and (self.request.settings.show_source or id(source) in inverted)
+            if shown and source.latents is not None and source.latents.picture is None:
+                source.latents = None
+        return [source for source in sources if source.latents is None]
+
+    def _can_record(self) -> bool:
+        """Whether the job's own sampling is the generation of its source, and nothing but the latents is needed."""
         p, settings = self.p, self.request.settings
-        if settings.source == "image":
-            return {"pixels": step.pixels, "settings": [settings.alpha, settings.beta, step.size, step.plan.timesteps]}
-        named = {name: getattr(p, name, None) for name in SAMPLING_ATTRIBUTES}
-        options = {name: getattr(shared.opts, name, None) for name in SAMPLING_OPTIONS}
-        seeds = [p.all_seeds[0], p.all_subseeds[0] if p.subseed_strength else None]
-        return {"generate": {**named, **options}, "seeds": seeds, "size": step.size}
+        return (self.plain and settings.source == "generate" and not settings.show_source
+                and not hasattr(p, "init_images") and not getattr(p, "enable_hr", False))
 
-    def _plan(self, seen: list[Tensor]) -> None:
-        p = self.p
-        if not getattr(p, "txt2img_upscale", False):
-            self._add_pass(False, (p.width, p.height), seen)
-        # A generated source has no latents at the second pass's size: what it shows there would be another picture.
-        if getattr(p, "enable_hr", False) and self.request.settings.source == "image":
+    def _along(self, todo: Sequence[Source]) -> list[Source]:
+        """Sources of the sweep's other cells, made along where a model has to be loaded anyway."""
+        loaded = shared.sd_model.sd_checkpoint_info.filename
+        if all(source.checkpoint.filename == loaded for source in todo):
+            return []
+        known = {source.key for source in todo}
+        further = [source for request in self.sweep for sampling in self.samplings.values()
+                   for source in sources_of(self.p, request, sampling)]
+        further = [s for s in distinct(further) if s.key not in known and CACHE.get(s.key) is None]
+        height, width = todo[0].sampling.latent_hw
+        one = 16 * height * width * len(todo[0].sampling.plan.timesteps)
+        return further[: max(0, CACHE.budget // one - len(todo))]
+
+    def _plan(self, pictures: Sequence[Tensor]) -> None:
+        p, settings, first = self.p, self.request.settings, None
+        generated = settings.source == "generate"
+        if generated or not getattr(p, "txt2img_upscale", False):
+            first = self._add_sampling(False, (p.width, p.height), pictures)
+        if getattr(p, "enable_hr", False) and settings.hires and not self.plain:
             width = p.hr_upscale_to_x - p.truncate_x * LATENT_SCALE
             height = p.hr_upscale_to_y - p.truncate_y * LATENT_SCALE
-            self._add_pass(True, (width, height), seen)
+            # A generated source has no latents at the second pass's size: its picture is inverted there.
+            self._add_sampling(True, (width, height), pictures, first.sources if generated and first else None)
 
-    def _add_pass(self, hires: bool, size: tuple[int, int], seen: list[Tensor]) -> None:
-        plan = plan_sampling(self.p, hires=hires)
+    def _add_sampling(self, hires: bool, size: tuple[int, int], pictures: Sequence[Tensor],
+                      parents: Sequence[Source] | None = None) -> Sampling | None:
+        request, plan = self.request, plan_sampling(self.p, hires=hires)
         if plan is None:
             self.p.comment("Ditail: nothing to do, as the denoising strength leaves no step")
-            return
-        request = self.request
-        if request.settings.source == "generate":
-            pixels = None
-        elif request.image is not None:
-            pixels = picture_to_tensor(fit(request.image, *size, request.settings.resize_mode))
-        elif seen:
-            pixels = _one_picture(seen)
-        else:
-            raise DitailError("image: a content image is needed in txt2img", "image")
-        mask = request.mask and mask_to_latent(request.mask, *size, request.settings.resize_mode)
-        self.passes[hires] = _Pass(hires, size, plan, pixels, mask=mask)
-
-    def _picture_hash(self, seen: list[Tensor]) -> str | None:
-        if self.request.settings.source == "generate":
             return None
-        if self.request.image is None:
-            return hashlib.sha256(_one_picture(seen).numpy().tobytes()).hexdigest()[:10]
-        return picture_hash(self.request.image)
+        made = Sampling(hires, size, plan)
+        if request.mask:
+            made.mask = mask_to_latent(self._framed(request.mask), *size, request.settings.resize_mode)
+        if request.settings.source == "image":
+            if request.image is not None:
+                pictures = [picture_to_tensor(fit(self._framed(request.image), *size, request.settings.resize_mode))]
+            elif not pictures:
+                raise DitailError("image: a content image is needed in txt2img", "image")
+            made.pictures = pictures
+        made.sources = sources_of(self.p, request, made, parents)
+        self.samplings[hires] = made
+        return made
 
-    def _source_pass(self, todo: list[_Pass], info, vae: str, prompts: tuple[str, str], networks: dict) -> None:
-        p = self.p
+    def _framed(self, image: Image.Image) -> Image.Image:
+        """What inpainting "only masked" sees of a picture that lies over the whole init image."""
+        if getattr(self.p, "paste_to", None) is None:
+            return image
+        x, y, width, height = self.p.paste_to
+        whole = fit(image, *self.p.init_images[0].size, self.request.settings.resize_mode)
+        return whole.crop((x, y, x + width, y + height))
+
+    def _picture_hashes(self, seen: list[Tensor]) -> list[str]:
+        """By image of a batch; one if they are alike."""
+        if self.request.settings.source == "generate":
+            return []
+        if self.request.image is not None:
+            return [picture_hash(self.request.image)]
+        found = [hashlib.sha256(row.numpy().tobytes()).hexdigest()[:10] for row in seen[0]]
+        return found if len(set(found)) > 1 else found[:1]
+
+    def _source_pass(self, todo: list[Source]) -> None:
+        p, batches = self.p, batches_of(todo, self.p.batch_size)
         model_before = shared.sd_model
-        target_steps = [step.plan.steps for step in self.passes.values()]
-        with source_job(p, target_steps, [len(step.plan.timesteps) for step in todo]) as job:
-            job.show(f"loading {info.name_for_extra}")
-            with (torch.random.fork_rng(), models.untouched_prompt_notes(), models.borrow_model(p, info, vae) as model,
-                  models.active_extra_networks(p, networks)):
-                for step in todo:
-                    job.begin(len(step.plan.timesteps), TEXTS[self.request.settings.source])
-                    make = self._invert if self.request.settings.source == "image" else self._generate
-                    step.latents = make(model, step, prompts, job)
-                    CACHE.put(step.key, step.latents)
-                    job.end()
+        target_steps = [sampling.plan.steps for sampling in self.samplings.values()]
+        source_steps = [len(batch[0].sampling.plan.timesteps) for batch in batches]
+        with (source_job(p, target_steps, source_steps) as job, torch.random.fork_rng(),
+              models.untouched_prompt_notes(), models.borrowed_models(p) as borrow):
+            for source in make(p, batches, job, borrow):
+                CACHE.put(source.key, source.latents)
         if p.sampler is not None and shared.sd_model is not model_before:
             p.sampler = models.sampler_for(p)  # img2img makes it in `init`, for the model object of that moment
-
-    def _invert(self, model, step: _Pass, prompts: tuple[str, str], job: Progress) -> SourceLatents:
-        settings = self.request.settings
-        z0 = models.encode(model, step.pixels, step.latent_hw)
-        with devices.without_autocast() if devices.unet_needs_upcast else devices.autocast():
-            denoise = models.source_denoiser(model, prompts, settings.alpha, settings.beta, step.size,
-                                             step.plan.timesteps)
-            return invert(denoise, z0, step.plan.timesteps, model.alphas_cumprod.float().cpu(), job.progress)
-
-    def _generate(self, model, step: _Pass, prompts: tuple[str, str], job: Progress) -> SourceLatents:
-        with devices.without_autocast() if devices.unet_needs_upcast else devices.autocast():
-            latents = record_generation(self.p, model, prompts, step.size, job.check)
-        job.check()
-        return latents
 
     def attach(self, x: Tensor, noise: Tensor) -> None:
         """Called with the tensors that the sampler is about to read: hook the U-Net and set where sampling starts."""
         try:
-            step = self.passes.get(bool(self.p.is_hr_pass))
+            sampling = self.samplings.get(bool(self.p.is_hr_pass))
             self.detach()
-            if step is None:
+            if self.recorder:
+                self.recorder.attach(self.p.sampler)
+            if sampling is None or self.plain:
                 return
-            self._hook(step)
-            if self.request.settings.start == "source" and not step.hires:
-                step.plan.start_from(step.latents.at(step.plan.timesteps[-1]), x, noise)
+            self._hook(sampling)
+            if self.request.settings.start == "source" and not sampling.hires:
+                start = sampling.plan.timesteps[-1]
+                sampling.plan.start_from(torch.cat([s.latents.at(start) for s in self._of_batch(sampling)]), x, noise)
         except Exception as error:
             self.error = error
             self.p.sampler.sample = self.p.sampler.sample_img2img = _raiser(error)
 
-    def follow(self) -> None:
-        """Called at each step: a refiner may have put another model in place."""
-        if not self.hooked or shared.sd_model.model.diffusion_model is self.hooked[-1]:
+    def _of_batch(self, sampling: Sampling) -> list[Source]:
+        """The sources of the images that are sampled now."""
+        first = self.p.iteration * self.p.batch_size
+        return sampling.sources[first : first + self.p.batch_size]
+
+    def follow(self, denoiser) -> None:
+        """Called at each step: which image each row is of, and a refiner may have put another model in place."""
+        if not self.hooked:
             return
         try:
-            self._hook(self.passes[bool(self.p.is_hr_pass)])
+            prompts = [len(composed) for composed in denoiser.sampler.sampler_extra_args["cond"].batch]
+            # The WebUI's order, in one call or more: each image's prompts (several for AND), the unconditional rows.
+            self._rows = [i for i, count in enumerate(prompts) for _ in range(count)] + list(range(len(prompts)))
+            if shared.sd_model.model.diffusion_model is not self.hooked[-1]:
+                self._hook(self.samplings[bool(self.p.is_hr_pass)])
         except Exception as error:
             self.error = error
             shared.state.interrupted = True
 
-    def _hook(self, step: _Pass) -> None:
+    def _hook(self, sampling: Sampling) -> None:
         self._without_token_merging()
         model, settings = shared.sd_model, self.request.settings
+        sources = self._of_batch(sampling)
+        rows = distinct(sources)
+        order = [next(i for i, row in enumerate(rows) if row.key == source.key) for source in sources]
+
+        def row_images(count: int) -> list[int]:
+            taken, self._rows = self._rows[:count], self._rows[count:]
+            return [order[image] for image in taken]
+
+        steps = InjectionSteps.from_ratios(sampling.plan.timesteps, settings.conv_ratio, settings.attn_ratio)
         unet = model.model.diffusion_model
-        steps = InjectionSteps.from_ratios(step.plan.timesteps, settings.conv_ratio, settings.attn_ratio)
-        savings = Savings(upcast_attention=shared.opts.upcast_attn)
-        Injection(step.latents, models.null_conditioning(model, step.size), steps, step.mask,
-                  savings=savings).install(unet)
+        Injection(stacked([row.latents for row in rows]), models.null_conditioning(model, sampling.size), steps,
+                  sampling.mask, row_images, Savings(upcast_attention=shared.opts.upcast_attn)).install(unet)
         self.hooked.append(unet)
+
+    def _keep_recording(self, samples: Tensor) -> None:
+        """Keep what the job's own sampling passed through as its sources' latents."""
+        if self.recorder:
+            made = self.recorder.latents(shared.sd_model.alphas_cumprod)
+            for source, latents in zip(self._of_batch(self.samplings[False]), made, strict=True):
+                CACHE.put(source.key, latents)
 
     def _without_token_merging(self) -> None:
         """Merged tokens are other ones in the source than in the picture, so q and k would not fit."""
@@ -259,15 +266,43 @@ class Run:
         while self.hooked:
             remove(self.hooked.pop())
 
+    def show_sources(self, processed) -> None:
+        """Add the pictures that the content came from to a finished job's, each with its infotext."""
+        sampling = self.samplings.get(False)
+        if not self.request or not self.request.settings.show_source or sampling is None or self.plain:
+            return
+        for source in distinct(sampling.sources):
+            if source.kind == "generate" and source.latents is None:
+                continue  # interrupted
+            picture, text = picture_of(source), self._infotext_of(source)
+            picture.info["parameters"] = text
+            processed.images.append(picture)
+            processed.infotexts.append(text)
+            if self.p.save_samples():
+                images.save_image(picture, self.p.outpath_samples, "", self.p.all_seeds[source.image],
+                                  source.prompts[0], shared.opts.samples_format, info=text, p=self.p,
+                                  suffix="-ditail-source")
 
-def release(p) -> None:
+
+    def _infotext_of(self, source: Source) -> str:
+        if source.kind == "image":
+            return f"Content image of Ditail, {IMAGE_HASH}: {picture_hash(picture_of(source))}"
+        settings, image = self.request.settings, source.image
+        return source_infotext(self.p, source.checkpoint, (settings.source_prompt or self.p.all_prompts[image],
+                                                           source.prompts[1]), image)
+
+
+def release(p, processed=None) -> None:
     """Give a job back its own methods and take its hooks off; nothing happens for a job without Ditail.
 
-    A script may copy a job or run it twice, so this also undoes what came along with the copy.
+    processed: the finished job's pictures, to which the source's are added. A script may copy a job or run it twice,
+    so this also undoes what came along with the copy.
     """
     run = p.__dict__.pop(RUN, None)
     if run is not None:
         run.detach()
+        if processed is not None:
+            run.show_sources(processed)
     for name in ("init", "sample"):
         replaced = p.__dict__.get(name)
         if hasattr(replaced, ORIGINAL):
@@ -315,10 +350,3 @@ def _recorded_pixels() -> Iterator[list[Tensor]]:
     finally:
         processing.images_tensor_to_samples = encode
 
-
-def _one_picture(seen: list[Tensor]) -> Tensor:
-    pictures = seen[0]
-    if not (pictures == pictures[:1]).all():
-        raise DitailError("image: several different init images in one batch are more than one content image; give "
-                          "one in `image`, or send them one by one", "image")
-    return pictures[:1]

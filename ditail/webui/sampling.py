@@ -5,12 +5,12 @@ none of that is repeated here: the WebUI's own sampler runs on a tiny latent, an
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
 
 import torch
-from modules import processing, prompt_parser, rng, sd_samplers, shared
+from modules import devices, processing, prompt_parser, rng, sd_samplers, shared
 from torch import Tensor
 
 from ..images import LATENT_SCALE
@@ -125,37 +125,71 @@ def _timesteps(sampler, probe, asked: list[float], seen: dict) -> tuple[tuple[fl
     return tuple(sorted(set(to_timestep(sigmas[sigmas > 0]).double().tolist()))), first
 
 
-@torch.no_grad()
-def record_generation(p, model, prompts: tuple[str, str], size: tuple[int, int],
-                      progress: Callable[[], None]) -> SourceLatents:
-    """The VP latents that `model` passes through as it samples `prompts` from the job's first seed, as txt2img does.
+class Recorder:
+    """Notes the VP latents that a sampler passes through."""
 
-    progress: called before each evaluation of the model.
+    def __init__(self):
+        self._kept: dict[float, Tensor] = {}
+
+    def attach(self, sampler) -> None:
+        """Listen to a sampler that is about to start."""
+        denoiser, kept = sampler.model_wrap_cfg, {}
+        forward = denoiser.forward
+        to_timestep = getattr(sampler.model_wrap, "sigma_to_t", None)
+
+        @wraps(forward)
+        def recorded(x, sigma, *args, **kwargs):
+            at = to_timestep(sigma) if to_timestep else sigma
+            # A sampler that asks twice at one timestep starts its next step from the second latent.
+            kept[float(at.flatten()[0])] = x / (1 + float(sigma.flatten()[0]) ** 2) ** 0.5 if to_timestep else x
+            return forward(x, sigma, *args, **kwargs)
+
+        denoiser.forward, self._kept = recorded, kept
+
+    def latents(self, alphas_cumprod: Tensor) -> list[SourceLatents]:
+        """What was noted, by row."""
+        timesteps = sorted(self._kept)
+        rows = torch.stack([self._kept[t].float().cpu() for t in timesteps]).split(1, 1)
+        return [SourceLatents(timesteps, row.clone(), alphas_cumprod.float().cpu()) for row in rows]
+
+
+@torch.no_grad()
+def record_generation(p, model, images: Sequence[tuple[tuple[str, str], int]], size: tuple[int, int],
+                      progress: Callable[[], None], *, decoded: bool) -> list[SourceLatents]:
+    """The VP latents that `model` passes through as it samples as the job's txt2img would, by image.
+
+    images: for each (prompt, negative prompt) and its number in the job, whose seeds it takes. progress: called before
+    each evaluation of the model. decoded: give the latents their picture, too.
     """
     probe = _probe_of(p, hires=False)
-    probe.all_seeds, probe.seeds = p.all_seeds[:1], p.all_seeds[:1]
-    probe.prompts, probe.refiner_checkpoint_info = [prompts[0]], None
+    at = [number for _, number in images]
+    probe.all_seeds, probe.all_subseeds = [p.all_seeds[i] for i in at], [p.all_subseeds[i] for i in at]
+    probe.seeds, probe.batch_size, probe.refiner_checkpoint_info = probe.all_seeds, len(images), None
+    texts = [[prompts[i] for prompts, _ in images] for i in (0, 1)]
+    probe.prompts = texts[0]
     shape = (getattr(model, "latent_channels", 4), size[1] // LATENT_SCALE, size[0] // LATENT_SCALE)
-    probe.rng = rng.ImageRNG(shape, probe.all_seeds, subseeds=p.all_subseeds[:1], subseed_strength=p.subseed_strength)
-    sampler = sd_samplers.create_sampler(p.sampler_name, model)
-    denoiser, kept = sampler.model_wrap_cfg, {}
-    forward = denoiser.forward
-    to_timestep = getattr(sampler.model_wrap, "sigma_to_t", None)
+    probe.rng = rng.ImageRNG(shape, probe.all_seeds, subseeds=probe.all_subseeds, subseed_strength=p.subseed_strength,
+                             seed_resize_from_h=p.seed_resize_from_h, seed_resize_from_w=p.seed_resize_from_w)
+    sampler, recorder = sd_samplers.create_sampler(p.sampler_name, model), Recorder()
+    forward = sampler.model_wrap_cfg.forward
 
-    def recorded(x, sigma, *args, **kwargs):
+    def checked(*args, **kwargs):
         progress()
-        at = to_timestep(sigma) if to_timestep else sigma
-        # A sampler that asks twice at one timestep starts its next step from the second latent.
-        kept[float(at.flatten()[0])] = x / (1 + float(sigma.flatten()[0]) ** 2) ** 0.5 if to_timestep else x
-        return forward(x, sigma, *args, **kwargs)
+        return forward(*args, **kwargs)
 
-    denoiser.forward = recorded
-    texts = [prompt_parser.SdConditioning([text], is_negative, *size)
-             for text, is_negative in zip(prompts, (False, True), strict=True)]
+    sampler.model_wrap_cfg.forward = checked
+    recorder.attach(sampler)
+    conds = [prompt_parser.SdConditioning(text, is_negative, *size)
+             for text, is_negative in zip(texts, (False, True), strict=True)]
     steps = sampler.config.total_steps(p.steps)
-    cond = prompt_parser.get_multicond_learned_conditioning(model, texts[0], steps)
-    uncond = prompt_parser.get_learned_conditioning(model, texts[1], steps)
+    cond = prompt_parser.get_multicond_learned_conditioning(model, conds[0], steps)
+    uncond = prompt_parser.get_learned_conditioning(model, conds[1], steps)
     x = probe.rng.next()
-    sampler.sample(probe, x, cond, uncond, image_conditioning=processing.txt2img_image_conditioning(model, x, *size))
-    latents = torch.stack([kept[t].float().cpu() for t in sorted(kept)])
-    return SourceLatents(sorted(kept), latents, model.alphas_cumprod.float().cpu())
+    samples = sampler.sample(probe, x, cond, uncond,
+                             image_conditioning=processing.txt2img_image_conditioning(model, x, *size))
+    made = recorder.latents(model.alphas_cumprod)
+    if decoded:
+        pictures = processing.decode_latent_batch(model, samples, target_device=devices.cpu, check_for_nans=True)
+        for latents, picture in zip(made, pictures, strict=True):
+            latents.picture = ((picture.float().clamp(-1, 1) + 1) * 127.5).byte().permute(1, 2, 0).contiguous()
+    return made

@@ -7,9 +7,9 @@ from modules import script_callbacks, sd_models, shared
 
 from ..errors import DitailError
 from ..injection import remove
-from .request import Request, is_enabled
-from .run import CACHE, RUN, Run, release
-from .xyz import AXES, add_axes
+from .request import Request, is_enabled, settings_from
+from .run import CACHE, PLAIN, RUN, Run, release
+from .xyz import AXES, add_axes, at_cell, sweep
 
 log = logging.getLogger("ditail")
 
@@ -22,16 +22,19 @@ def before_process(p, args: tuple) -> None:
     axes = getattr(p, AXES, {})
     if not is_enabled(args) and not axes:
         return
-    request = error = None
+    request, error, further = None, None, []
     try:
-        request = Request.from_args(args, axes)
+        request = Request.from_values(settings_from(args) | ({"enabled": True} if axes else {}))
+        if axes:
+            request = at_cell(request, axes, (str(p.prompt), str(p.negative_prompt)))
+            further = sweep(request, axes)
     except DitailError as wrong:
         error = wrong
     except Exception as unexpected:
         log.exception("reading the settings")
         error = DitailError(f"args: can't be read ({unexpected})", "args")
     CACHE.budget = int(getattr(shared.opts, CACHE_OPTION, 256)) * 2**20
-    Run(p, request, error).install()
+    Run(p, request, error, sweep=further, plain=getattr(p, PLAIN, False)).install()
 
 
 def before_sampling(p, x, noise) -> None:
@@ -44,7 +47,7 @@ def on_cfg_denoiser(params) -> None:
     """Once per evaluation of the model, for every job: those of Ditail keep up with a change of model."""
     run = getattr(params.denoiser.p, "__dict__", {}).get(RUN)
     if run is not None:
-        run.follow()
+        run.follow(params.denoiser)
 
 
 def on_script_unloaded() -> None:
@@ -60,8 +63,19 @@ def on_ui_settings() -> None:
     ).info("one content image takes 1.3 MB for 20 steps at 512x512; with its latents kept, it is not inverted again"))
 
 
+def show_log() -> None:
+    """Let the console show what is loaded and made, and why, unless the WebUI's own log level says what to show."""
+    if not log.handlers and not logging.getLogger().handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("Ditail: %(message)s"))
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+        log.propagate = False
+
+
 def register() -> None:
     """Register the callbacks; the WebUI forgets them all at "Reload UI" and runs the script again."""
+    show_log()
     script_callbacks.on_cfg_denoiser(on_cfg_denoiser)
     script_callbacks.on_script_unloaded(on_script_unloaded)
     script_callbacks.on_ui_settings(on_ui_settings)

@@ -52,12 +52,31 @@ def build(elem_id: Callable[[str], str], *, is_img2img: bool) -> Controls:
                                        elem_id=elem_id(key))
             with gr.Row():
                 made |= {key: _radio(key, elem_id) for key in ("source", "start", "resize_mode")}
+            with gr.Row():
+                made |= {key: _checkbox(key, elem_id) for key in ("hires", "show_source")}
             with gr.Accordion("Mask", open=False, elem_id=elem_id("mask_accordion")):
                 made["mask"] = _picture("mask", elem_id, is_img2img)
     keys = {f.key: PasteKey(f) for f in FIELDS if f.infotext or f.key == "enabled"}
     return Controls(
         [made[f.key] for f in FIELDS], [(made[name], key) for name, key in keys.items()], list(keys.values())
     )
+
+
+def build_matrix(elem_id: Callable[[str], str]) -> list:
+    """The controls of the matrix script, in the order that `matrix.run_args` takes them."""
+    with gr.Row():
+        names = gr.Dropdown(label="Models of the matrix", choices=sd_models.checkpoint_tiles(), multiselect=True,
+                            elem_id=elem_id("checkpoints"))
+        create_refresh_button(names, sd_models.list_models, lambda: {"choices": sd_models.checkpoint_tiles()},
+                              elem_id("refresh_checkpoints"))
+    further = gr.Textbox(label="Further models, one a line", lines=2, elem_id=elem_id("further"),
+                         placeholder="checkpoint + <lora:name:0.7>")
+    one_source = gr.Checkbox(label="One row: the content of Ditail's source checkpoint in every style", value=False,
+                             elem_id=elem_id("one_source"))
+    margin = gr.Slider(label="Grid margins (px)", minimum=0, maximum=500, value=0, step=2, elem_id=elem_id("margin"))
+    gr.HTML("<p>The other settings are those of the Ditail section above, whether it is switched on or not. Without a "
+            "content image each model generates its own content.</p>")
+    return [names, further, one_source, margin]
 
 
 def checkpoint_choices() -> list[str]:
@@ -90,3 +109,8 @@ def _slider(key: str, elem_id):
 def _radio(key: str, elem_id):
     field = BY_KEY[key]
     return gr.Radio(label=field.label, choices=list(field.choices), value=field.default, elem_id=elem_id(key))
+
+
+def _checkbox(key: str, elem_id):
+    field = BY_KEY[key]
+    return gr.Checkbox(label=field.label, value=field.default, elem_id=elem_id(key))

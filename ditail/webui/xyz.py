@@ -1,12 +1,33 @@
 """Axes for the WebUI's X/Y/Z plot, one per setting that can be written as a number or a word."""
 
-from modules import scripts, sd_models
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import product
 
+from modules import scripts, sd_models, sd_vae
+
+from ..errors import DitailError
 from ..settings import BY_KEY, Field
+from . import models
+from .failures import errors_for_the_user
+from .request import Request
 
 AXES = "_ditail_axes"
 KEYS = ("alpha", "beta", "conv_ratio", "attn_ratio", "start", "resize_mode", "source", "source_checkpoint",
-        "source_prompt", "source_negative_prompt")
+        "source_vae", "source_prompt", "source_negative_prompt", "hires")
+PROMPTS = ("source_prompt", "source_negative_prompt")
+SEARCH_REPLACE = "source_prompt_sr"
+# What a sweep changes of an inverted source itself.
+OF_THE_SOURCE = ("alpha", "beta", "source_checkpoint", *PROMPTS)
+SWEEP_AT_MOST = 64
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis in one cell: its value there and all its values."""
+
+    value: object
+    values: tuple
 
 
 def add_axes() -> None:
@@ -14,24 +35,84 @@ def add_axes() -> None:
     plots = [data.module for data in scripts.scripts_data if data.script_class.__module__ == "xyz_grid.py"]
     for plot in plots[:1]:
         labels = {option.label for option in plot.axis_options}
-        for key in KEYS:
-            option = _axis(plot, BY_KEY[key])
-            if option.label not in labels:
-                plot.axis_options.append(option)
+        wanted = [_axis(plot, BY_KEY[key]) for key in KEYS]
+        wanted.append(plot.AxisOption("[Ditail] Source prompt S/R", str, _apply(SEARCH_REPLACE)))
+        plot.axis_options.extend(option for option in wanted if option.label not in labels)
 
 
 def _axis(plot, field: Field):
-    is_number = isinstance(field.default, float)
+    kind = float if isinstance(field.default, float) else str
+    return plot.AxisOption(f"[Ditail] {field.label}", kind, _apply(field.key), confirm=_confirm(field),
+                           choices=_choices(field))
+
+
+def _choices(field: Field):
     if field.key == "source_checkpoint":
-        choices = lambda: [info.title for info in sd_models.checkpoints_list.values()]  # noqa: E731
-    else:
-        choices = (lambda: list(field.choices)) if field.choices else None
-    return plot.AxisOption(f"[Ditail] {field.label}", float if is_number else str, _apply(field.key), choices=choices)
+        return lambda: [info.title for info in sd_models.checkpoints_list.values()]
+    if field.key == "source_vae":
+        return lambda: ["Automatic", "None", *sd_vae.vae_dict]
+    if isinstance(field.default, bool):
+        return lambda: ["True", "False"]
+    return (lambda: list(field.choices)) if field.choices else None
+
+
+def _confirm(field: Field):
+    def confirm(p, values) -> None:
+        # What a cell raises, the plot logs and leaves the cell empty; what is raised here ends it with the sentence.
+        with errors_for_the_user(p):
+            for value in values:
+                setting = _setting(field.key, value)
+                field.check(setting)
+                if field.key == "source_checkpoint":
+                    models.find_checkpoint(setting)
+                if field.key == "source_vae":
+                    models.find_vae(setting)
+
+    return confirm
+
+
+def _setting(key: str, value):
+    """An axis value as the setting's own type; the plot knows words and numbers."""
+    if isinstance(BY_KEY[key].default, bool) and str(value).lower() in ("true", "false"):
+        return str(value).lower() == "true"
+    return value
 
 
 def _apply(key: str):
-    def apply(p, value, _values) -> None:
+    def apply(p, value, values) -> None:
         # Each cell is a shallow copy of one job: a dict changed in place would be every cell's.
-        setattr(p, AXES, {**getattr(p, AXES, {}), key: value})
+        setattr(p, AXES, {**getattr(p, AXES, {}), key: Axis(value, tuple(values))})
 
     return apply
+
+
+def at_cell(request: Request, axes: Mapping[str, Axis], prompts: tuple[str, str]) -> Request:
+    """A job's settings with a cell's values. prompts: the job's own, which S/R works on where there is no other.
+
+    Raises DitailError naming the key that can't be used.
+    """
+    values = {key: _setting(key, axis.value) for key, axis in axes.items() if key != SEARCH_REPLACE}
+    made = with_values(request, values)
+    if SEARCH_REPLACE not in axes:
+        return made
+    old, new = axes[SEARCH_REPLACE].values[0], axes[SEARCH_REPLACE].value
+    texts = {key: getattr(made.settings, key) or own for key, own in zip(PROMPTS, prompts, strict=True)}
+    if not any(old in text for text in texts.values()):
+        raise DitailError(f'source_prompt: S/R did not find "{old}" in the source prompts', "source_prompt")
+    return with_values(made, {key: text.replace(old, new) for key, text in texts.items()})
+
+
+def sweep(request: Request, axes: Mapping[str, Axis]) -> list[Request]:
+    """The settings of the other cells whose inverted sources differ from this one's, or nothing for a generated one."""
+    keys = [key for key in OF_THE_SOURCE if key in axes]
+    if not keys or request.settings.source != "image" or SEARCH_REPLACE in axes:
+        return []
+    cells = [dict(zip(keys, values, strict=True)) for values in product(*(axes[key].values for key in keys))]
+    return [with_values(request, cell) for cell in cells[:SWEEP_AT_MOST]]
+
+
+def with_values(request: Request, values: Mapping) -> Request:
+    """A request with other settings, its names looked up again."""
+    settings = replace(request.settings, **values)
+    return replace(request, settings=settings, checkpoint=models.find_checkpoint(settings.source_checkpoint),
+                   vae=models.find_vae(settings.source_vae))

@@ -60,8 +60,12 @@ class Answer:
         return self.images[0]
 
     @property
+    def infotexts(self) -> list[str]:
+        return json.loads(self.json["info"])["infotexts"]
+
+    @property
     def infotext(self) -> str:
-        return json.loads(self.json["info"])["infotexts"][0]
+        return self.infotexts[0]
 
 
 class WebUI:
@@ -96,6 +100,24 @@ class WebUI:
 
     def checkpoint_loads(self) -> int:
         return self.log.read_text(errors="replace").count("Loading weights [")
+
+    def loads_and_inversions(self) -> tuple[int, int]:
+        """How often the log says that a checkpoint was loaded, and that a content image was inverted."""
+        text = self.log.read_text(errors="replace")
+        return text.count("Loading weights ["), text.count("Ditail: inverted ")
+
+    def plot_axis(self, label: str) -> int:
+        """The number of an axis of the X/Y/Z plot."""
+        plot = next(s for s in self.call("/sdapi/v1/script-info").json if s["name"] == "x/y/z plot")
+        return plot["args"][0]["choices"].index(label)
+
+    def plot(self, ditail: dict, x: tuple[str, object], y: tuple[str, object] = ("Nothing", ""), **overrides) -> Answer:
+        """An X/Y/Z plot; values are a text, or a list where the axis has choices."""
+        args = []
+        for label, values in (x, y, ("Nothing", "")):
+            args += [self.plot_axis(label), *(("", values) if isinstance(values, list) else (values, []))]
+        args += [False, True, False, True, False, False, False, 0, False]
+        return self.generate(ditail, script_name="x/y/z plot", script_args=args, **overrides)
 
     def wait_for_start(self, process: subprocess.Popen, times: int = 1) -> None:
         # Its port answers before it is ready, and a request in between can break the start.

@@ -91,13 +91,6 @@ def test_odd_pictures_are_taken(webui, content, ditail):
         assert webui.generate({**ditail, "image": image}, steps=2).image.size == (SIDE, SIDE)
 
 
-def test_several_init_images_are_refused(webui, ditail, content, base64_content):
-    two = [base64_content, encode(content.rotate(180))]
-    answer = webui.generate({**ditail, "image": None}, tab="img2img", init_images=two, batch_size=2)
-    assert answer.status == 422 and answer.error.startswith("image: ")
-    assert len(webui.generate(ditail, tab="img2img", init_images=two, batch_size=2).images) == 2
-
-
 def test_checkpoint_deleted_while_running(webui, ditail):
     models = webui.data / "models" / "Stable-diffusion"
     doomed = models / "doomed.safetensors"

@@ -1,6 +1,5 @@
 """Pictures from the real WebUI through its API."""
 
-import json
 import subprocess
 import sys
 
@@ -141,18 +140,6 @@ def test_lora_of_the_source_prompt(webui, ditail):
     assert webui.generate().image.tobytes() == plain.image.tobytes()
 
 
-def test_generated_source(webui, ditail):
-    """The same model's own trajectory leads near the plain picture of its seed; another model's is loaded for once."""
-    plain, other_seed = webui.generate(steps=20), webui.generate(steps=20, seed=2)
-    own = webui.generate({"source": "generate"}, steps=20)
-    assert likeness(own.image, plain.image) > likeness(own.image, other_seed.image) + 0.1
-    before = webui.checkpoint_loads()
-    cold = webui.generate({"source": "generate", "source_checkpoint": "house-flat"}, sampler_name="Euler")
-    warm = webui.generate({"source": "generate", "source_checkpoint": "house-flat"}, sampler_name="Euler")
-    assert webui.checkpoint_loads() - before == 2
-    assert cold.image.tobytes() == warm.image.tobytes()
-
-
 def test_same_picture_as_the_command_line(webui, ditail, content, tmp_path):
     content.save(tmp_path / "in.png")
     models = webui.data / "models" / "Stable-diffusion"
@@ -164,16 +151,3 @@ def test_same_picture_as_the_command_line(webui, ditail, content, tmp_path):
     ours = webui.generate(ditail, steps=20).image
     theirs = Image.open(tmp_path / "out.png").convert("RGB")
     assert difference(ours, theirs) < 1
-
-
-def test_xyz_plot(webui, base64_content):
-    plot = next(s for s in webui.call("/sdapi/v1/script-info").json if s["name"] == "x/y/z plot")
-    axes = plot["args"][0]["choices"]
-    labels = [a for a in axes if a.startswith("[Ditail] ")]
-    assert {"[Ditail] Alpha", "[Ditail] Beta", "[Ditail] Feature ratio", "[Ditail] Source checkpoint"} <= set(labels)
-    args = [axes.index("[Ditail] Attention ratio"), "0, 1", [], 0, "", [], 0, "", [], False, True, False, False, False,
-            False, False, 0, False]
-    made = webui.generate({"image": base64_content}, script_name="x/y/z plot", script_args=args)
-    texts = json.loads(made.json["info"])["infotexts"]
-    assert ["Ditail attention ratio: 0," in t for t in texts[1:3]] == [True, False]
-    assert difference(*made.images[1:3]) > 0.5

@@ -1,0 +1,198 @@
+"""The m x m matrix: content of each row's model, style of each column's (paper figure 1), the diagonal plain."""
+
+import copy
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from modules import images, processing, sd_models, sd_vae, shared
+from PIL import Image
+
+from ..errors import DitailError
+from . import models
+from .failures import errors_for_the_user
+from .infotext import TITLE
+from .request import Request, settings_from
+from .run import PLAIN
+
+log = logging.getLogger("ditail")
+
+MATRIX_TITLE = "Ditail matrix"
+MOST = 16
+
+
+@dataclass(frozen=True)
+class Model:
+    """A checkpoint, with extra networks' tags if it has any."""
+
+    info: object
+    tags: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"{self.info.name_for_extra} {self.tags}".strip()
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Content of `source`, style of `target`, at a place of the grid."""
+
+    row: int
+    column: int
+    source: Model
+    target: Model
+
+    @property
+    def is_plain(self) -> bool:
+        return self.source == self.target
+
+
+def parse_models(texts: Sequence[str]) -> list[Model]:
+    """Models from `checkpoint` or `checkpoint + <lora:name:weight>` texts. Raises DitailError naming "checkpoints"."""
+    if not isinstance(texts, Sequence) or isinstance(texts, str) or not all(isinstance(t, str) for t in texts):
+        raise DitailError(f"checkpoints: must be a list of names, got {texts!r:.60}", "checkpoints")
+    found = {}
+    for text in texts:
+        name, plus, tags = text.partition("+ <") if "+ <" in text else text.partition("+<")
+        try:
+            info = models.find_checkpoint(name.strip())
+        except DitailError as error:
+            raise DitailError(str(error).replace("source_checkpoint", "checkpoints", 1), "checkpoints") from error
+        if info is None:
+            raise DitailError("checkpoints: one of them is empty", "checkpoints")
+        found[Model(info, f"<{tags.strip()}" if plus else "")] = None
+    if not 2 <= len(found) <= MOST:
+        raise DitailError(f"checkpoints: takes 2 to {MOST} different ones, got {len(found)}", "checkpoints")
+    for model in found:
+        models.check_architecture(model.info, shared.sd_model.model.diffusion_model)
+    return list(found)
+
+
+def grid_of(chosen: Sequence[Model], source: Model | None) -> list[Cell]:
+    """All cells, row by row; one row if all have one `source`."""
+    rows = [source] if source else chosen
+    return [Cell(i, j, row, column) for i, row in enumerate(rows) for j, column in enumerate(chosen)]
+
+
+def in_working_order(cells: Sequence[Cell]) -> list[Cell]:
+    """The order that loads each model twice at the most.
+
+    First each model's own picture, which leaves its latents in the cache; then what the models make of others' content,
+    beginning with the model that is in place by then. Those with one checkpoint follow one another.
+    """
+    plain = sorted((c for c in cells if c.is_plain), key=lambda c: c.target.info.filename)
+    mixed = sorted((c for c in cells if not c.is_plain), key=lambda c: c.target.info.filename, reverse=bool(plain))
+    return plain + mixed
+
+
+def run(p, values: dict, names: Sequence[str], *, one_source: bool = False, margin: int = 0):
+    """The Processed of a matrix of job `p`: the titled grid, then the pictures row by row.
+
+    values: Ditail's settings, as the API takes them or with pictures of the tab. Interrupting gives what is done.
+    """
+    with _model_restored():
+        values = _complete(p, values)
+        request = Request.from_values({**values, "enabled": True})
+        source = None
+        if one_source:
+            source = Model(request.checkpoint or shared.sd_model.sd_checkpoint_info)
+        chosen = parse_models(names)
+        processing.fix_seed(p)
+        cells = grid_of(chosen, source)
+        shared.state.job_count = len(cells) * p.n_iter
+        shared.total_tqdm.updateTotal(len(cells) * p.n_iter * p.steps)
+        tagged = any(model.tags for model in (*chosen, source or chosen[0]))
+        made = {}
+        for done, cell in enumerate(in_working_order(cells)):
+            if shared.state.interrupted or shared.state.stopping_generation:
+                break
+            shared.state.job = f"{done + 1} out of {len(cells)}"
+            log.info("matrix %d of %d: content of %s, style of %s", done + 1, len(cells), cell.source.name,
+                     cell.target.name)
+            processed = processing.process_images(_job(p, cell, values, tagged))
+            if processed.images:
+                made[cell] = processed
+        return _joined(p, cells, made, margin)
+
+
+def _complete(p, values: dict) -> dict:
+    """Without a content image each model generates its own; the VAE of the WebUI's settings counts for sources, too."""
+    values = dict(values)
+    has_picture = values.get("image") or hasattr(p, "init_images")
+    if values.get("source", "image") == "image" and not has_picture:
+        values["source"] = "generate"
+    if not values.get("source_vae") and shared.opts.sd_vae not in ("Automatic", None):
+        values["source_vae"] = shared.opts.sd_vae
+    return values
+
+
+def _job(p, cell: Cell, values: dict, tagged: bool):
+    """A copy of the job for one cell."""
+    job = copy.copy(p)
+    job.styles = list(p.styles)
+    job.override_settings = {**p.override_settings, "sd_model_checkpoint": cell.target.info.name}
+    job.extra_generation_params, job.comments = dict(p.extra_generation_params), {}
+    job.do_not_save_grid = True
+    values = {**values, "enabled": True, "source_checkpoint": cell.source.info.title}
+    if tagged:
+        own = values.get("source_prompt") or shared.prompt_styles.apply_styles_to_prompt(p.prompt, p.styles)
+        values["source_prompt"] = f"{own} {cell.source.tags}".strip()
+        job.prompt = f"{p.prompt} {cell.target.tags}".strip()
+    setattr(job, PLAIN, cell.is_plain)
+    always = next(s for s in p.scripts.alwayson_scripts if s.title() == TITLE)
+    arguments = list(p.script_args)
+    arguments[always.args_from : always.args_to] = [values, *[None] * (always.args_to - always.args_from - 1)]
+    job.script_args = tuple(arguments)
+    return job
+
+
+@contextmanager
+def _model_restored() -> Iterator[None]:
+    try:
+        yield
+    finally:
+        sd_models.reload_model_weights()
+        sd_vae.reload_vae_weights()
+
+
+def _joined(p, cells: Sequence[Cell], made: dict, margin: int):
+    """One Processed of those of the cells; a cell that was not reached is empty."""
+    if not made:
+        return processing.Processed(p, [], p.seed)
+    first = next(iter(made.values()))
+    size = first.images[0].size
+    shown = [made[cell].images[0] if cell in made else Image.new("RGB", size) for cell in cells]
+    columns = 1 + max(cell.column for cell in cells)
+    grid = images.image_grid(shown, rows=len(cells) // columns)
+    grid = images.draw_grid_annotations(
+        grid, *size, [[images.GridAnnotation(c.target.name), images.GridAnnotation("style")] for c in cells[:columns]],
+        [[images.GridAnnotation(c.source.name), images.GridAnnotation("content")] for c in cells[::columns]], margin,
+    )
+    joined, ordered = copy.copy(first), [made[cell] for cell in cells if cell in made]
+    text = f"{first.infotexts[0]}, Script: {MATRIX_TITLE}"
+    joined.images = [grid, *(picture for one in ordered for picture in one.images)]
+    joined.infotexts = [text, *(text for one in ordered for text in one.infotexts)]
+    joined.all_prompts = [prompt for one in ordered for prompt in one.all_prompts]
+    joined.all_seeds = [seed for one in ordered for seed in one.all_seeds]
+    joined.index_of_first_image = 1
+    if shared.opts.grid_save and not p.do_not_save_grid:
+        images.save_image(grid, p.outpath_grids, "ditail_matrix", info=text, extension=shared.opts.grid_format,
+                          prompt=first.prompt, seed=first.seed, grid=True, p=p)
+    return joined
+
+
+def run_args(p, args: tuple):
+    """`run` with the script's arguments: one dict (API), or what the tab's controls hold."""
+    with errors_for_the_user(p):
+        if args and isinstance(args[0], dict):
+            values = dict(args[0])
+            names, one_source = values.pop("checkpoints", []), values.pop("one_source", False)
+            if not isinstance(one_source, bool):
+                raise DitailError(f"one_source: must be true or false, got {one_source!r}", "one_source")
+            return run(p, values, names, one_source=one_source)
+        names, further, one_source, margin = args
+        always = next(s for s in p.scripts.alwayson_scripts if s.title() == TITLE)
+        values = settings_from(p.script_args[always.args_from : always.args_to])
+        lines = [line.strip() for line in (further or "").splitlines()]
+        return run(p, values, [*(names or []), *filter(None, lines)], one_source=bool(one_source), margin=int(margin))

@@ -1,0 +1,205 @@
+"""What the images of a job take their content from: one source for each, made once for all that are alike."""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+
+import torch
+from modules import devices, extra_networks, shared
+from PIL import Image
+from torch import Tensor
+
+from ..images import LATENT_SCALE, fit, picture_to_tensor, tensor_to_pictures
+from ..inversion import invert
+from ..latents import SourceLatents, latents_key
+from . import models
+from .progress import Progress
+from .request import Request
+from .sampling import SamplingPlan, record_generation
+
+log = logging.getLogger("ditail")
+
+TEXTS = {"image": "inverting the content image", "generate": "generating the source picture"}
+DONE = {"image": "inverted the content image (%s) with %s, %d steps",
+        "generate": "generated the source picture (seed %s) with %s, %d steps"}
+# What a generated source depends on, besides its model and prompts.
+SAMPLING_ATTRIBUTES = ("sampler_name", "scheduler", "steps", "cfg_scale", "subseed_strength", "seed_resize_from_h",
+                       "seed_resize_from_w", "eta", "s_churn", "s_tmin", "s_tmax", "s_noise", "s_min_uncond")
+SAMPLING_OPTIONS = ("eta_ancestral", "eta_ddim", "eta_noise_seed_delta", "randn_source", "sgm_noise_multiplier",
+                    "always_discard_next_to_last_sigma", "sigma_min", "sigma_max", "rho", "skip_early_cond",
+                    "no_dpmpp_sde_batch_determinism", "uni_pc_variant", "uni_pc_skip_type", "uni_pc_order",
+                    "uni_pc_lower_order_final", "s_min_uncond_all", "beta_dist_alpha", "beta_dist_beta")
+
+
+@dataclass(eq=False)
+class Sampling:
+    """One sampling of the job (hires: its second pass): `size` in pixels, what the sampler will do, and the sources.
+
+    pictures: the content images `[1, 3, H, W]`, which the images of a batch take in turn; empty if it is generated.
+    sources: by image of the job; images alike share one object.
+    """
+
+    hires: bool
+    size: tuple[int, int]
+    plan: SamplingPlan
+    mask: Tensor | None = None
+    pictures: Sequence[Tensor] = ()
+    sources: list["Source"] = field(default_factory=list)
+
+    @property
+    def latent_hw(self) -> tuple[int, int]:
+        return self.size[1] // LATENT_SCALE, self.size[0] // LATENT_SCALE
+
+
+@dataclass(eq=False)
+class Source:
+    """One source at one size, and its latents once they are there.
+
+    kind: "image" inverts `pixels` `[1, 3, H, W]` (None: the picture of `parent`), "generate" samples from the seeds of
+    the job's image number `image`. networks: the extra networks of its prompt, which `prompts` is without.
+    """
+
+    kind: str
+    request: Request
+    checkpoint: object
+    vae: str
+    prompts: tuple[str, str]
+    networks: dict
+    sampling: Sampling
+    image: int
+    pixels: Tensor | None = None
+    parent: "Source | None" = None
+    key: str = ""
+    latents: SourceLatents | None = None
+
+    @property
+    def needs(self) -> tuple:
+        """What has to be in place to make it."""
+        return self.checkpoint.filename, self.vae, repr({k: [n.items for n in v] for k, v in self.networks.items()})
+
+    def depends_on(self, p, pixels_key: str) -> dict:
+        settings, made = self.request.settings, self.sampling
+        known = models.fingerprint(p, self.checkpoint, self.vae, self.prompts, self.networks)
+        if self.kind == "image":
+            return {**known, "pixels": pixels_key,
+                    "settings": [settings.alpha, settings.beta, made.size, made.plan.timesteps]}
+        named = {name: getattr(p, name, None) for name in SAMPLING_ATTRIBUTES}
+        options = {name: getattr(shared.opts, name, None) for name in SAMPLING_OPTIONS}
+        seeds = [p.all_seeds[self.image], p.all_subseeds[self.image] if p.subseed_strength else None]
+        return {**known, "generate": {**named, **options}, "seeds": seeds, "size": made.size}
+
+    def metadata(self, p) -> dict[str, str]:
+        """What a person wants to know of the entry in a cache."""
+        settings, (width, height) = self.request.settings, self.sampling.size
+        known = {"checkpoint": self.checkpoint.title, "vae": self.vae, "prompt": self.prompts[0],
+                 "negative prompt": self.prompts[1], "size": f"{width}x{height}", "kind": self.kind}
+        if self.kind == "image":
+            return {**known, "alpha": f"{settings.alpha:g}", "beta": f"{settings.beta:g}"}
+        return {**known, "seed": str(p.all_seeds[self.image]), "sampler": str(p.sampler_name), "steps": str(p.steps)}
+
+
+def sources_of(p, request: Request, sampling: Sampling, parents: Sequence[Source] | None = None) -> list[Source]:
+    """The sources of one sampling, by image of the job `p`; what is alike is one object.
+
+    parents: the generated sources whose pictures are inverted, by image.
+    """
+    settings, target, pictures = request.settings, shared.sd_model.sd_checkpoint_info, sampling.pictures
+    info = request.checkpoint or target
+    keeps_vae = info.filename == target.filename and not settings.source_vae
+    vae = shared.opts.sd_vae if keeps_vae else request.vae
+    pixel_keys = [latents_key({"pixels": picture}) for picture in pictures]
+    found, by_image = {}, []
+    for i, texts in enumerate(zip(p.all_prompts, p.all_negative_prompts, strict=True)):
+        prompt, networks = extra_networks.parse_prompt(settings.source_prompt or texts[0])
+        source = Source("image" if pictures or parents else "generate", request, info, vae,
+                        (prompt, settings.source_negative_prompt or texts[1]), networks, sampling, i)
+        pixels_key = ""
+        if parents:
+            source.parent, pixels_key = parents[i], parents[i].key
+        elif pictures:
+            source.pixels, pixels_key = pictures[i % len(pictures)], pixel_keys[i % len(pictures)]
+        source.key = latents_key(source.depends_on(p, pixels_key))
+        by_image.append(found.setdefault(source.key, source))
+    return by_image
+
+
+def distinct(sources: Iterable[Source]) -> list[Source]:
+    return list({source.key: source for source in sources}.values())
+
+
+def batches_of(sources: Sequence[Source], size: int) -> list[list[Source]]:
+    """What is made at once, in the order that loads least: first what the target makes, while it is still in place.
+
+    Inverted ones come one by one, generated ones (before them, as they may be inverted) in batches of `size`.
+    """
+    target = shared.sd_model.sd_checkpoint_info.filename
+    ordered = sorted(sources, key=lambda s: (s.checkpoint.filename != target, s.needs, s.kind == "image"))
+    batches = []
+    for (_, kind), group in groupby(ordered, lambda s: (s.needs, s.kind)):
+        alike, step = list(group), size if kind == "generate" else 1
+        batches += [alike[i : i + step] for i in range(0, len(alike), step)]
+    return batches
+
+
+def make(p, batches: Sequence[list[Source]], job: Progress, borrow: Callable) -> Iterator[Source]:
+    """Make the latents of sources; yields each when it is made.
+
+    borrow: `models.borrowed_models`' function that puts a checkpoint with its VAE in place.
+    """
+    for _, group in groupby(batches, lambda batch: batch[0].needs):
+        alike = list(group)
+        first, count = alike[0][0], sum(map(len, alike))
+        job.show(f"loading {first.checkpoint.name_for_extra}")
+        model = borrow(first.checkpoint, first.vae, f"{TEXTS[first.kind]} ({count} in all)")
+        with models.active_extra_networks(p, first.networks):
+            for batch in alike:
+                job.begin(len(batch[0].sampling.plan.timesteps), TEXTS[batch[0].kind])
+                _make_batch(p, model, batch, job)
+                job.end()
+                yield from batch
+
+
+def _make_batch(p, model, batch: list[Source], job: Progress) -> None:
+    first = batch[0]
+    with devices.without_autocast() if devices.unet_needs_upcast else devices.autocast():
+        if first.kind == "generate":
+            decoded = first.request.settings.show_source or getattr(p, "enable_hr", False)
+            made = record_generation(p, model, [(s.prompts, s.image) for s in batch], first.sampling.size, job.check,
+                                     decoded=decoded)
+        else:
+            made = [_invert(model, first, job)]
+    job.check()
+    for source, latents in zip(batch, made, strict=True):
+        source.latents = latents
+        log.info(DONE[source.kind], p.all_seeds[source.image] if source.kind == "generate" else
+                 f"alpha {source.request.settings.alpha:g}, beta {source.request.settings.beta:g}",
+                 source.checkpoint.name_for_extra, len(latents))
+
+
+def _invert(model, source: Source, job: Progress) -> SourceLatents:
+    settings, made = source.request.settings, source.sampling
+    pixels = source.pixels
+    if pixels is None:
+        picture = Image.fromarray(source.parent.latents.picture.numpy())
+        pixels = picture_to_tensor(fit(picture, *made.size, settings.resize_mode))
+    z0 = models.encode(model, pixels, made.latent_hw)
+    denoise = models.source_denoiser(model, source.prompts, settings.alpha, settings.beta, made.size,
+                                     made.plan.timesteps)
+    return invert(denoise, z0, made.plan.timesteps, model.alphas_cumprod.float().cpu(), job.progress)
+
+
+def stacked(sources: Sequence[SourceLatents]) -> SourceLatents:
+    """Source latents of one row each as one of several rows, at the timesteps of the first."""
+    first = sources[0]
+    if len(sources) == 1:
+        return first
+    rows = [torch.cat([latents.at(t) for latents in sources]) for t in first.timesteps.tolist()]
+    return SourceLatents(first.timesteps.tolist(), torch.stack(rows), first.alphas_cumprod)
+
+
+def picture_of(source: Source) -> Image.Image:
+    """The picture that the content comes from, at the size of the sampling."""
+    if source.kind == "generate":
+        return Image.fromarray(source.latents.picture.numpy())
+    return tensor_to_pictures(source.pixels)[0]

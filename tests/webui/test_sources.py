@@ -1,0 +1,104 @@
+"""Sources by image of a batch, generated sources, and what a sweep makes and loads."""
+
+import pytest
+from webui_helpers import difference, encode, likeness
+
+
+def test_each_init_image_of_a_batch_is_its_own_content(webui, ditail, content):
+    pictures = [encode(content), encode(content.rotate(180))]
+    asked = {"tab": "img2img", "denoising_strength": 0.9}
+    settings = {**ditail, "image": None}
+    together = webui.generate(settings, init_images=pictures, batch_size=2, n_iter=2, seed=5, **asked)
+    assert len({text.partition("Ditail image hash: ")[2][:10] for text in together.infotexts}) == 2
+    for i, image in enumerate(together.images):
+        alone = webui.generate(settings, init_images=[pictures[i % 2]], seed=5 + i, **asked)
+        assert difference(image, alone.image) < 1
+
+
+@pytest.mark.parametrize("options", [{}, {"batch_cond_uncond": False}])
+def test_rows_keep_their_source_however_they_are_batched(webui, ditail, content, options):
+    """Composed prompts and prompts of unequal length come in other rows and other calls."""
+    pictures = [encode(content), encode(content.rotate(180))]
+    asked = {"tab": "img2img", "denoising_strength": 0.9, "override_settings": options,
+             "prompt": "a fox AND pink :0.5, " + ", ".join(["a fox"] * 30)}
+    settings = {**ditail, "image": None}
+    together = webui.generate(settings, init_images=pictures, batch_size=2, seed=5, **asked)
+    for i, image in enumerate(together.images):
+        alone = webui.generate(settings, init_images=[pictures[i]], seed=5 + i, **asked)
+        assert difference(image, alone.image) < 1
+
+
+def test_generated_source(webui):
+    """The same model's own trajectory leads near the plain picture of its seed; another model's is loaded for once."""
+    plain, other_seed = webui.generate(steps=20), webui.generate(steps=20, seed=2)
+    own = webui.generate({"source": "generate"}, steps=20)
+    assert likeness(own.image, plain.image) > likeness(own.image, other_seed.image) + 0.1
+    before = webui.checkpoint_loads()
+    cold = webui.generate({"source": "generate", "source_checkpoint": "house-flat"}, sampler_name="Euler")
+    warm = webui.generate({"source": "generate", "source_checkpoint": "house-flat"}, sampler_name="Euler")
+    assert webui.checkpoint_loads() - before == 2
+    assert cold.image.tobytes() == warm.image.tobytes()
+
+
+@pytest.mark.parametrize("sampler", ["DDIM", "Euler a", "DPM++ 2M SDE"])
+def test_every_image_has_its_own_generated_source(webui, sampler):
+    settings = {"source": "generate", "source_checkpoint": "house-noto"}
+    asked = {"sampler_name": sampler, "steps": 12}
+    batch = webui.generate(settings, batch_size=2, n_iter=2, seed=5, **asked)
+    assert difference(batch.images[0], batch.images[3]) > 5
+    for i, image in enumerate(batch.images):
+        assert difference(image, webui.generate(settings, seed=5 + i, **asked).image) < 1
+
+
+def test_the_shown_source_is_the_source_models_own_picture(webui):
+    asked = {"sampler_name": "Euler a", "batch_size": 2, "steps": 10}
+    made = webui.generate({"source": "generate", "source_checkpoint": "house-noto", "show_source": True}, **asked)
+    own = webui.generate(override_settings={"sd_model_checkpoint": "house-noto"}, **asked)
+    assert len(made.images) == len(made.infotexts) == 5
+    # The batch's grid comes first.
+    for source, picture in zip(made.images[3:], own.images[1:], strict=True):
+        assert difference(source, picture) < 0.6
+    assert "Model: house-noto" in made.infotexts[3] and "Seed: 1," in made.infotexts[3]
+    assert "Seed: 2," in made.infotexts[4] and "Ditail" not in made.infotexts[4]
+
+
+def test_the_shown_content_image(webui, ditail, content):
+    made = webui.generate({**ditail, "show_source": True})
+    assert difference(made.images[1], content) == 0
+    assert "Ditail image hash" in made.infotexts[1]
+
+
+def test_a_sweep_inverts_and_loads_only_what_is_distinct(webui, ditail):
+    """Five alphas by three targets: five inversions; loads of the source, and of each target."""
+    webui.generate()
+    before = webui.loads_and_inversions()
+    targets = ["house-ink.safetensors", "house-noto.safetensors", "house-flat.safetensors"]
+    made = webui.plot({**ditail, "source_checkpoint": "house-flat", "beta": 0.35},
+                      ("[Ditail] Alpha", "0.5, 1, 2, 3, 5"), ("Checkpoint name", targets))
+    assert len(made.images) == 1 + 15
+    loads, inversions = (now - then for now, then in zip(webui.loads_and_inversions(), before, strict=True))
+    assert inversions == 5
+    # Flat as the source, back to ink, noto, flat as a target; at the plot's end the WebUI goes back to ink.
+    assert loads <= 5
+    for text in made.infotexts[1:]:
+        assert "Ditail alpha: " in text
+
+
+def test_axes(webui, ditail):
+    made = webui.plot(ditail, ("[Ditail] Attention ratio", "0, 1"), ("[Ditail] Start", ["source", "noise"]))
+    assert ["Ditail attention ratio: 0," in t for t in made.infotexts[1:]] == [True, False, True, False]
+    assert ["Ditail start: noise" in t for t in made.infotexts[1:]] == [False, False, True, True]
+    assert difference(*made.images[1:3]) > 0.5
+    made = webui.plot(ditail, ("[Ditail] Source prompt S/R", "fox, cat"), ("CFG Scale", "2, 7"))
+    assert ["Ditail source prompt: a cat on pink" in t for t in made.infotexts[1:]] == [False, True, False, True]
+    made = webui.plot(ditail, ("[Ditail] Source checkpoint", ["house-noto.safetensors", "house-flat.safetensors"]))
+    assert "house-flat" in made.infotexts[2] and difference(*made.images[1:3]) > 0.5
+
+
+@pytest.mark.parametrize(("label", "values"), [
+    ("[Ditail] Alpha", "1, 11"), ("[Ditail] Start", ["middle"]), ("[Ditail] Source checkpoint", ["none-such"]),
+    ("[Ditail] Source VAE", ["none-such"]), ("[Ditail] In the hires pass", ["maybe"]),
+])
+def test_axis_values_are_checked_before_anything_runs(webui, ditail, label, values):
+    answer = webui.plot(ditail, (label, values))
+    assert answer.status == 422 and answer.error
