@@ -53,19 +53,18 @@ def parse_models(texts: Sequence[str]) -> list[Model]:
     if not isinstance(texts, Sequence) or isinstance(texts, str) or not all(isinstance(t, str) for t in texts):
         raise DitailError(f"checkpoints: must be a list of names, got {texts!r:.60}", "checkpoints")
     found = {}
-    for text in texts:
-        name, plus, tags = text.partition("+ <") if "+ <" in text else text.partition("+<")
-        try:
+    try:
+        for text in texts:
+            name, plus, tags = text.partition("+ <") if "+ <" in text else text.partition("+<")
             info = models.find_checkpoint(name.strip())
-        except DitailError as error:
-            raise DitailError(str(error).replace("source_checkpoint", "checkpoints", 1), "checkpoints") from error
-        if info is None:
-            raise DitailError("checkpoints: one of them is empty", "checkpoints")
-        found[Model(info, f"<{tags.strip()}" if plus else "")] = None
+            if info is None:
+                raise DitailError("source_checkpoint: one of them is empty")
+            models.check_architecture(info, shared.sd_model.model.diffusion_model)
+            found[Model(info, f"<{tags.strip()}" if plus else "")] = None
+    except DitailError as error:
+        raise DitailError(str(error).replace("source_checkpoint", "checkpoints", 1), "checkpoints") from error
     if not 2 <= len(found) <= MOST:
         raise DitailError(f"checkpoints: takes 2 to {MOST} different ones, got {len(found)}", "checkpoints")
-    for model in found:
-        models.check_architecture(model.info, shared.sd_model.model.diffusion_model)
     return list(found)
 
 
@@ -92,7 +91,7 @@ def run(p, values: dict, names: Sequence[str], *, one_source: bool = False, marg
     values: Ditail's settings, as the API takes them or with pictures of the tab. Interrupting gives what is done.
     """
     with _model_restored():
-        values = _complete(p, values)
+        values = _complete(values)
         request = Request.from_values({**values, "enabled": True})
         source = None
         if one_source:
@@ -116,14 +115,10 @@ def run(p, values: dict, names: Sequence[str], *, one_source: bool = False, marg
         return _joined(p, cells, made, margin)
 
 
-def _complete(p, values: dict) -> dict:
-    """Without a content image each model generates its own; the VAE of the WebUI's settings counts for sources, too."""
-    values = dict(values)
-    has_picture = values.get("image") or hasattr(p, "init_images")
-    if values.get("source", "image") == "image" and not has_picture:
-        values["source"] = "generate"
+def _complete(values: dict) -> dict:
+    """The VAE of the WebUI's settings counts for the sources, too, if no other is chosen."""
     if not values.get("source_vae") and shared.opts.sd_vae not in ("Automatic", None):
-        values["source_vae"] = shared.opts.sd_vae
+        return {**values, "source_vae": shared.opts.sd_vae}
     return values
 
 
@@ -185,14 +180,18 @@ def _joined(p, cells: Sequence[Cell], made: dict, margin: int):
 def run_args(p, args: tuple):
     """`run` with the script's arguments: one dict (API), or what the tab's controls hold."""
     with errors_for_the_user(p):
-        if args and isinstance(args[0], dict):
-            values = dict(args[0])
+        from_api = bool(args) and isinstance(args[0], dict)
+        if from_api:
+            values, margin = dict(args[0]), 0
             names, one_source = values.pop("checkpoints", []), values.pop("one_source", False)
             if not isinstance(one_source, bool):
                 raise DitailError(f"one_source: must be true or false, got {one_source!r}", "one_source")
-            return run(p, values, names, one_source=one_source)
-        names, further, one_source, margin = args
-        always = next(s for s in p.scripts.alwayson_scripts if s.title() == TITLE)
-        values = settings_from(p.script_args[always.args_from : always.args_to])
-        lines = [line.strip() for line in (further or "").splitlines()]
-        return run(p, values, [*(names or []), *filter(None, lines)], one_source=bool(one_source), margin=int(margin))
+        else:
+            names, further, one_source, margin = args
+            names = [*(names or []), *filter(None, (line.strip() for line in (further or "").splitlines()))]
+            always = next(s for s in p.scripts.alwayson_scripts if s.title() == TITLE)
+            values = settings_from(p.script_args[always.args_from : always.args_to])
+        asked = values.get("source") if from_api else None
+        if not asked and not values.get("image") and not hasattr(p, "init_images"):
+            values["source"] = "generate"  # without a content image each model makes its own
+        return run(p, values, names, one_source=bool(one_source), margin=int(margin))
