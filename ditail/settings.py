@@ -1,17 +1,19 @@
 """The settings of a run: one table of fields, one frozen object built from it and validated when it is built."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 
 from .errors import DitailError
+from .layers import parse_layers
 
 
 @dataclass(frozen=True)
 class Field:
     """One setting. `low` and `high` bound a number; `choices` lists what a text may be (None: any text).
 
-    `infotext` is the key in a picture's infotext (None: not written there).
+    `infotext` is the key in a picture's infotext (None: not written there). `parse` raises DitailError for a text that
+    makes no sense.
     """
 
     key: str
@@ -22,6 +24,7 @@ class Field:
     low: float | None = None
     high: float | None = None
     choices: tuple[str, ...] | None = None
+    parse: Callable[[str], object] | None = None
 
     def check(self, value):
         """`value` in the field's type, or DitailError naming the key."""
@@ -39,6 +42,8 @@ class Field:
             raise self._error("must be a text", value)
         if self.choices and value not in self.choices:
             raise self._error("must be one of " + ", ".join(f'"{c}"' for c in self.choices), value)
+        if self.parse:
+            self.parse(value)
         return value
 
     def _check_number(self, value) -> float:
@@ -78,6 +83,8 @@ FIELDS = (
           "self-attention queries and keys.", "Ditail attention ratio", 0.0, 1.0),
     Field("start", "Start", "source", "Start sampling from the source's last latent or from the seed's noise.",
           "Ditail start", choices=("source", "noise")),
+    Field("layers", "Layers", "", "Which blocks, and when: f4 a4-8 a9-11@0-0.3 (f: feature, a: attention, @: from "
+          "which share of the steps to which); empty: the usual ones.", "Ditail layers", parse=parse_layers),
     Field("hires", "In the hires pass", True, "Take the content in the hires fix's second pass, too, at its own size.",
           "Ditail hires"),
     Field("show_source", "Show the source", False, "Add the picture that the content came from to the results."),
@@ -103,6 +110,7 @@ class DitailSettings:
     conv_ratio: float = BY_KEY["conv_ratio"].default
     attn_ratio: float = BY_KEY["attn_ratio"].default
     start: str = BY_KEY["start"].default
+    layers: str = BY_KEY["layers"].default
     hires: bool = BY_KEY["hires"].default
     show_source: bool = BY_KEY["show_source"].default
     mask: str | None = BY_KEY["mask"].default

@@ -20,6 +20,7 @@ from ..errors import DitailError
 from ..images import LATENT_SCALE, fit, mask_to_latent, picture_to_tensor
 from ..injection import Injection, remove
 from ..latents import LatentCache
+from ..layers import parse_layers
 from ..savings import Savings
 from ..schedule import InjectionSteps
 from ..sites import find_sites
@@ -87,7 +88,7 @@ class Run:
     def _prepare(self, seen: list[Tensor]) -> None:
         """The source pass: source latents for every sampling of the job, from the cache or by making them."""
         p, request = self.p, self.request
-        find_sites(shared.sd_model.model.diffusion_model)
+        find_sites(shared.sd_model.model.diffusion_model, parse_layers(request.settings.layers))
         if request.checkpoint is not None:
             models.check_architecture(request.checkpoint, shared.sd_model.model.diffusion_model)
         if not self.plain:
@@ -242,7 +243,8 @@ class Run:
             taken, self._rows = self._rows[:count], self._rows[count:]
             return [order[image] for image in taken]
 
-        steps = InjectionSteps.from_ratios(sampling.plan.timesteps, settings.conv_ratio, settings.attn_ratio)
+        steps = InjectionSteps.from_ratios(sampling.plan.timesteps, settings.conv_ratio, settings.attn_ratio,
+                                           parse_layers(settings.layers))
         unet = model.model.diffusion_model
         Injection(stacked([row.latents for row in rows]), models.null_conditioning(model, sampling.size), steps,
                   sampling.mask, row_images, Savings(upcast_attention=shared.opts.upcast_attn)).install(unet)

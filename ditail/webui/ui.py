@@ -46,14 +46,12 @@ def build(elem_id: Callable[[str], str], *, is_img2img: bool) -> Controls:
             for keys in (("alpha", "beta"), ("conv_ratio", "attn_ratio")):
                 with gr.Row():
                     made |= {key: _slider(key, elem_id) for key in keys}
-            for key in ("source_prompt", "source_negative_prompt"):
-                field = BY_KEY[key]
-                made[key] = gr.Textbox(label=field.label, value=field.default, placeholder=field.help, lines=1,
-                                       elem_id=elem_id(key))
+            made |= {key: _textbox(key, elem_id) for key in ("source_prompt", "source_negative_prompt")}
             with gr.Row():
                 made |= {key: _radio(key, elem_id) for key in ("source", "start", "resize_mode")}
             with gr.Row():
                 made |= {key: _checkbox(key, elem_id) for key in ("hires", "show_source")}
+            made["layers"] = _textbox("layers", elem_id)
             with gr.Accordion("Mask", open=False, elem_id=elem_id("mask_accordion")):
                 made["mask"] = _picture("mask", elem_id, is_img2img)
     keys = {f.key: PasteKey(f) for f in FIELDS if f.infotext or f.key == "enabled"}
@@ -93,6 +91,11 @@ def _picture(key: str, elem_id, is_img2img: bool):
     assert key in PICTURES
     return gr.Image(label=label, type="pil", source="upload", interactive=True, image_mode="RGBA", height=300,
                     elem_id=elem_id(key))
+
+
+def _textbox(key: str, elem_id):
+    field = BY_KEY[key]
+    return gr.Textbox(label=field.label, value=field.default, placeholder=field.help, lines=1, elem_id=elem_id(key))
 
 
 def _dropdown(key: str, choices: Callable[[], list[str]], elem_id):

@@ -14,7 +14,7 @@ from .request import Request
 
 AXES = "_ditail_axes"
 KEYS = ("alpha", "beta", "conv_ratio", "attn_ratio", "start", "resize_mode", "source", "source_checkpoint",
-        "source_vae", "source_prompt", "source_negative_prompt", "hires")
+        "source_vae", "source_prompt", "source_negative_prompt", "layers", "hires")
 PROMPTS = ("source_prompt", "source_negative_prompt")
 SEARCH_REPLACE = "source_prompt_sr"
 # What a sweep changes of an inverted source itself.

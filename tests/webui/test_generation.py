@@ -85,6 +85,16 @@ def test_mask_keeps_the_content_on_its_side(webui, ditail, content):
     assert changed[0] > changed[1]
 
 
+def test_layers_of_ones_own(webui, ditail):
+    usual = webui.generate(ditail)
+    assert webui.generate({**ditail, "layers": "f4 a4-11"}).image.tobytes() == usual.image.tobytes()
+    chosen = webui.generate({**ditail, "layers": "f4@0.2-0.9 a3-8"})
+    assert difference(chosen.image, usual.image) > 0.3
+    assert "Ditail layers: f4@0.2-0.9 a3-8" in chosen.infotext
+    answer = webui.generate({**ditail, "layers": "a2-11"})
+    assert answer.status == 422 and answer.error.startswith("layers: ") and "output_blocks.2" in answer.error
+
+
 def test_init_image_is_the_content_in_img2img(webui, ditail, base64_content, content):
     own = {"tab": "img2img", "init_images": [base64_content]}
     by_default = webui.generate({**ditail, "image": None}, denoising_strength=0.75, **own)
