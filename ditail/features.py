@@ -63,8 +63,9 @@ class Features:
     """One key's part of a `FeatureCache`, to be handed to an `Injection`.
 
     The key must cover: the target's weights with LoRAs and their weights, hypernetworks, token merging, precision, the
-    source latents (their own key), the null prompt and its size conditioning. The injection itself adds timestep, size,
-    dtype and layers, and keeps nothing while others' hooks or an inpainting model's own channels are at work.
+    source latents (their own key; of a mix each one's, in order), the null prompt and its size conditioning. The
+    injection itself adds timestep, size, dtype, layers and which sources of a mix take part, and keeps nothing while
+    others' hooks or an inpainting model's own channels are at work.
     """
 
     def __init__(self, cache: FeatureCache, key: Hashable):

@@ -19,6 +19,7 @@ from .errors import DitailError
 from .features import Features
 from .latents import SourceLatents
 from .layers import Layer
+from .mixing import Mixed, Share, active_at, as_mixed, blend, images_of, shares
 from .savings import Savings, is_untouched, shortcuts, spread
 from .schedule import InjectionSteps
 from .sites import Sites, find_sites
@@ -35,7 +36,8 @@ class _LastLayerReached(Exception):
 class Injection:
     """What is injected into one U-Net.
 
-    source: the source latents, `b` rows (1 for one content image; one per image of a batch otherwise).
+    source: the source latents, `b` rows (1 for one content image; one per image of a batch otherwise), or several of
+    them to mix: what is computed on each is blended by their shares before it is injected.
     null: the U-Net's keyword arguments for the source rows, batch 1: `context` `[1, tokens, width]`, for SDXL also `y`.
     steps: which layers at which timesteps. mask: None or `[1, 1, h, w]` in 0..1 at the latents' size, 1 = inject.
     row_images: for a run of `n` rows, the source row of each (default: the rows repeat the source rows in order).
@@ -43,7 +45,7 @@ class Injection:
     features: where the source runs are kept for a later generation; None = nowhere.
     """
 
-    source: SourceLatents
+    source: SourceLatents | Sequence[Mixed]
     null: Mapping[str, Tensor]
     steps: InjectionSteps
     mask: Tensor | None = None
@@ -52,6 +54,11 @@ class Injection:
     sites: Sites | None = None
     features: Features | None = None
 
+    _mixed: tuple[Mixed, ...] = field(default=(), init=False)
+    # The sources that take part in the step at hand, by place; their shares, and where any has one (None: everywhere).
+    _active: tuple[int, ...] = field(default=(), init=False)
+    _shares: list[Share] = field(default_factory=list, init=False)
+    _reach: Tensor | None = field(default=None, init=False)
     _layers: dict[str, Layer] = field(default_factory=dict, init=False)
     _recorded: dict[str, Tensor] = field(default_factory=dict, init=False)
     _recorded_at: float | None = field(default=None, init=False)
@@ -70,6 +77,7 @@ class Injection:
         """Hook `unet`, after removing whatever an earlier injection left on it."""
         remove(unet)
         self._forget()
+        self._mixed = as_mixed(self.source)
         sites = self.sites or find_sites(unet, self.steps.windows)
         handles = [unet.register_forward_pre_hook(self._before_unet, with_kwargs=True)]
         setattr(unet, HANDLES, handles)
@@ -88,10 +96,12 @@ class Injection:
         self._grid = tuple(x.shape[-2:])
         self._rows = self._images_of_rows(len(x))
         t = float(timesteps.flatten()[0])
-        wanted = frozenset(key for key, layer in self._layers.items() if self.steps.wants(layer, t))
+        self._active = active_at(self._mixed, t)
+        wanted = frozenset(key for key, layer in self._layers.items() if self._active and self.steps.wants(layer, t))
         if wanted and (self._recorded_at != t or self._wanted != wanted):
             self._forget()
             self._wanted, self._recorded_at = wanted, t
+            self._shares, self._reach = shares([self._mixed[i] for i in self._active])
             step = self._step_to_keep(unet, x)
             if not self._recall(step, x):
                 self._record(unet, x, timesteps)
@@ -107,16 +117,17 @@ class Injection:
     def _step_to_keep(self, unet: nn.Module, x: Tensor) -> tuple | None:
         """What names this step among the kept features; None where they are not to be kept."""
         # An inpainting U-Net's further channels are the denoised rows' own.
-        if self.features is None or x.shape[1] != self.source.latents.shape[2] or not is_untouched(self, unet):
+        channels = self._mixed[0].latents.latents.shape[2]
+        if self.features is None or x.shape[1] != channels or not is_untouched(self, unet):
             return None
-        return self._recorded_at, tuple(x.shape[-2:]), x.dtype, x.device.type
+        return self._recorded_at, tuple(x.shape[-2:]), x.dtype, x.device.type, self._active
 
     def _recall(self, step: tuple | None, x: Tensor) -> bool:
         kept = step and self.features.get(step)
         if not kept or not self._names_to_keep() <= kept.keys():
             return False
         self._kept = {name: kept[name].to(x.device) for name in self._names_to_keep()}
-        self._recorded = {key: self._kept[key] for key in self._wanted & self._kept.keys()}
+        self._recorded = {key: self._blend(self._kept[key], key) for key in self._wanted & self._kept.keys()}
         return True
 
     def _keep(self, step: tuple | None) -> None:
@@ -128,21 +139,14 @@ class Injection:
         return {_name_to_keep(key) for key in self._wanted}
 
     def _images_of_rows(self, rows: int) -> Sequence[int]:
-        count = self.source.latents.shape[1]
+        count = images_of(self._mixed)
         images = list(self.row_images(rows)) if self.row_images and count > 1 else [i % count for i in range(rows)]
         if len(images) != rows or (self.row_images is None and rows % count):
             raise DitailError(f"injection: {rows} rows can't be matched with {count} source latents")
         return images
 
     def _record(self, unet: nn.Module, x: Tensor, timesteps: Tensor) -> None:
-        z = self.source.at(self._recorded_at).to(x)
-        if z.shape[-2:] != x.shape[-2:]:
-            raise DitailError(f"injection: the source latents are {tuple(z.shape[-2:])}, the sampler's "
-                              f"{tuple(x.shape[-2:])} (height, width)")
-        if x.shape[1] > z.shape[1]:
-            # An inpainting U-Net's further channels (mask, masked image) are the denoised rows' own.
-            first = [self._rows.index(i) if i in self._rows else 0 for i in range(len(z))]
-            z = torch.cat([z, x[first, z.shape[1] :]], 1)
+        z = torch.cat([self._source_rows(self._mixed[i].latents, x) for i in self._active])
         null = {k: v.to(x.device).expand(len(z), *v.shape[1:]) for k, v in self.null.items()}
         self._recording = True
         try:
@@ -154,6 +158,17 @@ class Injection:
         if missing := self._wanted - self._recorded.keys():
             raise DitailError(f"injection: {min(missing)} was not called in the source run")
 
+    def _source_rows(self, latents: SourceLatents, x: Tensor) -> Tensor:
+        z = latents.at(self._recorded_at).to(x)
+        if z.shape[-2:] != x.shape[-2:]:
+            raise DitailError(f"injection: the source latents are {tuple(z.shape[-2:])}, the sampler's "
+                              f"{tuple(x.shape[-2:])} (height, width)")
+        if x.shape[1] > z.shape[1]:
+            # An inpainting U-Net's further channels (mask, masked image) are the denoised rows' own.
+            first = [self._rows.index(i) if i in self._rows else 0 for i in range(len(z))]
+            z = torch.cat([z, x[first, z.shape[1] :]], 1)
+        return z
+
     def _hook(self, key: str):
         name, part = _name_to_keep(key), key.rpartition(".")[2]
 
@@ -162,7 +177,7 @@ class Injection:
                 return None
             if not self._recording:
                 return self._inject(output, self.recorded(key, module), key)
-            self._recorded[key] = output
+            self._recorded[key] = self._blend(output, key)
             if part == "to_q":
                 self._handed = args[0]
             elif part == "out_layers":
@@ -178,10 +193,10 @@ class Injection:
 
     def replaces(self, *keys: str) -> bool:
         """See `savings.Source`."""
-        return not self._recording and self.mask is None and self._wanted.issuperset(keys)
+        return not self._recording and self.mask is self._reach is None and self._wanted.issuperset(keys)
 
     def recorded(self, key: str, module: nn.Module) -> Tensor:
-        """The source rows' output of a layer; of kept features, q and k are projected when first asked for."""
+        """The source rows' output of a layer, blended; of kept features, q and k are projected when first asked for."""
         if key not in self._recorded:
             self._recording = True
             try:
@@ -201,7 +216,7 @@ class Injection:
     def images(self, recorded: Tensor, rows: int) -> Sequence[int] | None:
         """The row of `recorded` for each of `rows` rows; None where they don't match."""
         # Tiling extensions fold tiles into rows; a source row is then several rows, in the same order.
-        tiles, rest = divmod(len(recorded), self.source.latents.shape[1])
+        tiles, rest = divmod(len(recorded), images_of(self._mixed))
         if rest or rows != tiles * len(self._rows):
             return None
         return [image * tiles + tile for image in self._rows for tile in range(tiles)]
@@ -213,22 +228,35 @@ class Injection:
             raise DitailError(f"injection: {name} gave {tuple(recorded.shape)} for the source and "
                               f"{tuple(output.shape)} for the image")
         source = spread(recorded, images)
-        if self.mask is None:
-            return source
-        mask = self._mask_for(output, name).to(output)
-        return mask * source + (1 - mask) * output
+        for mask in (self.mask, self._reach):
+            if mask is not None:
+                m = self._on_grid(mask, output, name).to(output)
+                source = m * source + (1 - m) * output
+        return source
 
-    def _mask_for(self, output: Tensor, name: str) -> Tensor:
-        """The mask on a layer's grid: `[1, 1, h, w]` for features, `[1, tokens, 1]` for q and k."""
+    def _blend(self, output: Tensor, name: str) -> Tensor:
+        """What the active sources' rows gave, as one row an image."""
+        mixed = [self._mixed[i] for i in self._active]
+        images = images_of(self._mixed)
+        if len(mixed) == 1 and mixed[0].rows == images:
+            return output
+        tiles, rest = divmod(len(output), sum(m.rows for m in mixed))
+        if rest:
+            raise DitailError(f"injection: {name} gave {len(output)} rows for {len(mixed)} sources")
+        parts = [self._on_grid(share, output, name) if isinstance(share, Tensor) else share for share in self._shares]
+        return blend(output.split([m.rows * tiles for m in mixed]), parts, images * tiles)
+
+    def _on_grid(self, mask: Tensor, output: Tensor, name: str) -> Tensor:
+        """A mask on a layer's grid: `[1, 1, h, w]` for features, `[1, tokens, 1]` for q and k."""
         if output.ndim == 4:
-            return resize_mask(self.mask, output.shape[-2:])
+            return resize_mask(mask, output.shape[-2:])
         height, width = self._grid
         while height * width > output.shape[1]:
             height, width = -(-height // 2), -(-width // 2)
         if height * width != output.shape[1]:
             raise DitailError(f"injection: {name} has {output.shape[1]} tokens, which no level of {self._grid} "
                               "latents has, so the mask can't be laid over it")
-        return resize_mask(self.mask, (height, width)).flatten(2).transpose(1, 2)
+        return resize_mask(mask, (height, width)).flatten(2).transpose(1, 2)
 
 
 def _name_to_keep(key: str) -> str:

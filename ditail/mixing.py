@@ -1,0 +1,124 @@
+"""Several sources at once: what each has a share of, where, and when."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .errors import DitailError
+from .latents import SourceLatents
+from .schedule import Window
+
+Share = Tensor | float
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """One of several sources.
+
+    latents: its source latents, 1 row for all images or one per image of a batch. weight: its weight among the sources.
+    mask: None (everywhere) or `[1, 1, h, w]` in 0..1 at the latents' size. window: at which timesteps it takes part.
+    """
+
+    latents: SourceLatents
+    weight: float = 1.0
+    mask: Tensor | None = None
+    window: Window = Window()
+
+    @property
+    def rows(self) -> int:
+        return self.latents.latents.shape[1]
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """Height and width of the latents."""
+        return tuple(self.latents.latents.shape[-2:])
+
+
+def as_mixed(source: SourceLatents | Sequence[Mixed]) -> tuple[Mixed, ...]:
+    """The sources of a mix; one alone is a mix of itself.
+
+    Raises DitailError for sources that can't be mixed: none, of different sizes or batches, weights or masks that make
+    no sense.
+    """
+    mixed = (Mixed(source),) if isinstance(source, SourceLatents) else tuple(source)
+    if not any(m.weight > 0 for m in mixed):
+        raise DitailError("sources: at least one needs a weight above 0", "sources")
+    count = images_of(mixed)
+    for i, m in enumerate(mixed):
+        if not 0 <= m.weight < float("inf"):
+            raise DitailError(f"sources: the weight of source {i} is {m.weight}", "sources")
+        if m.size != mixed[0].size or m.rows not in (1, count):
+            raise DitailError(f"sources: source {i} has {m.rows} latents of {m.size} (height, width), the first "
+                              f"{mixed[0].rows} of {mixed[0].size}", "sources")
+        if m.mask is not None and m.mask.shape != (1, 1, *m.size):
+            raise DitailError(f"sources: the mask of source {i} is {tuple(m.mask.shape)}, not {(1, 1, *m.size)}",
+                              "sources")
+    return mixed
+
+
+def images_of(mixed: Sequence[Mixed]) -> int:
+    """How many images the sources are for."""
+    return max(m.rows for m in mixed)
+
+
+def active_at(mixed: Sequence[Mixed], timestep: float) -> tuple[int, ...]:
+    """The places of the sources that take part at a timestep."""
+    return tuple(i for i, m in enumerate(mixed) if m.weight > 0 and timestep in m.window)
+
+
+def shares(mixed: Sequence[Mixed]) -> tuple[list[Share], Tensor | None]:
+    """Each source's `w m / sum(w m)`, and where the sum is above 0: 1 there and 0 elsewhere, None for everywhere.
+
+    Both `[1, 1, h, w]` where there are masks. Where the sum is 0, every share is 0.
+    """
+    weights = [m.weight if m.mask is None else m.weight * m.mask.float() for m in mixed]
+    total = sum(weights)
+    if not isinstance(total, Tensor):
+        return [w / total for w in weights], None
+    reach = (total > 0).float()
+    total = torch.where(total > 0, total, 1)
+    return [w / total for w in weights], None if reach.all() else reach
+
+
+def blend(outputs: Sequence[Tensor], parts: Sequence[Share], rows: int) -> Tensor:
+    """`sum(part * output)` `[rows, ...]`; parts must broadcast to the outputs, of which fewer rows are repeated."""
+    total = 0
+    for output, part in zip(outputs, parts, strict=True):
+        weighted = output * (part.to(output) if isinstance(part, Tensor) else part)
+        total = total + weighted.repeat(rows // len(output), *[1] * (output.ndim - 1))
+    return total
+
+
+def start_latent(source: SourceLatents | Sequence[Mixed], timestep: float) -> Tensor:
+    """The VP latent `[b, c, h, w]` that sampling starts from at `timestep`, blended from the sources', float32.
+
+    The sources that take part at `timestep` (all, where none does) by their shares; where no mask reaches, by their
+    weights alone, as an injection's own mask leaves the start alone too.
+
+    A latent of large `t` is nearly noise, and the mean of two independent noises has 0.7 of their deviation: less than
+    the model was trained to find at that `t`. So each channel's deviation from its mean is scaled to the mean of the
+    sources' deviations, by what the shares at that place lose: `sum(p_i s_i) / sqrt(sum(p_i p_j cov_ij))`. The
+    covariance is the measured one: latents of one picture inverted with two models are alike and lose little, equal
+    ones lose nothing, and where one source is alone nothing changes.
+    """
+    mixed = as_mixed(source)
+    mixed = [mixed[i] for i in active_at(mixed, timestep)] or [m for m in mixed if m.weight > 0]
+    count = images_of(mixed)
+    z = torch.stack([m.latents.at(timestep).expand(count, -1, -1, -1) for m in mixed])
+    if len(mixed) == 1:
+        return z[0]
+    weights = [m.weight / sum(m.weight for m in mixed) for m in mixed]
+    parts, reach = shares(mixed)
+    if reach is not None:
+        parts = [part + (1 - reach) * weight for part, weight in zip(parts, weights, strict=True)]
+    p = torch.stack([torch.as_tensor(part).expand(1, 1, *z.shape[-2:]) for part in parts])
+    mean = z.mean((-2, -1), keepdim=True)
+    deviation = z - mean
+    covariance = torch.einsum("ibchw,jbchw->ijbc", deviation, deviation)[..., None, None] / z[0, 0, 0].numel()
+    wanted = (p * covariance.diagonal().movedim(-1, 0).sqrt()).sum(0)
+    variance = (p[:, None] * p[None] * covariance).sum((0, 1))
+    # Independent sources lose at most sqrt(len); more is lost only by sources that cancel each other.
+    variance = torch.maximum(variance, wanted**2 / (2 * len(mixed)))
+    return (p * mean).sum(0) + (p * deviation).sum(0) * torch.where(variance > 0, wanted / variance.sqrt(), 1)
