@@ -1,9 +1,12 @@
 """Several sources at once: shares, masks and windows, savings and kept features, and where sampling starts."""
 
+import base64
+
 import pytest
 import torch
 from conftest import SD1, random_unet
 from test_core import ABAR, ALWAYS, conds, randn
+from test_images import encoded, halves
 from test_layers import steps_of
 from test_savings import EACH, HOOKS, assert_equal, run
 
@@ -12,6 +15,7 @@ from ditail.injection import resize_mask
 from ditail.mixing import Mixed, start_latent
 from ditail.schedule import Window
 from ditail.sites import find_sites
+from ditail.sources import FurtherSource, parse_sources
 
 KINDS = ["sd1", "sd2", "sdxl"]
 
@@ -278,3 +282,39 @@ def test_the_start_of_a_batch_and_of_flat_or_opposed_latents():
     assert torch.equal(start_latent([Mixed(flat), Mixed(flat)], 901), torch.ones(1, 4, 8, 8))
     opposed = SourceLatents([901], -y.latents, ABAR)
     assert torch.isfinite(start_latent([Mixed(y), Mixed(opposed)], 901)).all()
+
+
+def test_the_apis_objects_become_further_sources():
+    picture, mask = (base64.b64encode(encoded(image)).decode() for image in (halves(), halves().convert("L")))
+    plain, full = parse_sources([{}, {
+        "source": "generate", "image": picture, "source_checkpoint": "noto", "source_vae": "v", "source_prompt": "p",
+        "source_negative_prompt": "n", "weight": 3, "mask": mask, "steps": [0.25, 1]}])
+    assert plain == FurtherSource("image", None, "", "", "", "", 1.0, None, (0.0, 1.0))
+    assert (full.source, full.source_checkpoint, full.source_vae) == ("generate", "noto", "v")
+    assert (full.source_prompt, full.source_negative_prompt, full.weight, full.steps) == ("p", "n", 3.0, (0.25, 1.0))
+    assert full.image.tobytes() == halves().tobytes()
+    assert (full.mask.mode, full.mask.size) == ("L", (40, 20))
+    assert parse_sources(None) == parse_sources([]) == ()
+    assert parse_sources([{"image": None, "mask": None}]) == (plain,)
+
+
+@pytest.mark.parametrize(("values", "sentence"), [
+    ({}, "sources: must be a list of objects, got dict"), ([{}] * 9, "sources: has 9 entries, at most 8"),
+    ([{}, 3], r"sources\[1\]: must be an object, got int"),
+    ([{"wait": 1}], r"sources\[0\]: 'wait' is not one of its keys"),
+    ([{"alpha": 1}], "'alpha' is not one of its keys"),
+    ([{}, {"weight": 10.5}], r"sources\[1\]\.weight: must be a number from 0 to 10, got 10.5"),
+    ([{"weight": "1"}], r"sources\[0\]\.weight: must be a number"), ([{"weight": None}], "must be a number"),
+    ([{"source": "picture"}], r'sources\[0\]\.source: must be one of "image", "generate"'),
+    ([{"source_prompt": 1}], r"sources\[0\]\.source_prompt: must be a text"),
+    ([{"image": "aGVsbG8="}], r"sources\[0\]\.image: it is not an image"),
+    ([{"mask": 5}], r"sources\[0\]\.mask: must be a base64 image or null, got int"),
+    ([{"steps": [0, 1.5]}], r"sources\[0\]\.steps: must be a list of 2 numbers from 0 to 1"),
+    ([{"steps": "0-1"}], "must be a list of 2 numbers"), ([{"steps": [0.5]}], "must be a list of 2 numbers"),
+    ([{"steps": [0.5, 0.5]}], r"sources\[0\]\.steps: must end after its beginning, got \[0.5, 0.5\]"),
+])
+def test_what_is_wrong_with_a_further_source_is_named(values, sentence):
+    with pytest.raises(DitailError, match=sentence) as caught:
+        parse_sources(values)
+    assert caught.value.key == "sources"
+    assert str(caught.value).startswith("sources")

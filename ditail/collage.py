@@ -1,0 +1,100 @@
+"""Collage: several pictures laid out into one, to be inverted as one, and the mask of where they lie."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .errors import DitailError
+from .images import fit, picture_to_tensor, tensor_to_pictures
+from .parts import check_fractions, check_mask, check_picture, check_setting, parse_objects
+
+MAX_PIECES = 16
+# Thirds and their like may add up to a little over 1.
+ROUNDING = 1e-6
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One picture of a collage.
+
+    box: left, top, width and height as fractions of the whole. mask: which part of the box is covered (white = here,
+    soft edges blend), None for all of it. Picture and mask are made to fit the box by `resize_mode`.
+    """
+
+    image: Image.Image
+    box: Box = (0.0, 0.0, 1.0, 1.0)
+    mask: Image.Image | None = None
+    resize_mode: str = "crop"
+
+
+def parse_collage(values) -> tuple[Piece, ...]:
+    """The pieces of a list of objects; none for None. Raises DitailError naming which one and what."""
+    pieces = []
+    for i, keys in enumerate(parse_objects(values, "collage", CHECKS, MAX_PIECES)):
+        keys = {key: value for key, value in keys.items() if value is not None}
+        if "image" not in keys:
+            raise DitailError(f"collage[{i}].image: is missing", "collage")
+        if not keys.keys() & {"box", "mask"}:
+            raise DitailError(f"collage[{i}]: needs a box or a mask", "collage")
+        pieces.append(Piece(**keys))
+    return tuple(pieces)
+
+
+def compose(pieces: Sequence[Piece], width: int, height: int,
+            background: Image.Image | None = None) -> tuple[Image.Image, Image.Image]:
+    """(RGB picture of `width` x `height`, grayscale mask of where pieces lie); later pieces lie over earlier ones.
+
+    With a `background` (scaled to cover) the mask is white. Without one, the ground has the mean colour of what is seen
+    of the pieces: of all colours it has the least contrast to them, so it adds the least outline to invert, and it
+    leaves the picture's mean, which the last source latent hands on, as the pieces make it.
+    Raises DitailError if there are no pieces or a mask leaves nothing of its piece.
+    """
+    if not pieces:
+        raise DitailError("collage: has no pieces", "collage")
+    # Colours in -1..1, already weighted by how much of the ground they cover.
+    colours, cover = torch.zeros(1, 3, height, width), torch.zeros(1, 1, height, width)
+    for i, piece in enumerate(pieces):
+        rows, columns = _span(piece.box[1], piece.box[3], height), _span(piece.box[0], piece.box[2], width)
+        size = columns.stop - columns.start, rows.stop - rows.start
+        here = _cover(piece.mask, size, piece.resize_mode)
+        if not here.any():
+            raise DitailError(f"collage[{i}].mask: leaves nothing of the piece at {size[0]}x{size[1]}", "collage")
+        colour = picture_to_tensor(fit(piece.image, *size, piece.resize_mode))
+        colours[..., rows, columns] = here * colour + (1 - here) * colours[..., rows, columns]
+        cover[..., rows, columns] = here + (1 - here) * cover[..., rows, columns]
+    if background is None:
+        ground = colours.sum((2, 3), keepdim=True) / cover.sum()
+        mask = tensor_to_pictures(cover.expand(-1, 3, -1, -1) * 2 - 1)[0].convert("L")
+    else:
+        ground, mask = picture_to_tensor(fit(background, width, height)), Image.new("L", (width, height), 255)
+    return tensor_to_pictures(colours + (1 - cover) * ground)[0], mask
+
+
+def _cover(mask: Image.Image | None, size: tuple[int, int], resize_mode: str) -> Tensor:
+    """`[1, 1, h, w]` in 0..1."""
+    if mask is None:
+        return torch.ones(1, 1, size[1], size[0])
+    return (picture_to_tensor(fit(mask, *size, resize_mode))[:, :1] + 1) / 2
+
+
+def _span(start: float, length: float, side: int) -> slice:
+    """The pixels of one side of a box, at least one."""
+    first = min(round(start * side), side - 1)
+    return slice(first, min(max(round((start + length) * side), first + 1), side))
+
+
+def _check_box(name: str, value) -> Box | None:
+    if value is None:
+        return None
+    x, y, w, h = check_fractions(name, value, 4)
+    if not w or not h or x + w > 1 + ROUNDING or y + h > 1 + ROUNDING:
+        raise DitailError(f"{name}: [{x:g}, {y:g}, {w:g}, {h:g}] (left, top, width, height) is empty or reaches out of "
+                          "the picture")
+    return x, y, w, h
+
+
+CHECKS = {"image": check_picture, "box": _check_box, "mask": check_mask, "resize_mode": check_setting}

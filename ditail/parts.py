@@ -1,0 +1,69 @@
+"""Settings that are lists of objects: each object's keys checked, and errors that name which one is wrong."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from PIL import Image
+
+from .errors import DitailError
+from .images import decode_base64, read_mask, read_picture
+from .settings import BY_KEY
+
+# (name for the error, value) -> the value as it is used; raises DitailError.
+Check = Callable[[str, object], object]
+
+
+def parse_objects(values, key: str, checks: Mapping[str, Check], limit: int) -> list[dict]:
+    """The checked keys of each object of the list `values` of the setting `key`; None is an empty list.
+
+    Raises DitailError about `key` whose sentence begins with the place, as in `sources[1].weight: ...`.
+    """
+    values = [] if values is None else values
+    if not isinstance(values, list | tuple):
+        raise DitailError(f"{key}: must be a list of objects, got {type(values).__name__}", key)
+    if len(values) > limit:
+        raise DitailError(f"{key}: has {len(values)} entries, at most {limit} are possible", key)
+    try:
+        return [_parse_object(value, f"{key}[{i}]", checks) for i, value in enumerate(values)]
+    except DitailError as error:
+        raise DitailError(str(error), key) from error
+
+
+def _parse_object(value, name: str, checks: Mapping[str, Check]) -> dict:
+    if not isinstance(value, Mapping):
+        raise DitailError(f"{name}: must be an object, got {type(value).__name__}")
+    for key in value:
+        if key not in checks:
+            raise DitailError(f"{name}: {str(key)[:40]!r} is not one of its keys ({', '.join(checks)})")
+    return {key: checks[key](f"{name}.{key}", item) for key, item in value.items()}
+
+
+def check_setting(name: str, value):
+    """`value` as the setting of the same key takes it."""
+    return replace(BY_KEY[name.rpartition(".")[2]], key=name).check(value)
+
+
+def check_picture(name: str, value) -> Image.Image | None:
+    """RGB picture of a base64 text; None for null and ""."""
+    return _read(name, value, read_picture)
+
+
+def check_mask(name: str, value) -> Image.Image | None:
+    """Grayscale picture of a base64 text; None for null and ""."""
+    return _read(name, value, read_mask)
+
+
+def _read(name: str, value, read: Callable[[bytes, str], Image.Image]) -> Image.Image | None:
+    if value is None or value == "":
+        return None
+    if not isinstance(value, str):
+        raise DitailError(f"{name}: must be a base64 image or null, got {type(value).__name__}")
+    return read(decode_base64(value, name), name)
+
+
+def check_fractions(name: str, value, count: int) -> tuple[float, ...]:
+    """`count` numbers from 0 to 1."""
+    numbers = value if isinstance(value, list | tuple) and len(value) == count else ()
+    if not numbers or not all(isinstance(n, int | float) and not isinstance(n, bool) and 0 <= n <= 1 for n in numbers):
+        raise DitailError(f"{name}: must be a list of {count} numbers from 0 to 1")
+    return tuple(map(float, numbers))

@@ -1,0 +1,54 @@
+"""Further sources of a mix, as the API's `sources` describes them."""
+
+from dataclasses import dataclass, replace
+
+from PIL import Image
+
+from .errors import DitailError
+from .parts import check_fractions, check_mask, check_picture, check_setting, parse_objects
+from .settings import BY_KEY, Field
+
+MAX_SOURCES = 8
+WEIGHT = Field("weight", "Weight", 1.0, "This source's weight among the others.", low=0.0, high=10.0)
+
+
+@dataclass(frozen=True)
+class FurtherSource:
+    """A source beside the main one; the keys that the main one has too mean the same.
+
+    image: None for the main content image. weight: beside the main source's. mask: white = here, None = everywhere.
+    steps: its range of the steps, as fractions from the first step on.
+    """
+
+    source: str = BY_KEY["source"].default
+    image: Image.Image | None = None
+    source_checkpoint: str = BY_KEY["source_checkpoint"].default
+    source_vae: str = BY_KEY["source_vae"].default
+    source_prompt: str = BY_KEY["source_prompt"].default
+    source_negative_prompt: str = BY_KEY["source_negative_prompt"].default
+    weight: float = WEIGHT.default
+    mask: Image.Image | None = None
+    steps: tuple[float, float] = (0.0, 1.0)
+
+
+def parse_sources(values) -> tuple[FurtherSource, ...]:
+    """The further sources of a list of objects; none for None. Raises DitailError naming which one and what."""
+    return tuple(FurtherSource(**keys) for keys in parse_objects(values, "sources", CHECKS, MAX_SOURCES))
+
+
+def _check_weight(name: str, value) -> float:
+    return replace(WEIGHT, key=name).check(value)
+
+
+def _check_steps(name: str, value) -> tuple[float, ...]:
+    begin, end = check_fractions(name, value, 2)
+    if end <= begin:
+        raise DitailError(f"{name}: must end after its beginning, got [{begin:g}, {end:g}]")
+    return begin, end
+
+
+CHECKS = {
+    "source": check_setting, "image": check_picture, "source_checkpoint": check_setting, "source_vae": check_setting,
+    "source_prompt": check_setting, "source_negative_prompt": check_setting, "weight": _check_weight,
+    "mask": check_mask, "steps": _check_steps,
+}
