@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping
+from threading import RLock
 
 import torch
 from torch import Tensor
@@ -11,16 +12,18 @@ class FeatureCache:
     """Features per key and step, the least recently used keys dropped first once they exceed `budget` bytes.
 
     A step is kept whole or not at all, so a key that doesn't fit is kept as far as it does: the steps that are missing
-    are computed. device: where the tensors are kept.
+    are computed. device: where the tensors are kept. Any thread may call any method.
     """
 
     def __init__(self, budget: int, device: str | torch.device = "cpu"):
         self.budget, self.device = budget, torch.device(device)
         self._entries: OrderedDict[Hashable, dict[Hashable, dict[str, Tensor]]] = OrderedDict()
+        self._lock = RLock()
         self.nbytes = 0
 
     def __len__(self) -> int:
-        return sum(map(len, self._entries.values()))
+        with self._lock:
+            return sum(map(len, self._entries.values()))
 
     def under(self, key: Hashable) -> "Features":
         """The part of the cache for one key, which must name all that the features depend on (see `Features`)."""
@@ -28,32 +31,52 @@ class FeatureCache:
 
     def get(self, key: Hashable, step: Hashable) -> Mapping[str, Tensor] | None:
         """What is kept of a step, by layer."""
-        if key in self._entries:
-            self._entries.move_to_end(key)
-        return self._entries.get(key, {}).get(step)
+        with self._lock:
+            if key in self._entries:
+                self._entries.move_to_end(key)
+            return self._entries.get(key, {}).get(step)
 
     def put(self, key: Hashable, step: Hashable, tensors: Mapping[str, Tensor]) -> bool:
         """Keep a copy of a step's tensors, at the cost of other keys; False where it doesn't fit."""
         size = _nbytes(tensors)
-        self._forget_step(key, step)
-        room = self.budget - _nbytes_of_steps(self._entries.get(key, {}))
-        if size > room:
-            return False
-        self._entries.setdefault(key, {})
-        self._entries.move_to_end(key)
-        while self.nbytes + size > self.budget:
-            self.drop(next(iter(self._entries)))
-        self._entries[key][step] = {n: t.detach().to(self.device, copy=True) for n, t in tensors.items()}
-        self.nbytes += size
-        return True
+        with self._lock:
+            self._forget_step(key, step)
+            room = self.budget - _nbytes_of_steps(self._entries.get(key, {}))
+            if size > room:
+                return False
+            self._entries.setdefault(key, {})
+            self._entries.move_to_end(key)
+            self._make_room(self.budget - size)
+            try:
+                copies = {n: t.detach().to(self.device, copy=True) for n, t in tensors.items()}
+            except torch.cuda.OutOfMemoryError:
+                self.clear()  # the picture itself needs the memory
+                return False
+            self._entries[key][step] = copies
+            self.nbytes += size
+            return True
+
+    def resize(self, budget: int, device: str | torch.device) -> None:
+        """Change the budget, dropping what exceeds it, and the place, where nothing is kept yet."""
+        with self._lock:
+            if torch.device(device) != self.device:
+                self.clear()
+            self.budget, self.device = budget, torch.device(device)
+            self._make_room(budget)
 
     def drop(self, key: Hashable) -> None:
         """Forget all steps of a key; nothing happens where there are none."""
-        self.nbytes -= _nbytes_of_steps(self._entries.pop(key, {}))
+        with self._lock:
+            self.nbytes -= _nbytes_of_steps(self._entries.pop(key, {}))
 
     def clear(self) -> None:
-        self._entries.clear()
-        self.nbytes = 0
+        with self._lock:
+            self._entries.clear()
+            self.nbytes = 0
+
+    def _make_room(self, budget: int) -> None:
+        while self.nbytes > budget:
+            self.drop(next(iter(self._entries)))
 
     def _forget_step(self, key: Hashable, step: Hashable) -> None:
         self.nbytes -= _nbytes(self._entries.get(key, {}).pop(step, {}))

@@ -11,3 +11,10 @@ function ditailUseImageSize(imageId) {
     }
     return [];
 }
+
+// The caches' sizes in the settings, whenever that tab is opened.
+onUiTabChange(() => {
+    if (gradioApp().querySelector("#tab_settings")?.offsetParent) {
+        gradioApp().querySelector("#ditail_refresh_caches")?.click();
+    }
+});

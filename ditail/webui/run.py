@@ -19,12 +19,11 @@ from torch import Tensor
 from ..errors import DitailError
 from ..images import LATENT_SCALE, fit, mask_to_latent, picture_to_tensor
 from ..injection import Injection, remove
-from ..latents import LatentCache
 from ..layers import parse_layers
 from ..savings import Savings
 from ..schedule import InjectionSteps
 from ..sites import find_sites
-from . import models
+from . import caches, models
 from .failures import errors_for_the_user
 from .infotext import IMAGE_HASH, infotext_of, source_infotext
 from .progress import Interrupted, source_job
@@ -38,7 +37,6 @@ RUN = "_ditail_run"
 ORIGINAL = "_ditail_original"
 # Set on a job by the matrix: see `Run.plain`.
 PLAIN = "_ditail_plain"
-CACHE = LatentCache(256 * 2**20)
 
 
 class Run:
@@ -88,6 +86,7 @@ class Run:
     def _prepare(self, seen: list[Tensor]) -> None:
         """The source pass: source latents for every sampling of the job, from the cache or by making them."""
         p, request = self.p, self.request
+        caches.apply_settings()
         find_sites(shared.sd_model.model.diffusion_model, parse_layers(request.settings.layers))
         if request.checkpoint is not None:
             models.check_architecture(request.checkpoint, shared.sd_model.model.diffusion_model)
@@ -110,7 +109,7 @@ class Run:
     def _missing(self, sources: Sequence[Source]) -> list[Source]:
         """Those that are not in the cache; the others get their latents from there."""
         for source in sources:
-            source.latents = CACHE.get(source.key)
+            source.latents = caches.LATENTS.get(source.key)
         inverted = {id(source.parent) for source in sources if source.parent and source.latents is None}
         for source in sources:
             shown = source.kind == "generate" and (self.request.settings.show_source or id(source) in inverted)
@@ -132,10 +131,10 @@ class Run:
         known = {source.key for source in todo}
         further = [source for request in self.sweep for sampling in self.samplings.values()
                    for source in sources_of(self.p, request, sampling)]
-        further = [s for s in distinct(further) if s.key not in known and CACHE.get(s.key) is None]
+        further = [s for s in distinct(further) if s.key not in known and caches.LATENTS.get(s.key) is None]
         height, width = todo[0].sampling.latent_hw
         one = 16 * height * width * len(todo[0].sampling.plan.timesteps)
-        return further[: max(0, CACHE.budget // one - len(todo))]
+        return further[: max(0, caches.LATENTS.budget // one - len(todo))]
 
     def _plan(self, pictures: Sequence[Tensor]) -> None:
         p, settings, first = self.p, self.request.settings, None
@@ -192,7 +191,7 @@ class Run:
         with (source_job(p, target_steps, source_steps) as job, torch.random.fork_rng(),
               models.untouched_prompt_notes(), models.borrowed_models(p) as borrow):
             for source in make(p, batches, job, borrow):
-                CACHE.put(source.key, source.latents)
+                caches.LATENTS.put(source.key, source.latents, source.metadata(p))
         if p.sampler is not None and shared.sd_model is not model_before:
             p.sampler = models.sampler_for(p)  # img2img makes it in `init`, for the model object of that moment
 
@@ -245,9 +244,10 @@ class Run:
 
         steps = InjectionSteps.from_ratios(sampling.plan.timesteps, settings.conv_ratio, settings.attn_ratio,
                                            parse_layers(settings.layers))
-        unet = model.model.diffusion_model
-        Injection(stacked([row.latents for row in rows]), models.null_conditioning(model, sampling.size), steps,
-                  sampling.mask, row_images, Savings(upcast_attention=shared.opts.upcast_attn)).install(unet)
+        unet, null = model.model.diffusion_model, models.null_conditioning(model, sampling.size)
+        features = caches.features_for(self.p, [row.key for row in rows], null, sampling.size)
+        Injection(stacked([row.latents for row in rows]), null, steps, sampling.mask, row_images,
+                  Savings(upcast_attention=shared.opts.upcast_attn), features=features).install(unet)
         self.hooked.append(unet)
 
     def _keep_recording(self, samples: Tensor) -> None:
@@ -255,7 +255,7 @@ class Run:
         if self.recorder:
             made = self.recorder.latents(shared.sd_model.alphas_cumprod)
             for source, latents in zip(self._of_batch(self.samplings[False]), made, strict=True):
-                CACHE.put(source.key, latents)
+                caches.LATENTS.put(source.key, latents, source.metadata(self.p))
 
     def _without_token_merging(self) -> None:
         """Merged tokens are other ones in the source than in the picture, so q and k would not fit."""

@@ -2,18 +2,16 @@
 
 import logging
 
-import gradio as gr
-from modules import script_callbacks, sd_models, shared
+from modules import script_callbacks, sd_models
 
 from ..errors import DitailError
 from ..injection import remove
+from . import caches
 from .request import Request, is_enabled, settings_from
-from .run import CACHE, PLAIN, RUN, Run, release
+from .run import PLAIN, RUN, Run, release
 from .xyz import AXES, add_axes, at_cell, sweep
 
 log = logging.getLogger("ditail")
-
-CACHE_OPTION = "ditail_cache_mb"
 
 
 def before_process(p, args: tuple) -> None:
@@ -33,7 +31,6 @@ def before_process(p, args: tuple) -> None:
     except Exception as unexpected:
         log.exception("reading the settings")
         error = DitailError(f"args: can't be read ({unexpected})", "args")
-    CACHE.budget = int(getattr(shared.opts, CACHE_OPTION, 256)) * 2**20
     Run(p, request, error, sweep=further, plain=getattr(p, PLAIN, False)).install()
 
 
@@ -56,13 +53,6 @@ def on_script_unloaded() -> None:
         remove(model.model.diffusion_model)
 
 
-def on_ui_settings() -> None:
-    shared.opts.add_option(CACHE_OPTION, shared.OptionInfo(
-        256, "Source latents kept in RAM (MB)", gr.Slider, {"minimum": 0, "maximum": 4096, "step": 64},
-        section=("ditail", "Ditail"),
-    ).info("one content image takes 1.3 MB for 20 steps at 512x512; with its latents kept, it is not inverted again"))
-
-
 def show_log() -> None:
     """Let the console show what is loaded and made, and why, unless the WebUI's own log level says what to show."""
     if not log.handlers and not logging.getLogger().handlers:
@@ -78,5 +68,5 @@ def register() -> None:
     show_log()
     script_callbacks.on_cfg_denoiser(on_cfg_denoiser)
     script_callbacks.on_script_unloaded(on_script_unloaded)
-    script_callbacks.on_ui_settings(on_ui_settings)
+    script_callbacks.on_ui_settings(caches.add_options)
     script_callbacks.on_before_ui(add_axes)

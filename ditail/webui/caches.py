@@ -1,0 +1,106 @@
+"""What outlives a job: source latents and the target's features, with their settings.
+
+The caches hold tensors, never a model. As globals of this package they outlive "Reload UI", too.
+"""
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+
+import gradio as gr
+from modules import cache, devices, shared
+from modules.ui_common import refresh_symbol
+from modules.ui_components import ToolButton
+from torch import Tensor
+
+from ..disk import LatentFolder
+from ..features import FeatureCache, Features
+from ..latents import LatentCache, latents_key
+from .target import describe_target
+
+log = logging.getLogger("ditail")
+
+MB = 2**20
+IN_RAM, ON_GPU = "in RAM", "on the GPU"
+OPTIONS = {
+    "ditail_cache_mb": shared.OptionInfo(
+        256, "Source latents kept in RAM (MB)", gr.Slider, {"minimum": 0, "maximum": 4096, "step": 64},
+    ).info("one content image takes 1.3 MB for 20 steps at 512x512; with its latents kept, it is not inverted again"),
+    "ditail_disk": shared.OptionInfo(False, "Keep source latents on disk, too").info("until the next start and longer"),
+    "ditail_disk_mb": shared.OptionInfo(
+        1024, "Source latents kept on disk (MB)", gr.Slider, {"minimum": 0, "maximum": 65536, "step": 256},
+    ),
+    "ditail_features_mb": shared.OptionInfo(
+        512, "Features of the target kept (MB)", gr.Slider, {"minimum": 0, "maximum": 16384, "step": 64},
+    ).info("0 = off; a further picture from the same source latents with the same target then costs no more than a "
+           "plain one. 20 steps at 512x512 take 142 MB in half precision; what doesn't fit is computed"),
+    "ditail_features_place": shared.OptionInfo(
+        IN_RAM, "Keep features", gr.Radio, {"choices": [IN_RAM, ON_GPU]},
+    ),
+}
+
+LATENTS = LatentCache(OPTIONS["ditail_cache_mb"].default * MB)
+FOLDER = LatentFolder(os.path.join(cache.cache_dir, "ditail"), OPTIONS["ditail_disk_mb"].default * MB)
+FEATURES = FeatureCache(OPTIONS["ditail_features_mb"].default * MB)
+
+
+def apply_settings() -> None:
+    """Make the caches what the settings say, dropping what no longer fits."""
+    LATENTS.budget, FOLDER.budget = _option("ditail_cache_mb") * MB, _option("ditail_disk_mb") * MB
+    LATENTS.folder = FOLDER if _option("ditail_disk") else None
+    LATENTS.trim()
+    on_gpu = _option("ditail_features_place") == ON_GPU
+    FEATURES.resize(_option("ditail_features_mb") * MB, devices.device if on_gpu else "cpu")
+
+
+def _option(name: str):
+    return getattr(shared.opts, name, OPTIONS[name].default)
+
+
+def clear() -> None:
+    """Empty all caches, the folder even where it is switched off."""
+    LATENTS.clear()
+    FOLDER.clear()
+    FEATURES.clear()
+    devices.torch_gc()
+
+
+def sizes() -> str:
+    """What the caches hold, as HTML."""
+    held = [("Source latents in RAM", len(LATENTS), LATENTS.nbytes), ("on disk", len(FOLDER), FOLDER.nbytes),
+            ("features of steps", len(FEATURES), FEATURES.nbytes)]
+    return "; ".join(f"{name}: {count} ({nbytes / MB:.1f} MB)" for name, count, nbytes in held)
+
+
+def add_options() -> None:
+    """Put the settings and the caches' sizes on their page."""
+    shown = shared.OptionHTML("What is kept only saves time: without it, the same pictures come out.")
+    shown.component = _sizes_and_buttons
+    for name, option in shared.options_section(("ditail", "Ditail"), {**OPTIONS, "ditail_caches": shown}).items():
+        option.onchange = apply_settings
+        shared.opts.add_option(name, option)
+
+
+def _sizes_and_buttons(label: str, value, elem_id: str):
+    """The caches' sizes and a button that empties them; the option's own component, returned, shows its text."""
+    with gr.Row(elem_id="ditail_caches"):
+        shown = gr.HTML(sizes, elem_id="ditail_cache_sizes")
+        refresh = ToolButton(refresh_symbol, elem_id="ditail_refresh_caches", tooltip="Refresh")
+        empty = gr.Button("Empty the caches", elem_id="ditail_empty_caches")
+    refresh.click(sizes, outputs=[shown], show_progress=False)
+    empty.click(clear).then(sizes, outputs=[shown], show_progress=False)
+    return gr.HTML(value, elem_id=elem_id, elem_classes="settings-info")
+
+
+def features_for(p, source_keys: Sequence[str], null: Mapping[str, Tensor], size: tuple[int, int]) -> Features | None:
+    """Where to keep what the loaded model computes on these source latents; None where features are off.
+
+    null: see `Injection`. None, too, where something is at work of which it can't be told what it makes of the U-Net.
+    """
+    if not FEATURES.budget:
+        return None
+    try:
+        return FEATURES.under(latents_key({"sources": source_keys, "null": null, "size": size, **describe_target(p)}))
+    except (AttributeError, TypeError, ValueError, RecursionError) as error:
+        log.debug("features are not kept: %s", error)
+        return None

@@ -1,0 +1,51 @@
+"""Runs inside the WebUI under test: what Ditail's caches hold and gave, and somebody else's always-on script."""
+
+import gradio as gr
+from modules import script_callbacks, scripts, shared
+
+from ditail.webui import caches
+
+hits = 0
+
+
+def count_hits() -> None:
+    get = caches.FEATURES.get
+
+    def counted(key, step):
+        global hits
+        found = get(key, step)
+        hits += found is not None
+        return found
+
+    caches.FEATURES.get = counted
+
+
+def state() -> dict:
+    kept = {"latents": caches.LATENTS, "files": caches.FOLDER, "features": caches.FEATURES}
+    return {"hits": hits, **{name: [len(cache), cache.nbytes] for name, cache in kept.items()}}
+
+
+def restart() -> None:
+    """What a restart does: no latents in RAM, and the hypernetworks listed anew."""
+    caches.LATENTS._entries.clear()
+    shared.reload_hypernetworks()
+
+
+class SomebodyElses(scripts.Script):
+    def title(self):
+        return "Ditail test script"
+
+    def show(self, is_img2img):
+        return scripts.AlwaysVisible
+
+    def ui(self, is_img2img):
+        return [gr.Textbox(visible=False)]
+
+
+def add_routes(_, app) -> None:
+    app.add_api_route("/ditail-test/caches", state, methods=["GET"])
+    app.add_api_route("/ditail-test/restart", restart, methods=["POST"])
+
+
+count_hits()
+script_callbacks.on_app_started(add_routes)
