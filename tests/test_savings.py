@@ -442,6 +442,29 @@ def test_the_cache_drops_the_least_recently_used_keys():
     assert (len(cache), cache.nbytes) == (0, 0)
 
 
+def test_a_smaller_or_moved_cache_drops_what_it_has_to():
+    cache, one = FeatureCache(100), {"layer": torch.zeros(4)}
+    for key in "abc":
+        cache.put(key, 1, one)
+    cache.resize(40, "cpu")
+    assert [bool(cache.get(key, 1)) for key in "abc"] == [False, True, True]
+    cache.resize(40, "meta")
+    assert (len(cache), cache.nbytes) == (0, 0)
+    cache.put("a", 1, one)
+    assert cache.get("a", 1)["layer"].device.type == "meta"
+
+
+def test_a_full_gpu_empties_the_cache_and_not_the_job():
+    class OnAFullGPU(torch.Tensor):
+        def to(self, *_, **__):
+            raise torch.cuda.OutOfMemoryError("no memory left, says the test")
+
+    cache = FeatureCache(100)
+    cache.put("a", 1, {"layer": torch.zeros(4)})
+    assert not cache.put("b", 1, {"layer": torch.zeros(4).as_subclass(OnAFullGPU)})
+    assert (len(cache), cache.nbytes) == (0, 0)
+
+
 def test_a_cache_without_budget_keeps_nothing(unet):
     cache = FeatureCache(0)
     assert_equal(run(unet, Savings(), features=cache.under("a")), run(unet, HOOKS))

@@ -46,15 +46,19 @@ FEATURES = FeatureCache(OPTIONS["ditail_features_mb"].default * MB)
 
 def apply_settings() -> None:
     """Make the caches what the settings say, dropping what no longer fits."""
-    LATENTS.budget, FOLDER.budget = _option("ditail_cache_mb") * MB, _option("ditail_disk_mb") * MB
+    LATENTS.budget, FOLDER.budget = _bytes("ditail_cache_mb"), _bytes("ditail_disk_mb")
     LATENTS.folder = FOLDER if _option("ditail_disk") else None
     LATENTS.trim()
     on_gpu = _option("ditail_features_place") == ON_GPU
-    FEATURES.resize(_option("ditail_features_mb") * MB, devices.device if on_gpu else "cpu")
+    FEATURES.resize(_bytes("ditail_features_mb"), devices.device if on_gpu else "cpu")
 
 
 def _option(name: str):
     return getattr(shared.opts, name, OPTIONS[name].default)
+
+
+def _bytes(name: str) -> int:
+    return int(_option(name) * MB)  # the page and the API may make it a float
 
 
 def clear() -> None:
