@@ -73,7 +73,7 @@ def generate(page, tab: str) -> str:
         }, 40);
     }""", tab)
     page.click(f"#{tab}_generate")
-    page.wait_for_function(f"gradioApp().querySelector('#html_log_{tab}').innerText.length > 0", timeout=120_000)
+    page.wait_for_function(f"gradioApp().querySelector('#html_log_{tab}').innerText.length > 0", timeout=300_000)
     page.wait_for_timeout(1000)
     return page.evaluate("() => { clearInterval(window.ditailTimer); return window.ditailSeen.join('\\n'); }")
 
@@ -140,3 +140,21 @@ def test_a_missing_image_is_said_in_the_tab(page):
     generate(page, "txt2img")
     assert "Ditail: image: a content image is needed in txt2img" in page.inner_text("#txt2img_results_panel")
     assert page.query_selector("#txt2img_gallery img") is None
+
+
+@pytest.mark.parametrize("tab", ["txt2img", "img2img"])
+def test_matrix(page, picture, tab):
+    page.click(f"#tabs > .tab-nav > button:text-is('{tab}')")
+    fill(page, tab, prompt="a cat on mint", seed=4, steps=15, cfg_scale=5, width=128, height=128)
+    if tab == "img2img":
+        page.set_input_files("#img2img_image input[type=file]", picture)
+        page.wait_for_selector("#img2img_image img")
+        fill(page, tab, prompt="a fox on pink", denoising_strength=0.9)
+    page.click(f"#{tab}_script_container #script_list input")
+    page.click(f"#{tab}_script_container #script_list ul.options li:has-text('Ditail matrix')")
+    page.wait_for_selector(f"#{tab}_ditail_matrix_checkpoints", state="visible")
+    for name in ("house-noto", "house-flat", "house-ink"):
+        choose(page, f"{tab}_ditail_matrix_checkpoints", name)
+    generate(page, tab)
+    assert page.locator(f"#{tab}_gallery .thumbnails img").count() == 10
+    screenshot(page, f"webui-matrix-{tab}.png")
