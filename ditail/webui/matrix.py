@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from modules import images, processing, sd_models, sd_vae, shared
+from modules import images, infotext_utils, processing, sd_models, sd_vae, shared
 from PIL import Image
 
 from ..errors import DitailError
@@ -155,7 +155,8 @@ def _joined(p, cells: Sequence[Cell], made: dict, margin: int):
     """One Processed of those of the cells; a cell that was not reached is empty."""
     if not made:
         return processing.Processed(p, [], p.seed)
-    first = next(iter(made.values()))
+    ordered = [made[cell] for cell in cells if cell in made]
+    first = ordered[0]
     size = first.images[0].size
     shown = [made[cell].images[0] if cell in made else Image.new("RGB", size) for cell in cells]
     columns = 1 + max(cell.column for cell in cells)
@@ -164,8 +165,9 @@ def _joined(p, cells: Sequence[Cell], made: dict, margin: int):
         grid, *size, [[images.GridAnnotation(c.target.name), images.GridAnnotation("style")] for c in cells[:columns]],
         [[images.GridAnnotation(c.source.name), images.GridAnnotation("content")] for c in cells[::columns]], margin,
     )
-    joined, ordered = copy.copy(first), [made[cell] for cell in cells if cell in made]
-    text = f"{first.infotexts[0]}, Script: {MATRIX_TITLE}"
+    joined = copy.copy(first)
+    names = "; ".join(cell.target.name for cell in cells[:columns])
+    text = f"{first.infotexts[0]}, Script: {MATRIX_TITLE}, Matrix models: {infotext_utils.quote(names)}"
     joined.images = [grid, *(picture for one in ordered for picture in one.images)]
     joined.infotexts = [text, *(text for one in ordered for text in one.infotexts)]
     joined.all_prompts = [prompt for one in ordered for prompt in one.all_prompts]
