@@ -19,7 +19,7 @@ from .errors import DitailError
 from .features import Features
 from .latents import SourceLatents
 from .layers import Layer
-from .mixing import Mixed, Share, active_at, as_mixed, blend, images_of, shares
+from .mixing import Mixed, Part, active_at, as_mixed, blend, images_of, shares
 from .savings import Savings, is_untouched, shortcuts, spread
 from .schedule import InjectionSteps
 from .sites import Sites, find_sites
@@ -57,7 +57,7 @@ class Injection:
     _mixed: tuple[Mixed, ...] = field(default=(), init=False)
     # The sources that take part in the step at hand, by place; their shares, and where any has one (None: everywhere).
     _active: tuple[int, ...] = field(default=(), init=False)
-    _shares: list[Share] = field(default_factory=list, init=False)
+    _shares: list[Part] = field(default_factory=list, init=False)
     _reach: Tensor | None = field(default=None, init=False)
     _layers: dict[str, Layer] = field(default_factory=dict, init=False)
     _recorded: dict[str, Tensor] = field(default_factory=dict, init=False)

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from math import prod
 
 import torch
 from torch import Tensor
@@ -10,7 +12,7 @@ from .errors import DitailError
 from .latents import SourceLatents
 from .schedule import Window
 
-Share = Tensor | float
+Part = Tensor | float
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,38 @@ def as_mixed(source: SourceLatents | Sequence[Mixed]) -> tuple[Mixed, ...]:
     return mixed
 
 
+@dataclass(frozen=True)
+class Share:
+    """The share of a source that is mixed over a first one.
+
+    weight: beside the first one's 1. mask: None or `[1, 1, h, w]` in 0..1. steps: a range, as fractions of the steps.
+    """
+
+    weight: float = 1.0
+    mask: Tensor | None = None
+    steps: tuple[float, float] = (0.0, 1.0)
+
+
+def mix_over(first: SourceLatents, further: Sequence[tuple[SourceLatents, Share]],
+             timesteps: Sequence[float]) -> list[Mixed]:
+    """A first source with further ones over it, as what an `Injection` takes.
+
+    Where and when a further one has a mask or a range of steps of its own, it takes the first one's place; one with
+    neither shares every place and step with the first by weight. timesteps: the sampler's, in any order.
+    """
+    mixed = [Mixed(latents, share.weight, share.mask, Window.of_steps(timesteps, *share.steps))
+             for latents, share in further]
+    edges = sorted({0.0, 1.0, *(edge for _, share in further for edge in share.steps)})
+    for begin, end in pairwise(edges):
+        active = [s for _, s in further if s.weight > 0 and s.steps[0] <= begin and end <= s.steps[1]]
+        if any(s.mask is None and s.steps != (0, 1) for s in active):
+            continue
+        masks = [1 - s.mask.float() for s in active if s.mask is not None]
+        mask = prod(masks[1:], start=masks[0]) if masks else None
+        mixed.insert(0, Mixed(first, 1.0, mask, Window.of_steps(timesteps, begin, end)))
+    return mixed
+
+
 def images_of(mixed: Sequence[Mixed]) -> int:
     """How many images the sources are for."""
     return max(m.rows for m in mixed)
@@ -68,7 +102,7 @@ def active_at(mixed: Sequence[Mixed], timestep: float) -> tuple[int, ...]:
     return tuple(i for i, m in enumerate(mixed) if m.weight > 0 and timestep in m.window)
 
 
-def shares(mixed: Sequence[Mixed]) -> tuple[list[Share], Tensor | None]:
+def shares(mixed: Sequence[Mixed]) -> tuple[list[Part], Tensor | None]:
     """Each source's `w m / sum(w m)`, and where the sum is above 0: 1 there and 0 elsewhere, None for everywhere.
 
     Both `[1, 1, h, w]` where there are masks. Where the sum is 0, every share is 0.
@@ -82,7 +116,7 @@ def shares(mixed: Sequence[Mixed]) -> tuple[list[Share], Tensor | None]:
     return [w / total for w in weights], None if reach.all() else reach
 
 
-def blend(outputs: Sequence[Tensor], parts: Sequence[Share], rows: int) -> Tensor:
+def blend(outputs: Sequence[Tensor], parts: Sequence[Part], rows: int) -> Tensor:
     """`sum(part * output)` `[rows, ...]`; parts must broadcast to the outputs, of which fewer rows are repeated."""
     total = 0
     for output, part in zip(outputs, parts, strict=True):

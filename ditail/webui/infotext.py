@@ -1,14 +1,18 @@
 """Ditail's settings in a picture's infotext, and from there back into the tab."""
 
 import copy
+import hashlib
+import json
 from collections.abc import Sequence
 
 from modules import processing, sd_models
+from PIL import Image
 
-from ..settings import FIELDS, Field
-from .request import SHOWN_FOR_EMPTY, Request
+from ..settings import BY_KEY, FIELDS, Field
+from .request import SHOWN_FOR_EMPTY, Part, Request
 
 IMAGE_HASH = "Ditail image hash"
+SOURCES = "Ditail sources"
 PREFIX = "Ditail "
 TITLE = "Ditail"
 
@@ -28,11 +32,28 @@ def infotext_of(request: Request, picture_hashes: Sequence[str]) -> dict:
             written[field.infotext] = f"{value:g}" if isinstance(value, float) else value
     if request.checkpoint is not None:
         written["Ditail source checkpoint"] = request.checkpoint.short_title
+    if request.further:
+        written[SOURCES] = json.dumps([_described(part) for part in request.further])
     if len(picture_hashes) > 1:
         written[IMAGE_HASH] = lambda index, **_: picture_hashes[index % len(picture_hashes)]
     elif picture_hashes:
         written[IMAGE_HASH] = picture_hashes[0]
     return written
+
+
+def _described(part: Part) -> dict:
+    """A further source without its pictures, which infotext can't hold."""
+    settings = part.request.settings
+    said = {"source": settings.source, "weight": part.weight, "steps": list(part.steps), "mask": part.mask is not None}
+    if part.request.image is not None:
+        said["image hash"] = picture_hash(part.request.image)
+    if part.request.checkpoint is not None:
+        said["source_checkpoint"] = part.request.checkpoint.short_title
+    return said
+
+
+def picture_hash(image: Image.Image) -> str:
+    return hashlib.sha256(f"{image.size}".encode() + image.convert("RGB").tobytes()).hexdigest()[:10]
 
 
 def source_infotext(p, checkpoint, prompts: tuple[str, str], image: int) -> str:
@@ -72,6 +93,22 @@ class PasteKey(str):
         if isinstance(field.default, bool):
             return str(value) == "True"
         return _shown(field, value)
+
+
+def second_source_of(name: str, params: dict):
+    """The value of one of the second source's controls (`request.SECOND_SOURCE`) from parsed infotext."""
+    if not any(key.startswith(PREFIX) for key in params):
+        return None
+    try:
+        said = json.loads(params.get(SOURCES, "[]"))[:1]
+        if name == "on":
+            return bool(said)
+        begin, end = said[0].get("steps", (0, 1)) if said else (0, 1)
+        values = {"begin": begin, "end": end, "weight": 1.0, "source": "image", "source_checkpoint": "",
+                  **(said[0] if said else {})}
+        return _shown(BY_KEY[name], values[name]) if name == "source_checkpoint" else values[name]
+    except (ValueError, TypeError, AttributeError, KeyError):
+        return None  # written by hand
 
 
 def _shown(field: Field, value: str) -> str:

@@ -20,16 +20,17 @@ from ..errors import DitailError
 from ..images import LATENT_SCALE, fit, mask_to_latent, picture_to_tensor
 from ..injection import Injection, remove
 from ..layers import parse_layers
+from ..mixing import Mixed, start_latent
 from ..savings import Savings
 from ..schedule import InjectionSteps
 from ..sites import find_sites
 from . import caches, models
 from .failures import errors_for_the_user
-from .infotext import IMAGE_HASH, infotext_of, source_infotext
+from .infotext import IMAGE_HASH, infotext_of, picture_hash, source_infotext
 from .progress import Interrupted, source_job
-from .request import Request
+from .request import Part, Request
 from .sampling import Recorder, plan_sampling
-from .sources import Sampling, Source, batches_of, distinct, make, picture_of, sources_of, stacked
+from .sources import Further, Sampling, Source, batches_of, distinct, make, picture_of, sources_of
 
 log = logging.getLogger("ditail")
 
@@ -93,7 +94,7 @@ class Run:
         if not self.plain:
             self._without_token_merging()
         self._plan([row[None] for row in seen[0]] if seen else [])
-        todo = self._missing(distinct(s for sampling in self.samplings.values() for s in sampling.sources))
+        todo = self._missing(distinct(s for sampling in self.samplings.values() for s in sampling.all_sources))
         if self._can_record():
             self.recorder, todo = Recorder(), []
         try:
@@ -130,7 +131,7 @@ class Run:
             return []
         known = {source.key for source in todo}
         further = [source for request in self.sweep for sampling in self.samplings.values()
-                   for source in sources_of(self.p, request, sampling)]
+                   for source in sources_of(self.p, request, sampling, sampling.pictures)]
         further = [s for s in distinct(further) if s.key not in known and caches.LATENTS.get(s.key) is None]
         height, width = todo[0].sampling.latent_hw
         one = 16 * height * width * len(todo[0].sampling.plan.timesteps)
@@ -162,9 +163,30 @@ class Run:
             elif not pictures:
                 raise DitailError("image: a content image is needed in txt2img", "image")
             made.pictures = pictures
-        made.sources = sources_of(self.p, request, made, parents)
+        made.sources = sources_of(self.p, request, made, made.pictures, parents)
+        made.further = [self._further(part, made, i) for i, part in enumerate(request.further)]
         self.samplings[hires] = made
         return made
+
+    def _further(self, part: Part, sampling: Sampling, number: int) -> Further:
+        """A further source of a mix; one to be inverted without a picture of its own takes the first one's."""
+        request, (width, height) = part.request, sampling.size
+        if request.checkpoint is not None:
+            models.check_architecture(request.checkpoint, shared.sd_model.model.diffusion_model)
+        pictures, mask = [], None
+        if request.settings.source == "image":
+            pictures = sampling.pictures
+            if request.image is not None:
+                fitted = fit(self._framed(request.image), width, height, request.settings.resize_mode)
+                pictures = [picture_to_tensor(fitted)]
+            if not pictures:
+                raise DitailError(f"sources: number {number + 1} needs an image, as the first is generated", "sources")
+        elif sampling.hires:
+            raise DitailError("sources: none that is generated can be mixed in the hires pass; switch `hires` off",
+                              "sources")
+        if part.mask:
+            mask = mask_to_latent(self._framed(part.mask), width, height, request.settings.resize_mode)
+        return Further(part, sources_of(self.p, request, sampling, pictures), mask)
 
     def _framed(self, image: Image.Image) -> Image.Image:
         """What inpainting "only masked" sees of a picture that lies over the whole init image."""
@@ -206,11 +228,14 @@ class Run:
                 return
             self._hook(sampling)
             if self.request.settings.start == "source" and not sampling.hires:
-                start = sampling.plan.timesteps[-1]
-                sampling.plan.start_from(torch.cat([s.latents.at(start) for s in self._of_batch(sampling)]), x, noise)
+                mixed, order, _ = self._mixed(sampling)
+                sampling.plan.start_from(start_latent(mixed, sampling.plan.timesteps[-1])[order], x, noise)
         except Exception as error:
             self.error = error
             self.p.sampler.sample = self.p.sampler.sample_img2img = _raiser(error)
+
+    def _mixed(self, sampling: Sampling) -> tuple[list[Mixed], list[int], list[str]]:
+        return sampling.mixed(self.p.iteration * self.p.batch_size, self.p.batch_size)
 
     def _of_batch(self, sampling: Sampling) -> list[Source]:
         """The sources of the images that are sampled now."""
@@ -234,9 +259,7 @@ class Run:
     def _hook(self, sampling: Sampling) -> None:
         self._without_token_merging()
         model, settings = shared.sd_model, self.request.settings
-        sources = self._of_batch(sampling)
-        rows = distinct(sources)
-        order = [next(i for i, row in enumerate(rows) if row.key == source.key) for source in sources]
+        mixed, order, keys = self._mixed(sampling)
 
         def row_images(count: int) -> list[int]:
             taken, self._rows = self._rows[:count], self._rows[count:]
@@ -245,9 +268,9 @@ class Run:
         steps = InjectionSteps.from_ratios(sampling.plan.timesteps, settings.conv_ratio, settings.attn_ratio,
                                            parse_layers(settings.layers))
         unet, null = model.model.diffusion_model, models.null_conditioning(model, sampling.size)
-        features = caches.features_for(self.p, [row.key for row in rows], null, sampling.size)
-        Injection(stacked([row.latents for row in rows]), null, steps, sampling.mask, row_images,
-                  Savings(upcast_attention=shared.opts.upcast_attn), features=features).install(unet)
+        features = caches.features_for(self.p, keys, null, sampling.size)
+        Injection(mixed, null, steps, sampling.mask, row_images, Savings(upcast_attention=shared.opts.upcast_attn),
+                  features=features).install(unet)
         self.hooked.append(unet)
 
     def _keep_recording(self, samples: Tensor) -> None:
@@ -330,10 +353,6 @@ def _raiser(error: Exception):
         raise error
 
     return fail
-
-
-def picture_hash(image: Image.Image) -> str:
-    return hashlib.sha256(f"{image.size}".encode() + image.convert("RGB").tobytes()).hexdigest()[:10]
 
 
 @contextmanager

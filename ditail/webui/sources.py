@@ -13,9 +13,10 @@ from torch import Tensor
 from ..images import LATENT_SCALE, fit, picture_to_tensor, tensor_to_pictures
 from ..inversion import invert
 from ..latents import SourceLatents, latents_key
+from ..mixing import Mixed, Share, mix_over
 from . import models
 from .progress import Progress
-from .request import Request
+from .request import Part, Request
 from .sampling import SamplingPlan, record_generation
 
 log = logging.getLogger("ditail")
@@ -37,7 +38,7 @@ class Sampling:
     """One sampling of the job (hires: its second pass): `size` in pixels, what the sampler will do, and the sources.
 
     pictures: the content images `[1, 3, H, W]`, which the images of a batch take in turn; empty if it is generated.
-    sources: by image of the job; images alike share one object.
+    sources: by image of the job; what is alike shares one object. further: the same for each further source of a mix.
     """
 
     hires: bool
@@ -46,10 +47,37 @@ class Sampling:
     mask: Tensor | None = None
     pictures: Sequence[Tensor] = ()
     sources: list["Source"] = field(default_factory=list)
+    further: list["Further"] = field(default_factory=list)
 
     @property
     def latent_hw(self) -> tuple[int, int]:
         return self.size[1] // LATENT_SCALE, self.size[0] // LATENT_SCALE
+
+    @property
+    def all_sources(self) -> list["Source"]:
+        return distinct([*self.sources, *(source for further in self.further for source in further.sources)])
+
+    def mixed(self, first: int, count: int) -> tuple[list[Mixed], list[int], list[str]]:
+        """What is mixed for `count` images from number `first` on, for each of these its row in the latents, and what
+        the mix depends on."""
+        columns = [self.sources, *(further.sources for further in self.further)]
+        images = [tuple(column[i] for column in columns) for i in range(first, min(first + count, len(self.sources)))]
+        rows = list(dict.fromkeys(images))
+        parts = [stacked([row[k].latents for row in rows]) for k in range(len(columns))]
+        shares = [Share(f.part.weight, f.mask, f.part.steps) for f in self.further]
+        mixed = mix_over(parts[0], list(zip(parts[1:], shares, strict=True)), self.plan.timesteps)
+        keys = [source.key for row in rows for source in row]
+        keys += [repr((share.weight, share.steps, share.mask is None)) for share in shares]
+        return mixed, [rows.index(image) for image in images], keys
+
+
+@dataclass(eq=False)
+class Further:
+    """A further source of a mix in one sampling: its sources by image of the job, and its mask for the latents."""
+
+    part: Part
+    sources: list["Source"]
+    mask: Tensor | None
 
 
 @dataclass(eq=False)
@@ -99,12 +127,14 @@ class Source:
         return {**known, "seed": str(p.all_seeds[self.image]), "sampler": str(p.sampler_name), "steps": str(p.steps)}
 
 
-def sources_of(p, request: Request, sampling: Sampling, parents: Sequence[Source] | None = None) -> list[Source]:
+def sources_of(p, request: Request, sampling: Sampling, pictures: Sequence[Tensor],
+               parents: Sequence[Source] | None = None) -> list[Source]:
     """The sources of one sampling, by image of the job `p`; what is alike is one object.
 
+    pictures: the content images `[1, 3, H, W]`, which the images take in turn; empty if they are generated.
     parents: the generated sources whose pictures are inverted, by image.
     """
-    settings, target, pictures = request.settings, shared.sd_model.sd_checkpoint_info, sampling.pictures
+    settings, target = request.settings, shared.sd_model.sd_checkpoint_info
     info = request.checkpoint or target
     keeps_vae = info.filename == target.filename and not settings.source_vae
     vae = shared.opts.sd_vae if keeps_vae else request.vae

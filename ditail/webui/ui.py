@@ -2,15 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import gradio as gr
 from modules import sd_models, sd_vae
 from modules.ui_common import create_refresh_button
 from modules.ui_components import InputAccordion
 
-from ..settings import BY_KEY, FIELDS, Field
-from .infotext import TITLE, PasteKey
-from .request import AUTOMATIC_VAE, PICTURES, SAME_CHECKPOINT
+from ..settings import BY_KEY, WEIGHT, Field
+from .infotext import TITLE, PasteKey, second_source_of
+from .request import AUTOMATIC_VAE, PICTURES, SAME_CHECKPOINT, SECOND_SOURCE, TAB_FIELDS
 
 STEP = 0.05
 
@@ -54,10 +55,34 @@ def build(elem_id: Callable[[str], str], *, is_img2img: bool) -> Controls:
             made["layers"] = _textbox("layers", elem_id)
             with gr.Accordion("Mask", open=False, elem_id=elem_id("mask_accordion")):
                 made["mask"] = _picture("mask", elem_id, is_img2img)
-    keys = {f.key: PasteKey(f) for f in FIELDS if f.infotext or f.key == "enabled"}
+            second = _second_source(lambda name: elem_id(f"second_{name}"))
+    keys = {f.key: PasteKey(f) for f in TAB_FIELDS if f.infotext or f.key == "enabled"}
+    pasted = [(control, partial(second_source_of, name)) for name, control in zip(SECOND_SOURCE, second, strict=True)
+              if name not in PICTURES]
     return Controls(
-        [made[f.key] for f in FIELDS], [(made[name], key) for name, key in keys.items()], list(keys.values())
+        [made[f.key] for f in TAB_FIELDS] + second, [(made[name], key) for name, key in keys.items()] + pasted,
+        list(keys.values()),
     )
+
+
+def _second_source(elem_id: Callable[[str], str]) -> list:
+    """The controls of a second source, in the order of `request.SECOND_SOURCE`."""
+    with InputAccordion(False, label="Second source", elem_id=elem_id("on")) as on:
+        with gr.Row():
+            source = gr.Radio(label="Second source", choices=list(BY_KEY["source"].choices), value="image",
+                              elem_id=elem_id("source"))
+            checkpoint = _dropdown("source_checkpoint", checkpoint_choices, elem_id)
+            weight = gr.Slider(label="Weight, beside the first's 1", minimum=WEIGHT.low, maximum=WEIGHT.high, step=STEP,
+                               value=WEIGHT.default, elem_id=elem_id("weight"))
+        with gr.Row():
+            begin, end = (gr.Slider(label=f"{name} (share of the steps)", minimum=0, maximum=1, step=STEP, value=value,
+                                    elem_id=elem_id(name.lower())) for name, value in (("Begin", 0.0), ("End", 1.0)))
+        with gr.Row():
+            image, mask = (gr.Image(label=label, type="pil", source="upload", interactive=True, image_mode="RGBA",
+                                    height=300, elem_id=elem_id(name))
+                           for name, label in (("image", "Its content image (empty: the first's)"),
+                                               ("mask", "Where it takes the first's place (empty: shared everywhere)")))
+    return [on, source, image, checkpoint, weight, begin, end, mask]
 
 
 def build_matrix(elem_id: Callable[[str], str]) -> list:

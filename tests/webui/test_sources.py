@@ -1,7 +1,8 @@
 """Sources by image of a batch, generated sources, and what a sweep makes and loads."""
 
 import pytest
-from webui_helpers import difference, encode, likeness
+from PIL import Image
+from webui_helpers import SIDE, difference, encode, likeness
 
 
 def test_each_init_image_of_a_batch_is_its_own_content(webui, ditail, content):
@@ -101,3 +102,53 @@ def test_axes(webui, ditail):
 def test_axis_values_are_checked_before_anything_runs(webui, ditail, label, values):
     answer = webui.plot(ditail, (label, values))
     assert answer.status == 422 and answer.error
+
+
+class TestMixing:
+    def test_a_second_source_of_no_weight_changes_nothing(self, webui, ditail):
+        alone = webui.generate(ditail)
+        mixed = webui.generate({**ditail, "sources": [{"source_checkpoint": "house-flat", "weight": 0}]})
+        assert difference(alone.image, mixed.image) < 0.6
+
+    def test_two_models_of_one_image(self, webui, ditail):
+        webui.generate()
+        before = webui.loads_and_inversions()
+        settings = {**ditail, "alpha": 2.1, "sources": [{"source_checkpoint": "house-flat"}]}
+        mixed = webui.generate(settings)
+        loads, inversions = (now - then for now, then in zip(webui.loads_and_inversions(), before, strict=True))
+        assert (loads, inversions) == (3, 2)  # noto, flat, and back to ink
+        noto = webui.generate({**ditail, "alpha": 2.1})
+        flat = webui.generate({**ditail, "alpha": 2.1, "source_checkpoint": "house-flat"})
+        assert webui.loads_and_inversions()[1] - before[1] == 2  # both are known by now
+        assert difference(mixed.image, noto.image) > 0.2 and difference(mixed.image, flat.image) > 0.2
+        assert "house-flat" in mixed.infotext
+
+    def test_two_images_side_by_side(self, webui, ditail, content):
+        right = Image.new("L", (SIDE, SIDE), 0)
+        right.paste(255, (SIDE // 2, 0, SIDE, SIDE))
+        other = content.rotate(180)
+        settings = {**ditail, "alpha": 1.0, "conv_ratio": 1.0, "attn_ratio": 1.0}
+        second = {"image": encode(other), "source_checkpoint": "house-noto", "mask": encode(right)}
+        mixed = webui.generate({**settings, "sources": [second]}, steps=20)
+        first_alone, other_alone = webui.generate(settings, steps=20), webui.generate(
+            {**settings, "image": encode(other)}, steps=20)
+        left, right = (0, 0, 48, SIDE), (80, 0, SIDE, SIDE)
+        for box, near, far in ((left, first_alone, other_alone), (right, other_alone, first_alone)):
+            assert difference(mixed.image.crop(box), near.image.crop(box)) < difference(
+                mixed.image.crop(box), far.image.crop(box))
+
+    def test_by_range_of_steps_and_generated(self, webui, ditail):
+        alone = webui.generate(ditail)
+        early = webui.generate({**ditail, "sources": [{"source": "generate", "steps": [0, 0.3]}]}, batch_size=2)
+        late = webui.generate({**ditail, "sources": [{"source": "generate", "steps": [0.3, 1]}]})
+        assert difference(early.image, alone.image) > 0.5 and difference(late.image, alone.image) > 0.2
+
+    @pytest.mark.parametrize(("sources", "what"), [
+        ("x", "sources: "), ([1], "sources: "), ([{"weight": 11}], "sources[0].weight"),
+        ([{}, {"steps": [0.5, 0.5]}], "sources[1].steps"), ([{"image": "x"}], "sources[0].image"),
+        ([{"source_checkpoint": "none-such"}], "sources[0].source_checkpoint"), ([{"colour": 1}], "sources[0].colour"),
+        ([{"source_checkpoint": "other-architecture"}], "source_checkpoint"), ([{}] * 9, "sources: "),
+    ])
+    def test_bad_sources(self, webui, ditail, sources, what):
+        answer = webui.generate({**ditail, "sources": sources})
+        assert answer.status == 422 and answer.error.startswith(what)
