@@ -44,21 +44,21 @@ def check_setting(name: str, value):
 
 
 def check_picture(name: str, value) -> Image.Image | None:
-    """RGB picture of a base64 text; None for null and ""."""
+    """RGB picture of a base64 text or a PIL image; None for null and ""."""
     return _read(name, value, read_picture)
 
 
 def check_mask(name: str, value) -> Image.Image | None:
-    """Grayscale picture of a base64 text; None for null and ""."""
+    """Grayscale picture of a base64 text or a PIL image; None for null and ""."""
     return _read(name, value, read_mask)
 
 
 def _read(name: str, value, read: Callable[[bytes, str], Image.Image]) -> Image.Image | None:
     if value is None or value == "":
         return None
-    if not isinstance(value, str):
+    if not isinstance(value, str | Image.Image):
         raise DitailError(f"{name}: must be a base64 image or null, got {type(value).__name__}")
-    return read(decode_base64(value, name), name)
+    return read(decode_base64(value, name) if isinstance(value, str) else value, name)
 
 
 def check_fractions(name: str, value, count: int) -> tuple[float, ...]:

@@ -51,11 +51,9 @@ class Field:
     def _check_list(self, value) -> tuple[dict, ...]:
         if value is None:
             return ()
-        if not isinstance(value, list | tuple) or not all(isinstance(entry, Mapping) for entry in value):
+        if not isinstance(value, list | tuple):
             raise self._error("must be a list of objects", value)
-        if len(value) > self.high:
-            raise self._error(f"must be at most {self.high:g} objects", len(value))
-        return tuple(map(dict, value))
+        return tuple(value)
 
     def _check_number(self, value) -> float:
         limit = f"must be a number from {self.low:g} to {self.high:g}"
@@ -99,15 +97,11 @@ FIELDS = (
     Field("hires", "In the hires pass", True, "Take the content in the hires fix's second pass, too, at its own size.",
           "Ditail hires"),
     Field("show_source", "Show the source", False, "Add the picture that the content came from to the results."),
-    Field("sources", "Further sources", (), "Mixed over the first: each with the keys of a source and weight, mask, "
-          "steps.", high=8),
+    Field("sources", "Further sources", (), "Mixed over the first, each with the keys of a source, weight, mask "
+          "and steps."),
+    Field("collage", "Collage", (), "Pictures laid out into one content image, each with a box or a mask."),
     Field("mask", "Mask", None, "Only the white parts take the content; empty: everywhere."),
 )
-# What a further source has, besides `steps` and the keys of SOURCE_KEYS.
-SOURCE_KEYS = ("source", "image", "resize_mode", "source_checkpoint", "source_vae", "source_prompt",
-               "source_negative_prompt", "alpha", "beta", "mask")
-WEIGHT = Field("weight", "Weight", 1.0, "Beside the first source's 1.", low=0.0, high=10.0)
-SHARE = Field("steps", "Steps", 0.0, "A share of the steps.", low=0.0, high=1.0)
 BY_KEY = {f.key: f for f in FIELDS}
 
 
@@ -132,6 +126,7 @@ class DitailSettings:
     hires: bool = BY_KEY["hires"].default
     show_source: bool = BY_KEY["show_source"].default
     sources: tuple[dict, ...] = BY_KEY["sources"].default
+    collage: tuple[dict, ...] = BY_KEY["collage"].default
     mask: str | None = BY_KEY["mask"].default
 
     def __post_init__(self):

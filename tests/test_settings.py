@@ -35,6 +35,7 @@ def test_values_come_back_in_their_own_type_and_are_frozen():
     ({"enabled": 1}, "enabled"), ({"enabled": "true"}, "enabled"), ({"source": "photo"}, "source"),
     ({"resize_mode": "0"}, "resize_mode"), ({"start": 1}, "start"), ({"image": 3}, "image"), ({"mask": {}}, "mask"),
     ({"source_checkpoint": None}, "source_checkpoint"), ({"alhpa": 3}, "alhpa"), ({3: 3}, "3"), ([1], "args"),
+    ({"sources": "x"}, "sources"), ({"collage": {}}, "collage"),
     ({"layers": "f4 b3"}, "layers"), ({"layers": 4}, "layers"), ({"hires": "on"}, "hires"),
     ({"show_source": None}, "show_source"),
 ])

@@ -28,12 +28,14 @@ def infotext_of(request: Request, picture_hashes: Sequence[str]) -> dict:
     written = {}
     for field in FIELDS:
         value = getattr(request.settings, field.key)
-        if field.infotext and value != "" and (picture_hashes or field.key not in ONLY_FOR_AN_IMAGE):
+        if field.infotext and value not in ("", ()) and (picture_hashes or field.key not in ONLY_FOR_AN_IMAGE):
             written[field.infotext] = f"{value:g}" if isinstance(value, float) else value
     if request.checkpoint is not None:
         written["Ditail source checkpoint"] = request.checkpoint.short_title
     if request.further:
         written[SOURCES] = json.dumps([_described(part) for part in request.further])
+    if request.collage:
+        written["Ditail collage"] = "; ".join(" ".join(f"{edge:g}" for edge in piece.box) for piece in request.collage)
     if len(picture_hashes) > 1:
         written[IMAGE_HASH] = lambda index, **_: picture_hashes[index % len(picture_hashes)]
     elif picture_hashes:

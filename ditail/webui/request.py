@@ -1,18 +1,23 @@
 """What one job asks for: the settings as the API or the tab sends them, checked as far as that needs no model."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from PIL import Image
 
+from ..collage import Piece, parse_collage
 from ..errors import DitailError
-from ..images import decode_base64, read_mask, read_picture
-from ..settings import FIELDS, SHARE, SOURCE_KEYS, WEIGHT, DitailSettings
+from ..parts import check_mask, check_picture
+from ..settings import FIELDS, DitailSettings
+from ..sources import FurtherSource, parse_sources
 from . import models
 
 PICTURES = ("image", "mask")
 # The settings with one control each in the tab, and the controls of the second source, in the tab's order.
 TAB_FIELDS = tuple(field for field in FIELDS if not isinstance(field.default, tuple))
+COLLAGE_SLOTS = 3
+COLLAGE_SLOT = ("image", "box", "mask")
+SOURCE_KEYS = ("source", "source_checkpoint", "source_vae", "source_prompt", "source_negative_prompt")
 SECOND_SOURCE = ("on", "source", "image", "source_checkpoint", "weight", "begin", "end", "mask")
 # What the tab's dropdowns show for "".
 SAME_CHECKPOINT = "Same as target"
@@ -30,6 +35,7 @@ class Request:
     checkpoint: object | None
     vae: str
     further: tuple["Part", ...] = ()
+    collage: tuple[Piece, ...] = ()
 
     @classmethod
     def from_values(cls, values: Mapping) -> "Request":
@@ -40,31 +46,23 @@ class Request:
         settings = DitailSettings.from_dict({**values, **encoded})
         if not settings.enabled:
             return cls(settings, None, None, None, "")
+        further = tuple(_part(settings, source, i) for i, source in enumerate(parse_sources(settings.sources)))
         return cls(
-            settings, _read(pictures["image"], "image", read_picture), _read(pictures["mask"], "mask", read_mask),
-            models.find_checkpoint(settings.source_checkpoint), models.find_vae(settings.source_vae),
-            tuple(_part(entry, i, settings) for i, entry in enumerate(settings.sources)),
+            settings, check_picture("image", pictures["image"]), check_mask("mask", pictures["mask"]),
+            models.find_checkpoint(settings.source_checkpoint), models.find_vae(settings.source_vae), further,
+            parse_collage(settings.collage),
         )
 
 
-def _part(entry: Mapping, number: int, first: DitailSettings) -> "Part":
-    """A further source; what it doesn't say is as in the first one, but for its checkpoint and picture."""
-    values, weight, steps = dict(entry), entry.get("weight", 1.0), entry.get("steps", [0.0, 1.0])
+def _part(first: DitailSettings, source: FurtherSource, number: int) -> "Part":
+    """A further source; what it has no key for is as in the first one."""
+    settings = replace(first, **{key: getattr(source, key) for key in SOURCE_KEYS})
     try:
-        own = {key: values.pop(key) for key in SOURCE_KEYS if key in values}
-        if unknown := values.keys() - {"weight", "steps"}:
-            raise DitailError(f"{min(map(str, unknown))}: is not a key of a source", "sources")
-        if not isinstance(steps, list | tuple) or len(steps) != 2:
-            raise DitailError(f"steps: must be two numbers, got {steps!r:.60}", "sources")
-        begin, end = map(SHARE.check, steps)
-        if begin >= end:
-            raise DitailError(f"steps: the range must end after {begin:g}", "sources")
-        inherited = {key: getattr(first, key) for key in ("resize_mode", "source_prompt", "source_negative_prompt",
-                                                         "alpha", "beta")}
-        request = Request.from_values({**inherited, **own, "enabled": True})
-        return Part(request, WEIGHT.check(weight), request.mask, (begin, end))
+        request = Request(settings, source.image, source.mask, models.find_checkpoint(source.source_checkpoint),
+                          models.find_vae(source.source_vae))
     except DitailError as error:
         raise DitailError(f"sources[{number}].{error}", "sources") from error
+    return Part(request, source.weight, source.mask, source.steps)
 
 
 @dataclass(frozen=True)
@@ -98,17 +96,21 @@ def _from_controls(args: Sequence) -> dict:
 
 
 def _lists_from_controls(args: Sequence) -> dict:
-    """The controls that follow: those of a second source (see `ui.build`)."""
+    """The controls that follow: those of a second source and of the collage (see `ui.build`)."""
     second = dict(zip(SECOND_SOURCE, args, strict=False))
     begin, end = second.pop("begin", 0.0), second.pop("end", 1.0)
-    if not second.pop("on", False):
-        return {}
-    if second["source_checkpoint"] in (SAME_CHECKPOINT, None):
+    on = second.pop("on", False)
+    if second.get("source_checkpoint") in (SAME_CHECKPOINT, None):
         second["source_checkpoint"] = ""
-    return {"sources": [{**second, "steps": [begin, end]}]}
+    slots, width = args[len(SECOND_SOURCE) :], len(COLLAGE_SLOT)
+    pieces = [dict(zip(COLLAGE_SLOT, slots[i : i + width], strict=True)) for i in range(0, len(slots), width)]
+    pieces = [{**piece, "box": _box(piece["box"])} for piece in pieces if piece["image"] is not None]
+    return {"sources": [{**second, "steps": [begin, end]}] if on else [], "collage": pieces}
 
 
-def _read(picture, key: str, read) -> Image.Image | None:
-    if not picture:
-        return None
-    return read(decode_base64(picture, key) if isinstance(picture, str) else picture, key)
+def _box(text: str) -> list | None:
+    """The numbers of a box as the tab has it: "0 0.1 0.5 0.8"; what makes no sense is the check's to refuse."""
+    try:
+        return [float(number) for number in (text or "").replace(",", " ").split()] or None
+    except ValueError:
+        return [text]

@@ -13,11 +13,12 @@ from functools import wraps
 
 import torch
 from modules import images, processing, sd_models, shared
-from PIL import Image
+from PIL import Image, ImageChops
 from torch import Tensor
 
+from ..collage import compose
 from ..errors import DitailError
-from ..images import LATENT_SCALE, fit, mask_to_latent, picture_to_tensor
+from ..images import LATENT_SCALE, fit, mask_to_latent, picture_to_tensor, tensor_to_pictures
 from ..injection import Injection, remove
 from ..layers import parse_layers
 from ..mixing import Mixed, start_latent
@@ -155,14 +156,18 @@ class Run:
             self.p.comment("Ditail: nothing to do, as the denoising strength leaves no step")
             return None
         made = Sampling(hires, size, plan)
-        if request.mask:
-            made.mask = mask_to_latent(self._framed(request.mask), *size, request.settings.resize_mode)
+        mask = request.mask and fit(self._framed(request.mask), *size, request.settings.resize_mode)
         if request.settings.source == "image":
             if request.image is not None:
                 pictures = [picture_to_tensor(fit(self._framed(request.image), *size, request.settings.resize_mode))]
-            elif not pictures:
+            elif not pictures and not request.collage:
                 raise DitailError("image: a content image is needed in txt2img", "image")
+            if request.collage:
+                pictures, covered = self._composed(pictures, size)
+                mask = ImageChops.multiply(mask, covered) if mask else covered
             made.pictures = pictures
+        # White everywhere is none: masks cost the shortcuts that take a layer as a whole.
+        made.mask = mask_to_latent(mask, *size) if mask and mask.getextrema() != (255, 255) else None
         made.sources = sources_of(self.p, request, made, made.pictures, parents)
         made.further = [self._further(part, made, i) for i, part in enumerate(request.further)]
         self.samplings[hires] = made
@@ -188,6 +193,12 @@ class Run:
             mask = mask_to_latent(self._framed(part.mask), width, height, request.settings.resize_mode)
         return Further(part, sources_of(self.p, request, sampling, pictures), mask)
 
+    def _composed(self, grounds: Sequence[Tensor], size: tuple[int, int]) -> tuple[list[Tensor], Image.Image]:
+        """The collage over each content picture (or over none), and the mask of where its pieces lie."""
+        made = [compose(self.request.collage, *size, ground) for ground in
+                ([tensor_to_pictures(ground)[0] for ground in grounds] or [None])]
+        return [picture_to_tensor(picture) for picture, _ in made], made[0][1]
+
     def _framed(self, image: Image.Image) -> Image.Image:
         """What inpainting "only masked" sees of a picture that lies over the whole init image."""
         if getattr(self.p, "paste_to", None) is None:
@@ -200,9 +211,11 @@ class Run:
         """By image of a batch; one if they are alike."""
         if self.request.settings.source == "generate":
             return []
-        if self.request.image is not None:
+        if self.request.image is not None and not self.request.collage:
             return [picture_hash(self.request.image)]
-        found = [hashlib.sha256(row.numpy().tobytes()).hexdigest()[:10] for row in seen[0]]
+        if self.request.collage:
+            seen = [torch.cat(list(self.samplings[min(self.samplings)].pictures))] if self.samplings else []
+        found = [hashlib.sha256(row.numpy().tobytes()).hexdigest()[:10] for row in (seen[0] if seen else [])]
         return found if len(set(found)) > 1 else found[:1]
 
     def _source_pass(self, todo: list[Source]) -> None:

@@ -9,9 +9,10 @@ from modules import sd_models, sd_vae
 from modules.ui_common import create_refresh_button
 from modules.ui_components import InputAccordion
 
-from ..settings import BY_KEY, WEIGHT, Field
+from ..settings import BY_KEY, Field
+from ..sources import WEIGHT
 from .infotext import TITLE, PasteKey, second_source_of
-from .request import AUTOMATIC_VAE, PICTURES, SAME_CHECKPOINT, SECOND_SOURCE, TAB_FIELDS
+from .request import AUTOMATIC_VAE, COLLAGE_SLOTS, PICTURES, SAME_CHECKPOINT, SECOND_SOURCE, TAB_FIELDS
 
 STEP = 0.05
 
@@ -56,11 +57,12 @@ def build(elem_id: Callable[[str], str], *, is_img2img: bool) -> Controls:
             with gr.Accordion("Mask", open=False, elem_id=elem_id("mask_accordion")):
                 made["mask"] = _picture("mask", elem_id, is_img2img)
             second = _second_source(lambda name: elem_id(f"second_{name}"))
+            pieces = _collage(lambda name: elem_id(f"collage_{name}"))
     keys = {f.key: PasteKey(f) for f in TAB_FIELDS if f.infotext or f.key == "enabled"}
     pasted = [(control, partial(second_source_of, name)) for name, control in zip(SECOND_SOURCE, second, strict=True)
               if name not in PICTURES]
     return Controls(
-        [made[f.key] for f in TAB_FIELDS] + second, [(made[name], key) for name, key in keys.items()] + pasted,
+        [made[f.key] for f in TAB_FIELDS] + second + pieces, [(made[name], key) for name, key in keys.items()] + pasted,
         list(keys.values()),
     )
 
@@ -78,11 +80,29 @@ def _second_source(elem_id: Callable[[str], str]) -> list:
             begin, end = (gr.Slider(label=f"{name} (share of the steps)", minimum=0, maximum=1, step=STEP, value=value,
                                     elem_id=elem_id(name.lower())) for name, value in (("Begin", 0.0), ("End", 1.0)))
         with gr.Row():
-            image, mask = (gr.Image(label=label, type="pil", source="upload", interactive=True, image_mode="RGBA",
-                                    height=300, elem_id=elem_id(name))
-                           for name, label in (("image", "Its content image (empty: the first's)"),
-                                               ("mask", "Where it takes the first's place (empty: shared everywhere)")))
+            image = _slot_picture("Its content image (empty: the first's)", elem_id("image"))
+            mask = _slot_picture("Where it takes the first's place (empty: shared everywhere)", elem_id("mask"))
     return [on, source, image, checkpoint, weight, begin, end, mask]
+
+
+def _collage(elem_id: Callable[[str], str]) -> list:
+    """The controls of the collage's slots, each in the order of `request.COLLAGE_SLOT`."""
+    controls = []
+    with gr.Accordion("Collage", open=False, elem_id=elem_id("accordion")):
+        gr.HTML("<p>Pictures laid over the content image, or over an even ground without one. Box: left, top, width "
+                "and height as shares of the whole, such as 0 0.2 0.5 0.8.</p>")
+        for i in range(1, COLLAGE_SLOTS + 1):
+            with gr.Row():
+                image = _slot_picture(f"Picture {i}", elem_id(f"image_{i}"))
+                box = gr.Textbox(label=f"Box {i}", placeholder="0 0 0.5 1", lines=1, elem_id=elem_id(f"box_{i}"))
+                mask = _slot_picture(f"Mask {i} (white = here; empty: all of the box)", elem_id(f"mask_{i}"))
+            controls += [image, box, mask]
+    return controls
+
+
+def _slot_picture(label: str, elem_id: str):
+    return gr.Image(label=label, type="pil", source="upload", interactive=True, image_mode="RGBA", height=200,
+                    elem_id=elem_id)
 
 
 def build_matrix(elem_id: Callable[[str], str]) -> list:

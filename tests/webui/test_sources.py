@@ -152,3 +152,38 @@ class TestMixing:
     def test_bad_sources(self, webui, ditail, sources, what):
         answer = webui.generate({**ditail, "sources": sources})
         assert answer.status == 422 and answer.error.startswith(what)
+
+
+class TestCollage:
+    def test_pieces_by_box_and_by_mask(self, webui, ditail, content):
+        right = Image.new("L", (SIDE, SIDE), 0)
+        right.paste(255, (SIDE // 2, 0, SIDE, SIDE))
+        pieces = [{"image": encode(content), "box": [0, 0, 0.5, 1], "resize_mode": "stretch"},
+                  {"image": encode(content.rotate(180)), "mask": encode(right)}]
+        settings = {**ditail, "image": None, "collage": pieces, "show_source": True}
+        made = webui.generate(settings, steps=12)
+        laid_out = content.rotate(180)
+        laid_out.paste(content.resize((SIDE // 2, SIDE), Image.Resampling.LANCZOS), (0, 0))
+        assert difference(made.images[1], laid_out) < 1
+        assert "Ditail collage: 0 0 0.5 1; 0 0 1 1" in made.infotext
+        whole = webui.generate({**ditail, "image": encode(laid_out)}, steps=12)
+        assert difference(made.images[0], whole.image) < 0.6
+
+    def test_over_the_init_image_and_only_where_pieces_lie(self, webui, ditail, content, base64_content):
+        piece = {"image": encode(Image.new("RGB", (9, 9), "blue")), "box": [0.5, 0, 0.5, 1]}
+        settings = {**ditail, "image": None, "collage": [piece], "show_source": True}
+        over = webui.generate(settings, tab="img2img", init_images=[base64_content])
+        assert difference(over.images[1].crop((0, 0, 64, SIDE)), content.crop((0, 0, 64, SIDE))) == 0
+        plain = webui.generate({**settings, "start": "noise", "conv_ratio": 0, "attn_ratio": 0})
+        alone = webui.generate({**settings, "start": "noise"})
+        changed = [difference(plain.image.crop(box), alone.image.crop(box))
+                   for box in ((0, 0, 48, SIDE), (80, 0, SIDE, SIDE))]
+        assert changed[0] < changed[1]
+
+    @pytest.mark.parametrize(("pieces", "what"), [
+        ("x", "collage: "), ([{}], "collage[0].image"), ([{"image": "none"}], "collage[0].image"), ([3], "collage[0]"),
+        ([{"image": "x", "box": [0, 0, 2, 1]}], "collage[0]."), ([{}] * 17, "collage: "),
+    ])
+    def test_bad_pieces(self, webui, ditail, pieces, what):
+        answer = webui.generate({**ditail, "collage": pieces})
+        assert answer.status == 422 and answer.error.startswith(what)
