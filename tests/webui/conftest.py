@@ -199,6 +199,12 @@ def content() -> Image.Image:
 
 
 @pytest.fixture(scope="session")
+def other_content() -> Image.Image:
+    """The second one: an avocado."""
+    return Image.open(ASSETS / "held_out_noto.png").convert("RGB").crop((SIDE, 0, 2 * SIDE, SIDE))
+
+
+@pytest.fixture(scope="session")
 def base64_content(content) -> str:
     return encode(content)
 

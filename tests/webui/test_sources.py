@@ -123,15 +123,14 @@ class TestMixing:
         assert difference(mixed.image, noto.image) > 0.2 and difference(mixed.image, flat.image) > 0.2
         assert "house-flat" in mixed.infotext
 
-    def test_two_images_side_by_side(self, webui, ditail, content):
+    def test_two_images_side_by_side(self, webui, ditail, other_content):
         right = Image.new("L", (SIDE, SIDE), 0)
         right.paste(255, (SIDE // 2, 0, SIDE, SIDE))
-        other = content.rotate(180)
         settings = {**ditail, "alpha": 1.0, "conv_ratio": 1.0, "attn_ratio": 1.0}
-        second = {"image": encode(other), "source_checkpoint": "house-noto", "mask": encode(right)}
+        second = {"image": encode(other_content), "source_checkpoint": "house-noto", "mask": encode(right)}
         mixed = webui.generate({**settings, "sources": [second]}, steps=20)
         first_alone, other_alone = webui.generate(settings, steps=20), webui.generate(
-            {**settings, "image": encode(other)}, steps=20)
+            {**settings, "image": encode(other_content)}, steps=20)
         left, right = (0, 0, 48, SIDE), (80, 0, SIDE, SIDE)
         for box, near, far in ((left, first_alone, other_alone), (right, other_alone, first_alone)):
             assert difference(mixed.image.crop(box), near.image.crop(box)) < difference(
@@ -144,9 +143,9 @@ class TestMixing:
         assert difference(early.image, alone.image) > 0.5 and difference(late.image, alone.image) > 0.2
 
     @pytest.mark.parametrize(("sources", "what"), [
-        ("x", "sources: "), ([1], "sources: "), ([{"weight": 11}], "sources[0].weight"),
+        ("x", "sources: "), ([1], "sources[0]: "), ([{"weight": 11}], "sources[0].weight"),
         ([{}, {"steps": [0.5, 0.5]}], "sources[1].steps"), ([{"image": "x"}], "sources[0].image"),
-        ([{"source_checkpoint": "none-such"}], "sources[0].source_checkpoint"), ([{"colour": 1}], "sources[0].colour"),
+        ([{"source_checkpoint": "none-such"}], "sources[0].source_checkpoint"), ([{"colour": 1}], "sources[0]: "),
         ([{"source_checkpoint": "other-architecture"}], "source_checkpoint"), ([{}] * 9, "sources: "),
     ])
     def test_bad_sources(self, webui, ditail, sources, what):
