@@ -246,14 +246,15 @@ def _closed(workers: LocalProcesses | OnRay) -> Iterator[LocalProcesses | OnRay]
 
 @contextmanager
 def _environment(variables: dict[str, str]) -> Iterator[None]:
-    """Variables that new processes get, where the user has not set them."""
-    fresh = {k: v for k, v in variables.items() if k not in os.environ}
-    os.environ.update(fresh)
+    """Variables for new processes, where the user has not set them. Nothing is left, nor what Ray adds."""
+    before = set(os.environ)
+    for name, value in variables.items():
+        os.environ.setdefault(name, value)
     try:
         yield
     finally:
-        for key in fresh:
-            del os.environ[key]
+        for name in set(os.environ) - before:
+            del os.environ[name]
 
 
 def import_ray():
@@ -281,16 +282,30 @@ def joined_ray(options: Options) -> Iterator[None]:
     if address == "local":
         workers = options.workers or max(1, count_cores() // options.threads)
         own = {"num_cpus": workers * options.threads, "include_dashboard": False}
-    try:
-        check_reachable(address)
-        with _environment({"RAY_USAGE_STATS_ENABLED": "0"}):
+    with _environment({"RAY_USAGE_STATS_ENABLED": "0"}):
+        try:
+            check_reachable(address)
             ray.init(address, **own, log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": MALLOC})
-    except (OSError, ValueError, RuntimeError) as error:
-        raise DitailError(f"--address: can't join Ray at {address!r} ({error})", "address") from error
+        except (OSError, ValueError, RuntimeError) as error:
+            raise DitailError(f"--address: can't join Ray at {address!r} ({error})", "address") from error
+        try:
+            with _interruptible():
+                yield
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """SIGTERM interrupts, as Ctrl-C does: what Ray makes of it is an abort with a stack trace."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:
-        ray.shutdown()
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def check_reachable(address: str) -> None:
