@@ -259,20 +259,25 @@ def test_another_checkpoint_of_the_same_name_is_noticed(made, paths, tmp_path, c
     assert pngs(out) == before
 
 
-def test_a_matrix_says_what_failed_and_the_next_run_makes_it(monkeypatch, made, paths, tmp_path, capfd):
-    out, transfer = tmp_path / "out", matrix.transfer
+@pytest.mark.parametrize(("step", "named", "lost"), [
+    ("transfer", "house-noto in house-ink", ["noto in house-ink"]),
+    ("generate", "source house-ink", ["ink in house-ink", "ink in house-noto"]),
+])
+def test_a_matrix_says_what_failed_and_the_next_run_makes_it(monkeypatch, made, paths, tmp_path, capfd, step, named,
+                                                             lost):
+    out, works = tmp_path / "out", getattr(matrix, step)
 
     def fails(model, *args):
         if model.name == "house-ink":
             raise RuntimeError("no memory")
-        return transfer(model, *args)
+        return works(model, *args)
 
-    monkeypatch.setattr(matrix, "transfer", fails)
+    monkeypatch.setattr(matrix, step, fails)
     assert main(arguments(paths, out)) == 1
-    words = f'ditail: failed: house-noto in house-ink of "{PROMPT}" (RuntimeError: no memory); the rest is kept'
+    words = f'ditail: failed: {named} of "{PROMPT}" (RuntimeError: no memory); the rest is kept'
     assert capfd.readouterr().err.strip().splitlines()[-1].startswith(words)
-    assert pngs(out).keys() == pngs(made).keys() - {"house-noto in house-ink.png", "matrix.png"}
-    monkeypatch.setattr(matrix, "transfer", transfer)
+    assert pngs(out).keys() == pngs(made).keys() - {"matrix.png", *(f"house-{name}.png" for name in lost)}
+    monkeypatch.setattr(matrix, step, works)
     assert main(arguments(paths, out)) == 0
     assert pngs(out) == pngs(made)
 

@@ -137,7 +137,7 @@ def add_workers(parser: argparse.ArgumentParser, usual: str) -> None:
     parser.add_argument("--threads", type=number("--threads", 1, 1024, whole=True), default=1, help="torch's in each "
                         "process: a picture's last bits depend on them, not on the workers (default: %(default)s)")
     parser.add_argument("--ray", action="store_true", help="let Ray run the work: on this machine's cores, or on the "
-                        "cluster that RAY_ADDRESS names (needs ditail[ray])")
+                        "cluster that RAY_ADDRESS names (needs: pip install ray)")
     parser.add_argument("--address", metavar="HOST:PORT", help='the Ray cluster to join ("auto": the one that this '
                         "machine is in); it must find the checkpoints at the same paths")
 

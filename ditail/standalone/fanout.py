@@ -262,8 +262,7 @@ def import_ray():
     try:
         import ray
     except ImportError as error:
-        raise DitailError(f'--ray: Ray can\'t be imported ({error}); install it with pip install "ditail[ray]"',
-                          "ray") from error
+        raise DitailError(f"--ray: Ray can't be imported ({error}); pip install ray", "ray") from error
     return ray
 
 

@@ -10,7 +10,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -132,12 +132,10 @@ class Matrix:
 
     @cached_property
     def marks(self) -> dict:
-        """What every picture depends on, whatever its cell."""
-        job = self.job
+        """What every picture depends on, whatever its cell, as JSON gives it back."""
         content = self.image and hashlib.sha256(self.image.tobytes()).hexdigest()[:16]
-        return {"negative_prompt": job.negative_prompt, "steps": job.steps, "sampler": job.sampler, "cfg": job.omega,
-                "alpha": job.alpha, "beta": job.beta, "conv_ratio": job.conv_ratio, "attn_ratio": job.attn_ratio,
-                "image": content}
+        own = {f.name: getattr(self.job, f.name) for f in fields(self.job) if f.name not in ("prompts", "seeds")}
+        return json.loads(json.dumps({**own, "image": content}))
 
     @cached_property
     def files(self) -> dict[Path, list]:
@@ -146,7 +144,7 @@ class Matrix:
         return {p: [p.stem, p.stat().st_size, p.stat().st_mtime_ns, yamls[p]] for p in self.sizes}
 
     def marks_of(self, cell: Cell) -> dict:
-        """What the picture depends on, as JSON gives it back."""
+        """What the picture depends on."""
         return {**self.latents_marks(cell), "target": self.files[cell.target], "seed": cell.seed}
 
     def latents_marks(self, cell: Cell) -> dict:
