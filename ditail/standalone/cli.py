@@ -9,18 +9,24 @@ from pathlib import Path
 from ..errors import DitailError
 from ..settings import BY_KEY
 
+MOST_SEED = 2**32 - 1
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; 0 when it worked, 2 with one sentence on stderr for bad input, 130 when interrupted."""
+    """Run one command; 0 when it worked, else one sentence on stderr.
+
+    1: something failed, 2: bad input, 130: interrupted.
+    """
     args = build_parser().parse_args(argv)
     # Imported after the arguments are known to be good: torch and transformers take seconds to load.
     from . import commands
+    from .fanout import TasksFailed
 
     try:
         getattr(commands, args.command)(args)
     except DitailError as error:
         print(f"ditail: {error}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, TasksFailed) else 2
     except KeyboardInterrupt:
         print("ditail: interrupted", file=sys.stderr)
         return 130
@@ -43,6 +49,12 @@ def number(key: str, low: float, high: float, whole: bool = False):
     return parse
 
 
+def seeds(text: str) -> list[int]:
+    """An argparse type: comma-separated seeds, each once."""
+    one = number("--seed", 0, MOST_SEED, whole=True)
+    return list(dict.fromkeys(one(part) for part in text.split(",")))
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m ditail", description="Diffusion Cocktail: the content of one "
                                      "diffusion model's image, or of a photo, in another model's style.")
@@ -61,7 +73,7 @@ def add_demo(parser: argparse.ArgumentParser) -> None:
                         help="which of the held-out scenes is the content picture (default: %(default)s)")
     parser.add_argument("--style", choices=("noto", "flat", "ink"), default="noto",
                         help="the content picture's style (default: %(default)s)")
-    parser.add_argument("--seed", type=number("--seed", 0, 2**32 - 1, whole=True), default=1)
+    parser.add_argument("--seed", type=number("--seed", 0, MOST_SEED, whole=True), default=1)
     parser.add_argument("--webui", type=Path, metavar="DIR", help="instead: copy the house checkpoints into the models "
                         "folder of this WebUI (or of its --data-dir)")
 
@@ -72,15 +84,12 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     def ratio(key: str):
         return number(f"--{key.replace('_', '-')}", BY_KEY[key].low, BY_KEY[key].high)
 
-    parser.add_argument("--prompt", required=True, help="what the picture shows")
     parser.add_argument("--negative-prompt", default="", help='(default: "%(default)s")')
     parser.add_argument("--steps", type=number("--steps", 1, 999, whole=True), default=20,
                         help="(default: %(default)s)")
     parser.add_argument("--sampler", choices=SAMPLER_NAMES, default="DDIM", help="(default: %(default)s)")
     parser.add_argument("--cfg", type=number("--cfg", 1, 30), default=7.5, help="CFG scale, the paper's omega "
                         "(default: %(default)s)")
-    parser.add_argument("--seed", type=number("--seed", 0, 2**32 - 1, whole=True), default=0,
-                        help="(default: %(default)s)")
     parser.add_argument("--width", type=number("--width", 8, 8192, whole=True), help="pixels (default: the picture's, "
                         "cut to what the model can make)")
     parser.add_argument("--height", type=number("--height", 8, 8192, whole=True))
@@ -95,6 +104,9 @@ def add_mix(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", type=Path, required=True, help="checkpoint that supplies the style")
     parser.add_argument("--image", type=Path, required=True, help="the content picture")
     parser.add_argument("--out", type=Path, required=True, help="the PNG to write")
+    parser.add_argument("--prompt", required=True, help="what the picture shows")
+    parser.add_argument("--seed", type=number("--seed", 0, MOST_SEED, whole=True), default=0,
+                        help="(default: %(default)s)")
     add_sampling(parser)
     parser.add_argument("--resize-mode", choices=BY_KEY["resize_mode"].choices, default=BY_KEY["resize_mode"].default,
                         help=f"{BY_KEY['resize_mode'].help} (default: %(default)s)")
@@ -111,7 +123,23 @@ def add_matrix(parser: argparse.ArgumentParser) -> None:
                         "checkpoint generates its own)")
     parser.add_argument("--out", type=Path, required=True, help="folder for the grid and the pictures; what is "
                         "there already is not made again")
+    parser.add_argument("--prompt", action="append", help="what the picture shows; may be given several times")
+    parser.add_argument("--prompts", type=Path, metavar="FILE", help="further prompts, one a line")
+    parser.add_argument("--seed", "--seeds", dest="seeds", type=seeds, default=[0], metavar="SEED,SEED,...",
+                        help="one or several (default: 0)")
     add_sampling(parser)
+    add_workers(parser, "1, this very process")
+
+
+def add_workers(parser: argparse.ArgumentParser, usual: str) -> None:
+    parser.add_argument("--workers", type=number("--workers", 1, 4096, whole=True), help="how many processes share the "
+                        f"work (default: {usual}; with Ray one a core, or a GPU where there are any)")
+    parser.add_argument("--threads", type=number("--threads", 1, 1024, whole=True), default=1, help="torch's in each "
+                        "process: a picture's last bits depend on them, not on the workers (default: %(default)s)")
+    parser.add_argument("--ray", action="store_true", help="let Ray run the work: on this machine's cores, or on the "
+                        "cluster that RAY_ADDRESS names (needs: pip install ray)")
+    parser.add_argument("--address", metavar="HOST:PORT", help='the Ray cluster to join ("auto": the one that this '
+                        "machine is in); it must find the checkpoints at the same paths")
 
 
 def add_evaluate(parser: argparse.ArgumentParser) -> None:
@@ -125,6 +153,7 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
                         help="the grid around the main setting takes every n-th scene; 1 is all of them "
                         "(default: %(default)s)")
     parser.add_argument("--rows", help="only the rows whose name contains one of these (comma-separated)")
+    add_workers(parser, "on a CPU one a core, at most 8")
 
 
 def add_bench(parser: argparse.ArgumentParser) -> None:

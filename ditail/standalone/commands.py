@@ -4,7 +4,7 @@ import json
 import logging
 import warnings
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -14,11 +14,11 @@ from tqdm import tqdm
 
 from .. import __version__, images
 from ..errors import DitailError
-from ..latents import SourceLatents
 from . import house
-from .model import Model, check_checkpoint, load_model
+from .fanout import Options
+from .model import Model, check_checkpoint, check_size, load_model, read_config, read_sides
 from .pipeline import Job, evaluations, generate, image_to_image, invert_with, transfer
-from .sheet import contact_sheet, grid_sheet
+from .sheet import contact_sheet
 
 logger = logging.getLogger("ditail")
 DEMO = Job(prompts=("",), steps=20, omega=5.0, beta=0.5)
@@ -98,10 +98,10 @@ def mix(args: Namespace) -> None:
     quiet()
     check_writable(args.out)
     picture = images.read_picture(args.image, "image")
-    job = job_of(args)
+    job = job_of(args, args.prompt, args.seed)
     check_partner_files(args.source, args.target)
     source = load_model(args.source)
-    width, height = size_of(args, source, picture)
+    width, height = size_of(args, (source.size_unit, source.native_side), picture)
     if args.mask:
         job = job.with_(mask=images.mask_to_latent(images.read_mask(args.mask), width, height, args.resize_mode))
     z0 = source.encode(images.picture_to_tensor(images.fit(picture, width, height, args.resize_mode)))
@@ -117,7 +117,8 @@ def mix(args: Namespace) -> None:
         z = transfer(target, job, latents, bar.update)
     if args.save_latents:
         latents.save(args.save_latents, {"image": str(args.image), "source": str(args.source)})
-    save_picture(picture_of(target, z), args.out, args)
+    made = {k: str(v) for k, v in vars(args).items() if v is not None and k not in ("command", "out")}
+    save_picture(picture_of(target, z), args.out, made)
 
 
 def check_partner_files(*paths: Path) -> None:
@@ -130,44 +131,33 @@ def check_partner_files(*paths: Path) -> None:
 
 
 def matrix(args: Namespace) -> None:
-    """`matrix`: content of the row's checkpoint, style of the column's; the diagonal is plain generation."""
+    """`matrix`: see `matrix.run`."""
     quiet()
+    from . import matrix as matrices
+
     paths = checkpoint_paths(args.checkpoints)
-    job = job_of(args)
+    prompts = prompts_of(args)
     picture = images.read_picture(args.image, "image") if args.image else None
     check_partner_files(*paths)
-    args.out.mkdir(parents=True, exist_ok=True)
-    check_resumable(args, paths)
-    names = [p.stem for p in paths]
-    cells = {(i, j): args.out / f"{a} in {b}.png" for i, a in enumerate(names) for j, b in enumerate(names)}
-    latents = matrix_sources(args, job, paths, picture, cells)
-    for j, path in enumerate(tqdm(paths, desc="targets", unit="checkpoint")):
-        missing = [i for i in range(len(paths)) if i != j and not cells[i, j].exists()]
-        if missing:
-            target = load_model(path)
-            for i in missing:
-                save_picture(picture_of(target, transfer(target, job, latents(i))), cells[i, j], args)
-    grid = [[Image.open(cells[i, j]) for j in range(len(names))] for i in range(len(names))]
-    sheet = grid_sheet(f'"{args.prompt}": content of the row, style of the column', names, names, grid)
-    sheet.save(args.out / "matrix.png")
-    print(args.out / "matrix.png")
+    sizes = {path: size_of(args, read_sides(read_config(path)), picture) for path in paths}
+    job = job_of(args, prompts[0], args.seeds[0])
+    asked = matrices.Matrix(args.out, sizes, prompts, args.seeds, job, picture)
+    for path in matrices.run(asked, options_of(args)):
+        print(path)
 
 
-def matrix_sources(args: Namespace, job: Job, paths: Sequence[Path], picture: Image.Image | None, cells: dict):
-    """Make every row's source latents and the diagonal, each once; a function from row to latents is returned."""
-    for i, path in enumerate(tqdm(paths, desc="sources", unit="checkpoint")):
-        file = args.out / f"{path.stem}.latents.safetensors"
-        if file.exists() and cells[i, i].exists():
-            continue
-        model = load_model(path)
-        width, height = size_of(args, model, picture)
-        z, latents = generate(model, job, width, height)
-        if picture:
-            z0 = model.encode(images.picture_to_tensor(images.fit(picture, width, height)))
-            latents = invert_with(model, job, z0)
-        latents.save(file)
-        save_picture(picture_of(model, z), cells[i, i], args)
-    return lambda i: SourceLatents.load(args.out / f"{paths[i].stem}.latents.safetensors")[0]
+def prompts_of(args: Namespace) -> list[str]:
+    """The prompts given one by one and those in a file, each once. Raises DitailError if there are none."""
+    prompts = args.prompt or []
+    if args.prompts:
+        try:
+            lines = args.prompts.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise DitailError(f"--prompts: {args.prompts} can't be read ({error})") from error
+        prompts = prompts + [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise DitailError("--prompt: give one or more prompts, or a file of them with --prompts")
+    return list(dict.fromkeys(prompts))
 
 
 def checkpoint_paths(given: Sequence[Path]) -> list[Path]:
@@ -181,27 +171,13 @@ def checkpoint_paths(given: Sequence[Path]) -> list[Path]:
     return paths
 
 
-def check_resumable(args: Namespace, paths: Sequence[Path]) -> None:
-    """Write down what a matrix folder was made with; DitailError if it was made with something else."""
-    settings = {k: str(v) for k, v in vars(args).items() if k not in ("out", "checkpoints", "command")}
-    settings["checkpoints"] = {p.stem: [p.stat().st_size, p.stat().st_mtime_ns] if p.is_file() else None
-                               for p in paths}
-    file = args.out / "matrix.json"
-    if file.exists():
-        before = json.loads(file.read_text())
-        kept = {n: s for n, s in before["checkpoints"].items() if n in settings["checkpoints"]}
-        if {**settings, "checkpoints": None} != {**before, "checkpoints": None} or any(
-                settings["checkpoints"][n] != s for n, s in kept.items()):
-            raise DitailError(f"{args.out}: holds a matrix of other settings or checkpoints; choose another folder")
-    file.write_text(json.dumps(settings, indent=1))
-
-
 def evaluate(args: Namespace) -> None:
     """`evaluate`: see `evaluate.run`."""
     quiet()
     from . import evaluate as evaluation
 
-    for path in evaluation.run(args.out, scenes=args.scenes, rows=args.rows, steps=args.steps, thinning=args.thinning):
+    for path in evaluation.run(args.out, scenes=args.scenes, rows=args.rows, steps=args.steps, thinning=args.thinning,
+                               options=options_of(args)):
         print(path)
 
 
@@ -213,18 +189,25 @@ def bench(args: Namespace) -> None:
     benchmark.run(args.out, args.rounds, args.pixels)
 
 
-def job_of(args: Namespace) -> Job:
-    return Job((args.prompt,), args.negative_prompt, (args.seed,), args.steps, args.sampler, args.cfg, args.alpha,
-               args.beta, args.conv_ratio, args.attn_ratio)
+def job_of(args: Namespace, prompt: str, seed: int) -> Job:
+    return Job((prompt,), args.negative_prompt, (seed,), args.steps, args.sampler, args.cfg, args.alpha, args.beta,
+               args.conv_ratio, args.attn_ratio)
 
 
-def size_of(args: Namespace, model: Model, picture: Image.Image | None) -> tuple[int, int]:
-    """(width, height): as asked, else the picture's cut down to the model's unit, else the model's own."""
-    unit = model.size_unit
-    own = picture.size if picture else (model.native_side, model.native_side)
+def options_of(args: Namespace) -> Options:
+    return Options(args.workers, args.threads, args.ray or bool(args.address), args.address)
+
+
+def size_of(args: Namespace, sides: tuple[int, int], picture: Image.Image | None) -> tuple[int, int]:
+    """(width, height): as asked, else the picture's cut down to the model's unit, else the model's own.
+
+    sides: the model's unit and native side.
+    """
+    unit, native = sides
+    own = picture.size if picture else (native, native)
     width = args.width or max(unit, own[0] // unit * unit)
     height = args.height or max(unit, own[1] // unit * unit)
-    model.check_size(width, height)
+    check_size(width, height, unit)
     return width, height
 
 
@@ -235,10 +218,9 @@ def check_writable(path: Path) -> None:
         raise DitailError(f"--out: the folder {path.parent} does not exist")
 
 
-def save_picture(picture: Image.Image, path: Path, args: Namespace) -> None:
+def save_picture(picture: Image.Image, path: Path, made: Mapping) -> None:
     """A PNG that says how it was made, written whole or not at all."""
     info = PngInfo()
-    made = {k: str(v) for k, v in vars(args).items() if v is not None and k not in ("command", "out")}
     info.add_text("ditail", json.dumps({"version": __version__, **made}))
     part = path.with_suffix(".part")
     picture.save(part, "PNG", pnginfo=info)

@@ -1,18 +1,15 @@
 """`python -m ditail evaluate`: every method on held-out scenes in all directions between the house styles.
 
-Work is cut into units that share an inversion; each runs in a process of its own with one thread, which on a CPU
-is faster than one run with many threads and gives the same numbers on any number of cores.
+Work is cut into units that share an inversion, the tasks of `fanout`. Processes with one thread each are on a CPU
+faster than one with many threads, and give the same numbers on any number of cores.
 """
 
 import hashlib
 import json
-import multiprocessing
-import os
-import signal
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +21,7 @@ from ..errors import DitailError
 from ..latents import SourceLatents
 from . import house, metrics, report
 from .commands import quiet
+from .fanout import Options, count_cores, fan_out, raise_failed
 from .model import Model, default_device, load_model
 from .pipeline import Job, generate, image_to_image, invert_with, noised_source, transfer
 
@@ -108,6 +106,13 @@ class Unit:
     source: str
     rows: tuple[Row, ...]
 
+    @property
+    def name(self) -> str:
+        return f"{self.source}: {', '.join(row.name for row in self.rows)}"
+
+    def run(self, bench: "Bench") -> list[dict]:
+        return bench.run(self)
+
 
 def all_rows() -> list[Row]:
     rows = [Row(TRUTH), Row(TRUTH_VAE), Row(CONTENT_VAE)]
@@ -171,8 +176,8 @@ class Bench:
         return Job(tuple(self.material.captions[i] for i in scenes), steps=self.settings.steps,
                    seeds=tuple(10_000 * direction + i for i in scenes), **given)
 
-    def run(self, unit: Unit, counter) -> list[dict]:
-        """The unit's records, one for each row and target; `counter` is raised by each picture made."""
+    def run(self, unit: Unit) -> list[dict]:
+        """The unit's records, one for each row and target."""
         scenes = self.settings.scenes_of(unit.rows[-1], self.material.styles.index(unit.source))
         targets = [style for style in self.material.styles if style != unit.source]
         records = {(row, t): {"row": row.name, "source": unit.source, "target": t, "scenes": list(scenes)}
@@ -187,8 +192,6 @@ class Bench:
                 made = self.make(row, self.models[target], job, z0, source, truth)
                 for name, values in self.measure(made, content, truth, target).items():
                     record[name] += values
-                with counter.get_lock():
-                    counter.value += len(batch)
         return list(records.values())
 
     def invert(self, unit: Unit, content: Tensor, scenes: Sequence[int]) -> tuple[Tensor, SourceLatents | None]:
@@ -246,53 +249,23 @@ def fast() -> Iterator[None]:
         yield
 
 
-_process: dict = {}
-
-
-def _start_process(material: Material, settings: Settings, counter) -> None:
-    # Ctrl-C reaches every process of the terminal; the parent alone answers it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def start_bench(material: Material, settings: Settings) -> Bench:
+    """What a process starts with."""
     quiet()
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
-    _process.update(bench=Bench(material, settings), counter=counter)
+    return Bench(material, settings)
 
 
-def _run_unit(unit: Unit) -> list[dict]:
-    return _process["bench"].run(unit, _process["counter"])
-
-
-def count_cores() -> int:
-    """The cores that this process may use (where the system can say)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def run_units(units: Sequence[Unit], material: Material, settings: Settings, progress: bool) -> Iterator[list[dict]]:
-    """The records of each unit as it ends, in no certain order."""
-    # glibc hands large tensors back to the system at every step unless told otherwise; it reads this at start.
-    for name, value in (("MMAP_THRESHOLD_", 2**32), ("TRIM_THRESHOLD_", 2**33), ("TOP_PAD_", 2**28)):
-        os.environ.setdefault(f"MALLOC_{name}", str(value))
-    context = multiprocessing.get_context("spawn")
-    counter = context.Value("l", 0)
-    workers = min(count_cores(), MOST_WORKERS, len(units)) if default_device().type == "cpu" else 1
+def run_units(units: Sequence[Unit], material: Material, settings: Settings, progress: bool,
+              options: Options) -> Iterator[list[dict]]:
+    """The records of each unit as it ends, in no certain order. Raises TasksFailed at the end for what failed."""
+    usual = min(count_cores(), MOST_WORKERS) if default_device().type == "cpu" else 1
     total = sum(len(settings.scenes_of(r, material.styles.index(u.source))) for u in units for r in u.rows)
     with (tqdm(total=total * (len(material.styles) - 1), unit="picture", disable=not progress) as bar,
-          ProcessPoolExecutor(workers, context, _start_process, (material, settings, counter)) as pool):
-        try:
-            yield from _collect({pool.submit(_run_unit, u) for u in units}, bar, counter)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for child in multiprocessing.active_children():
-                child.terminate()
-            raise
-
-
-def _collect(waiting: set[Future], bar: tqdm, counter) -> Iterator[list[dict]]:
-    while waiting:
-        ended, waiting = wait(waiting, timeout=1, return_when=FIRST_COMPLETED)
-        bar.update(counter.value - bar.n)
-        for future in ended:
-            yield future.result()
+          options.open(partial(start_bench, material, settings), len(units), usual) as workers):
+        for _, records in fan_out(units, workers):
+            bar.update(sum(len(r["scenes"]) for r in records))
+            yield records
+    raise_failed(workers.failed)
 
 
 def read_records(path: Path, key: dict) -> list[dict]:
@@ -325,7 +298,8 @@ def check_settings(settings: Settings, held_out: int) -> None:
 
 
 def run(out: Path, *, scenes: int = Settings.scenes, rows: str | None = None, steps: int = Settings.steps,
-        thinning: int = Settings.thinning, progress: bool = True, material: Material | None = None) -> list[Path]:
+        thinning: int = Settings.thinning, progress: bool = True, material: Material | None = None,
+        options: Options | None = None) -> list[Path]:
     """Run the evaluation, or what is left of it, into the folder `out`; the files written are returned.
 
     scenes: held-out scenes a direction. rows: parts of row names, comma-separated, to restrict it. thinning: the
@@ -339,7 +313,7 @@ def run(out: Path, *, scenes: int = Settings.scenes, rows: str | None = None, st
     out.mkdir(parents=True, exist_ok=True)
     records = read_records(out / RESULTS, key)
     units = cut_into_units(chosen, material.styles, {(r["row"], r["source"], r["target"]) for r in records})
-    for made in run_units(units, material, settings, progress) if units else ():
+    for made in run_units(units, material, settings, progress, options or Options()) if units else ():
         fresh = {(r["row"], r["source"], r["target"]) for r in made}
         records = [r for r in records if (r["row"], r["source"], r["target"]) not in fresh] + made
         write_records(out / RESULTS, key, records)

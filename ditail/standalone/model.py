@@ -91,10 +91,20 @@ class Model:
 
     def check_size(self, width: int, height: int) -> None:
         """Raise DitailError for a size that the model can't make."""
-        for key, side in (("width", width), ("height", height)):
-            if side < self.size_unit or side % self.size_unit:
-                multiple = f"a multiple of {LATENT_SCALE}, here of {self.size_unit}"
-                raise DitailError(f"{key}: must be {multiple} pixels, got {side}", key)
+        check_size(width, height, self.size_unit)
+
+
+def check_size(width: int, height: int, unit: int) -> None:
+    """Raise DitailError for a size in pixels that is not made of a model's `unit`."""
+    for key, side in (("width", width), ("height", height)):
+        if side < unit or side % unit:
+            raise DitailError(f"{key}: must be a multiple of {LATENT_SCALE}, here of {unit} pixels, got {side}", key)
+
+
+def read_sides(params: dict) -> tuple[int, int]:
+    """(the unit that sides must be a multiple of, the native side) of a config's models, in pixels."""
+    levels = len(params["unet_config"]["params"]["channel_mult"])
+    return LATENT_SCALE * 2 ** (levels - 1), LATENT_SCALE * int(params.get("image_size", 64))
 
 
 def load_model(path: str | Path, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Model:
@@ -114,12 +124,10 @@ def load_model(path: str | Path, device: str | torch.device | None = None, dtype
     for module in (unet, vae, text_model):
         module.eval().requires_grad_(False).to(device)
     unet.to(dtype)
-    levels = len(params["unet_config"]["params"]["channel_mult"])
     return Model(
         path.stem, unet, vae, text_model, tokenizer,
         scaled_linear_alphas_cumprod(params.get("linear_start", 0.00085), params.get("linear_end", 0.0120)),
-        float(params.get("scale_factor", 0.18215)), params.get("parameterization", "eps") == "v",
-        LATENT_SCALE * 2 ** (levels - 1), LATENT_SCALE * int(params.get("image_size", 64)),
+        float(params.get("scale_factor", 0.18215)), params.get("parameterization", "eps") == "v", *read_sides(params),
     )
 
 

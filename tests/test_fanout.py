@@ -1,0 +1,318 @@
+"""Fanning out: the same results in this process, in processes of its own and on Ray, also if a worker is killed."""
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from fanout_tasks import Task, count, start
+from PIL import Image
+
+from ditail.standalone import evaluate, fanout, house, matrix
+from ditail.standalone.cli import main
+
+TESTS = str(Path(__file__).parent)
+PROMPT = "a fox on mint"
+DIE = "DITAIL_TEST_DIES"
+
+
+class DyingCellTask(matrix.CellTask):
+    """The first process that has made its pictures is killed before it hands them over."""
+
+    def run(self, load):
+        made = super().run(load)
+        if count(Path(os.environ[DIE])) == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return made
+
+
+@pytest.fixture(scope="module")
+def paths():
+    return house.checkpoints()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def token():
+    """Ray's clusters of these tests have a token of their own, and none is kept in the home folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        yield
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """The address of a Ray cluster of two cores that was there before."""
+    pytest.importorskip("ray", reason="Ray is not installed (pip install ray)")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}",
+               "--num-cpus=2", "--include-dashboard=false", "--disable-usage-stats"]
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": TESTS}, stdout=subprocess.DEVNULL)
+    try:
+        for _ in range(60):
+            with socket.socket() as there:
+                if there.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(1)
+        yield f"127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@pytest.fixture(params=["here", "processes", "ray"])
+def options(request):
+    if request.param == "ray":
+        return fanout.Options(ray=True, address=request.getfixturevalue("cluster"))
+    return fanout.Options(workers={"here": 1, "processes": 2}[request.param])
+
+
+def test_tasks_are_done_once_or_tried_again_then_named_and_nothing_is_left(options, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(fanout, "TRIES", 2)
+    before, environment = torch.get_num_threads(), dict(os.environ)
+    torch.set_num_threads(2)
+    tasks = [Task(0), Task(1, "raise", tmp_path / "1", times=1), Task(2, "raise", tmp_path / "2", times=9),
+             Task(3, "bad"), *(Task(n) for n in range(4, 7))]
+    if options.workers != 1:
+        tasks += [Task(7, "die", tmp_path / "7", times=1), Task(8, "die", tmp_path / "8", times=9)]
+    try:
+        with options.open(start, len(tasks), usual=1) as workers:
+            made = {task.number: result for task, result in fanout.fan_out(iter(tasks), workers)}
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert dict(os.environ) == environment
+    assert made == {t.number: (t.number**2, 1, 1) for t in tasks if t.number not in (2, 3, 8)}
+    assert workers.failed.keys() == {t.name for t in tasks if t.number in (2, 3, 8)}
+    assert (workers.failed["task 2"], workers.failed["task 3"]) == ("RuntimeError: no luck", "steps: 0 is too few")
+    assert all(p.stat().st_size == 2 for p in tmp_path.iterdir())
+    assert "task 1 failed, try 1 of 2: RuntimeError: no luck" in caplog.text
+    with pytest.raises(fanout.TasksFailed, match=r"failed: .*task 2 \(RuntimeError: no luck\)"):
+        fanout.raise_failed(workers.failed)
+
+
+def test_processes_end_with_a_killed_parent(tmp_path):
+    """Also in the middle of a task: what they inherited, here the pipe of the output, is closed."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import time\nfrom ditail.standalone import fanout\n"
+        "class Sleep:\n    name = 'sleep'\n"
+        "    def run(self, state):\n        print('asleep', flush=True); time.sleep(600)\n"
+        "if __name__ == '__main__':\n    with fanout.Options(workers=2).open(dict, 2, 1) as workers:\n"
+        "        list(fanout.fan_out([Sleep(), Sleep()], workers))\n")
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    process = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, env=environment)
+    assert [process.stdout.readline() for _ in range(2)] == [b"asleep\n"] * 2
+    process.kill()
+    assert process.communicate(timeout=30)[0] == b""
+
+
+def test_without_ray_it_is_one_sentence(monkeypatch, paths, tmp_path, capfd):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    for command in (arguments(paths, tmp_path), ["evaluate", f"--out={tmp_path}"]):
+        assert main([*command, "--ray"]) == 2
+        error = capfd.readouterr().err.strip().splitlines()
+        assert len(error) == 1 and error[0].startswith("ditail: --ray: Ray can't be imported")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_address_where_nothing_listens_is_one_sentence(paths, tmp_path, capfd):
+    pytest.importorskip("ray", reason="Ray is not installed (pip install ray)")
+    assert main([*arguments(paths, tmp_path), "--address=127.0.0.1:1"]) == 2
+    assert "ditail: --address: can't join Ray at '127.0.0.1:1'" in capfd.readouterr().err
+
+
+def arguments(paths, out, *more):
+    return ["matrix", str(paths["noto"]), str(paths["ink"]), f"--prompt={PROMPT}", f"--out={out}", "--steps=2", *more]
+
+
+def pngs(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*.png")}
+
+
+def stamps(folder):
+    return {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and p.name != "matrix.png"}
+
+
+@pytest.fixture(scope="module")
+def made(paths, tmp_path_factory):
+    """A matrix of one prompt and seed, made in this process."""
+    out = tmp_path_factory.mktemp("matrix") / "made"
+    assert main(arguments(paths, out)) == 0
+    return out
+
+
+@pytest.mark.parametrize("ray", [False, True])
+def test_a_matrix_of_two_workers_one_of_them_killed_is_the_same(ray, request, monkeypatch, paths, made, tmp_path):
+    if ray:
+        pytest.importorskip("ray", reason="Ray is not installed (pip install ray)")
+        monkeypatch.setenv("PYTHONPATH", TESTS)
+    monkeypatch.setenv(DIE, str(tmp_path / "dies"))
+    monkeypatch.setattr(matrix, "CellTask", DyingCellTask)
+    assert main(arguments(paths, tmp_path / "out", "--workers=2", *["--ray"] * ray)) == 0
+    assert (tmp_path / "dies").stat().st_size == 3
+    assert pngs(tmp_path / "out") == pngs(made)
+
+
+def test_a_cluster_makes_the_same_matrix(cluster, paths, made, tmp_path):
+    out = tmp_path / "out"
+    assert main(arguments(paths, out, "--seeds=0,1", f"--address={cluster}")) == 0
+    assert {f"{PROMPT}/seed 0/{name}": data for name, data in pngs(made).items()}.items() <= pngs(out).items()
+    assert len(pngs(out)) == 2 * 5
+
+
+def test_evaluate_gives_the_same_numbers_on_a_cluster(cluster, tmp_path):
+    command = ["evaluate", "--scenes=1", "--thinning=1", "--steps=3", "--rows=plain generation omega 3"]
+    assert main([*command, f"--out={tmp_path / 'here'}", "--workers=1"]) == 0
+    assert main([*command, f"--out={tmp_path / 'ray'}", f"--address={cluster}"]) == 0
+    assert [p.name for p in sorted((tmp_path / "ray").iterdir())] == [
+        "directions.csv", "plot.png", evaluate.RESULTS, "table.csv", "table.md"]
+    for name in ("table.csv", "directions.csv"):
+        assert (tmp_path / "here" / name).read_bytes() == (tmp_path / "ray" / name).read_bytes()
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """How often a matrix loaded, generated, inverted and transferred, in this process."""
+    counts = dict.fromkeys(("load_model", "generate", "invert_with", "transfer"), 0)
+
+    def counted(name, function):
+        def call(*args):
+            counts[name] += 1
+            return function(*args)
+
+        return call
+
+    for name in counts:
+        monkeypatch.setattr(matrix, name, counted(name, getattr(matrix, name)))
+    return counts
+
+
+def test_nothing_is_made_or_loaded_twice(calls, paths, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a fox on mint\n\n  a pear on pink \n")
+    command = arguments(paths, tmp_path / "out", f"--prompts={prompts}", "--seeds=1,2")
+    assert main(command) == 0
+    assert calls == {"load_model": 4, "generate": 8, "invert_with": 0, "transfer": 8}
+    folders = {p.parent for p in (tmp_path / "out").rglob("*.png")}
+    assert folders == {tmp_path / "out" / p / f"seed {s}" for p in ("a fox on mint", "a pear on pink") for s in (1, 2)}
+    before = stamps(tmp_path / "out")
+    assert main(command) == 0
+    assert sum(calls.values()) == 20 and stamps(tmp_path / "out") == before
+
+
+def test_a_content_picture_is_inverted_once_a_checkpoint_and_prompt(calls, paths, tmp_path, capfd):
+    content = tmp_path / "content.png"
+    house.held_out().pictures["flat"][0].save(content)
+    command = arguments(paths, tmp_path / "out", "--seeds=1,2", f"--image={content}")
+    assert main(command) == 0
+    assert calls == {"load_model": 4, "generate": 4, "invert_with": 2, "transfer": 4}
+    house.held_out().pictures["flat"][1].save(content)
+    assert main(command) == 2
+    assert "made with other settings or checkpoints (image)" in capfd.readouterr().err
+
+
+def test_the_half_written_is_made_again_and_the_rest_kept(calls, made, paths, tmp_path):
+    out = shutil.copytree(made, tmp_path / "out")
+    before, data = stamps(out), pngs(out)
+    cut, gone = out / "house-noto in house-ink.png", out / "house-ink.latents.safetensors"
+    cut.write_bytes(cut.read_bytes()[:2000])
+    cut.with_suffix(".part").write_bytes(b"half")
+    gone.write_bytes(gone.read_bytes()[:2000])
+    assert main(arguments(paths, out)) == 0
+    assert calls == {"load_model": 1, "generate": 0, "invert_with": 0, "transfer": 1}
+    assert pngs(out) == data
+    assert {p for p, stamp in stamps(out).items() if stamp != before[p]} == {cut, gone}
+
+
+def test_a_matrix_may_grow_by_seeds_and_prompts(calls, made, paths, tmp_path):
+    out = shutil.copytree(made, tmp_path / "out")
+    assert main(arguments(paths, out, "--seeds=5,0", "--prompt=A fox: on pink?")) == 0
+    assert calls["generate"] == 3 * 2 and calls["transfer"] == 3 * 2
+    assert pngs(out / PROMPT / "seed 0") == pngs(made)
+    assert (out / matrix.folder_name("A fox: on pink?") / "seed 5" / "matrix.png").is_file()
+    assert main(arguments(paths, out)) == 0
+    assert calls["generate"] == 3 * 2 and calls["transfer"] == 3 * 2
+
+
+def test_another_checkpoint_of_the_same_name_is_noticed(made, paths, tmp_path, capfd):
+    out = shutil.copytree(made, tmp_path / "out")
+    for name in ("noto", "ink"):
+        for suffix in (".safetensors", ".yaml"):
+            (tmp_path / paths[name].with_suffix(suffix).name).symlink_to(paths[name].with_suffix(suffix))
+    moved = {name: tmp_path / path.name for name, path in paths.items()}
+    assert main(arguments(moved, out)) == 0
+    moved["ink"].unlink()
+    moved["ink"].write_bytes(paths["flat"].read_bytes())
+    before = pngs(out)
+    assert main(arguments(moved, out)) == 2
+    assert "house-ink in house-noto.png: was made with other settings or checkpoints (source)" in capfd.readouterr().err
+    assert pngs(out) == before
+
+
+@pytest.mark.parametrize(("step", "named", "lost"), [
+    ("transfer", "house-noto in house-ink", ["noto in house-ink"]),
+    ("generate", "source house-ink", ["ink in house-ink", "ink in house-noto"]),
+])
+def test_a_matrix_says_what_failed_and_the_next_run_makes_it(monkeypatch, made, paths, tmp_path, capfd, step, named,
+                                                             lost):
+    out, works = tmp_path / "out", getattr(matrix, step)
+
+    def fails(model, *args):
+        if model.name == "house-ink":
+            raise RuntimeError("no memory")
+        return works(model, *args)
+
+    monkeypatch.setattr(matrix, step, fails)
+    assert main(arguments(paths, out)) == 1
+    words = f'ditail: failed: {named} of "{PROMPT}" (RuntimeError: no memory); the rest is kept'
+    assert capfd.readouterr().err.strip().splitlines()[-1].startswith(words)
+    assert pngs(out).keys() == pngs(made).keys() - {"matrix.png", *(f"house-{name}.png" for name in lost)}
+    monkeypatch.setattr(matrix, step, works)
+    assert main(arguments(paths, out)) == 0
+    assert pngs(out) == pngs(made)
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ("--prompts=nowhere.txt", "--prompts: nowhere.txt can't be read"),
+    ("--width=100", "width: must be a multiple of 8, here of 64 pixels, got 100"),
+])
+def test_bad_input_is_told_before_anything_is_made(paths, tmp_path, capfd, change, words):
+    assert main(arguments(paths, tmp_path / "out", change)) == 2
+    assert words in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_matrix_needs_a_prompt(paths, tmp_path, capfd):
+    assert main([a for a in arguments(paths, tmp_path / "out") if not a.startswith("--prompt")]) == 2
+    assert "--prompt: give one or more" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("seeds", ["1,x", "-1", ""])
+def test_bad_seeds_are_named(paths, tmp_path, capfd, seeds):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments(paths, tmp_path / "out", f"--seeds={seeds}"))
+    assert caught.value.code == 2 and "--seed must be a whole number from 0" in capfd.readouterr().err
+
+
+def test_folders_of_prompts_differ_and_can_be_made(tmp_path):
+    prompts = ["a fox on mint", "A fox on mint", "../a fox", "", "?!", "x" * 300, "x" * 301, "ein Füchslein, rot."]
+    names = [matrix.folder_name(p) for p in prompts]
+    assert names[0] == prompts[0] and len({n.lower() for n in names}) == len(names)
+    for name in names:
+        (tmp_path / name).mkdir()
+        assert (tmp_path / name).parent == tmp_path and name not in (".", "..")
+
+
+def test_grids_show_every_picture(made):
+    grid = Image.open(made / "matrix.png")
+    assert grid.width > 2 * 128 and grid.height > 2 * 128
