@@ -18,6 +18,7 @@ def embedding(webui):
     table = next(v for k, v in weights.items() if k.endswith("token_embedding.weight"))
     torch.manual_seed(0)
     vectors = table.std() * 3 * torch.randn(2, table.shape[1])
+    (webui.data / "embeddings").mkdir(exist_ok=True)
     save_file({"emb_params": vectors}, webui.data / "embeddings" / "test-token.safetensors")
     webui.call("/sdapi/v1/refresh-embeddings", {})
     assert "test-token" in webui.call("/sdapi/v1/embeddings").json["loaded"]
