@@ -2,8 +2,11 @@
 
 
 import os
+import subprocess
+import sys
 
 import pytest
+from conftest import FLAGS, OFFLINE, ROOT
 from webui_helpers import SIDE, difference, encode
 
 
@@ -138,3 +141,35 @@ class TestControlNet:
         features = {**ditail, "attn_ratio": 0.0}
         assert difference(self.generate(webui, unit, features).image, webui.generate(features).image) > 0.5
         assert difference(self.generate(webui, unit, features).image, self.generate(webui, unit).image) > 0.5
+
+
+LOAD = """
+import sys
+sys.argv = ["webui.py", *{flags}, "--skip-load-model-at-start", "--data-dir", {data!r}]
+from modules import initialize
+initialize.imports()
+initialize.initialize()
+from modules import scripts
+print("loaded:", sorted(data.script_class.__name__ for data in scripts.scripts_data))
+"""
+
+
+@pytest.mark.skipif("SD_WEBUI_DITAIL_DIR" not in os.environ, reason="SD_WEBUI_DITAIL_DIR is not set")
+@pytest.mark.parametrize(("ours", "theirs", "sentence", "loaded"), [
+    ("a-ditail", "b-ditail", "Ditail: b-ditail can't work beside this extension", 2),
+    ("b-ditail", "a-ditail", "Ditail is off: another extension has brought its own package", 1),
+])
+def test_the_published_extension_of_the_same_name(tmp_path, ours, theirs, sentence, loaded):
+    """Whichever loads first works; one sentence names the other. (Theirs, if second, fails with a traceback.)"""
+    extensions = tmp_path / "extensions"
+    extensions.mkdir()
+    (extensions / ours).symlink_to(ROOT)
+    (extensions / theirs).symlink_to(os.environ["SD_WEBUI_DITAIL_DIR"])
+    python = os.environ.get("SD_WEBUI_PYTHON", sys.executable)
+    done = subprocess.run([python, "-c", LOAD.format(flags=FLAGS, data=str(tmp_path))],
+                          cwd=os.environ["SD_WEBUI_DIR"], env={**os.environ, **OFFLINE}, capture_output=True, text=True)
+    scripts = [line for line in done.stdout.splitlines() if line.startswith("loaded: ")]
+    assert scripts[0].count("'Ditail") == loaded, done.stderr
+    said = done.stdout + done.stderr
+    assert said.count(sentence) == 1 and said.count("Disable") == 1
+    assert f"{extensions / ours}/scripts" not in said
