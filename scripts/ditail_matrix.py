@@ -3,6 +3,9 @@
 from modules import scripts
 
 try:
+    from ditail.webui import check_webui
+
+    check_webui()
     from ditail.webui import matrix, ui
 except ImportError:
     pass  # scripts/ditail_script.py says why

@@ -1,28 +1,39 @@
 """Ditail as an always-on script of the WebUI. All it does is in `ditail.webui`."""
 
 import logging
-from importlib.util import find_spec
 from pathlib import Path
 
-from modules import scripts
+from modules import extensions, scripts
 
 import ditail
 
 
-def check_surroundings() -> None:
-    """Raise ImportError, with a sentence for the user, where this extension can't work."""
+def check_package() -> None:
+    """Raise ImportError, with a sentence for the user, if `ditail` is another extension's."""
     package = Path(ditail.__file__).resolve().parent
     if not package.is_relative_to(Path(scripts.basedir()).resolve()):
         raise ImportError(
             f"another extension has brought its own package `ditail` ({package}). Disable that extension "
             "(sd-webui-ditail, say) or this one in the Extensions tab, and restart the WebUI."
         )
-    if find_spec("ldm") is None:
-        raise ImportError("this WebUI has no `ldm` models (Forge?). It needs AUTOMATIC1111's WebUI 1.10 or a fork.")
+
+
+def warn_of_namesakes() -> None:
+    """Name the extensions that can't load because their package has the name of this one's, which came first."""
+    ours = Path(ditail.__file__).resolve()
+    for extension in extensions.active():
+        theirs = Path(extension.path, "ditail", "__init__.py")
+        if theirs.is_file() and theirs.resolve() != ours:
+            logging.getLogger("ditail").error(
+                "%s can't work beside this extension, as its package is named `ditail`, too. Disable one of the two in "
+                "the Extensions tab, and restart the WebUI.", extension.name)
 
 
 try:
-    check_surroundings()
+    check_package()
+    from ditail.webui import check_webui
+
+    check_webui()
     from ditail.webui import script, ui
 except ImportError as error:
     logging.getLogger("ditail").error("Ditail is off: %s", error)
@@ -56,3 +67,4 @@ else:
             script.release(p, processed)
 
     script.register()
+    warn_of_namesakes()

@@ -12,20 +12,20 @@ from contextlib import contextmanager
 from functools import wraps
 
 import torch
-from modules import images, processing, sd_models, shared
+from modules import images, processing, sd_models, sd_unet, shared
 from PIL import Image, ImageChops
 from torch import Tensor
 
 from ..collage import compose
 from ..errors import DitailError
 from ..images import LATENT_SCALE, fit, mask_to_latent, picture_to_tensor, tensor_to_pictures
-from ..injection import Injection, remove
+from ..injection import remove
 from ..layers import parse_layers
 from ..mixing import Mixed, start_latent
 from ..savings import Savings
 from ..schedule import InjectionSteps
 from ..sites import find_sites
-from . import caches, models
+from . import caches, models, neighbours
 from .failures import errors_for_the_user
 from .infotext import IMAGE_HASH, infotext_of, picture_hash, source_infotext
 from .progress import Interrupted, source_job
@@ -59,11 +59,12 @@ class Run:
         self.hooked = []
         self.recorder: Recorder | None = None
         self._rows: list[int] = []
+        self._is_attached = False
 
     def install(self) -> None:
         """Take over `init` and `sample` of the job."""
         setattr(self.p, RUN, self)
-        for name, method in (("init", self._init), ("sample", self._sample)):
+        for name, method in (("init", Run._init), ("sample", Run._sample)):
             _replace(self.p, name, method)
 
     def _init(self, original, *args, **kwargs) -> None:
@@ -76,12 +77,17 @@ class Run:
 
     def _sample(self, original, *args, **kwargs) -> Tensor:
         with errors_for_the_user(self.p):
+            self._is_attached = False
+            self._renew_sampler()
             try:
                 samples = original(*args, **kwargs)
             finally:
                 self.detach()
             if self.error:
                 raise self.error
+            if not self._is_attached and not shared.state.interrupted:
+                raise DitailError("enabled: a script that samples in its own way (img2img alternative, say) leaves "
+                                  "Ditail nothing to follow; switch one of the two off", "enabled")
             self._keep_recording(samples)
             return samples
 
@@ -89,6 +95,10 @@ class Run:
         """The source pass: source latents for every sampling of the job, from the cache or by making them."""
         p, request = self.p, self.request
         caches.apply_settings()
+        if sd_unet.get_unet_option() is not None:
+            raise DitailError(f'sd_unet: "{shared.opts.sd_unet}" has no layers to inject into; set SD Unet to None',
+                               "sd_unet")
+        sd_unet.apply_unet()  # an earlier job's would answer in the source pass
         find_sites(shared.sd_model.model.diffusion_model, parse_layers(request.settings.layers))
         if request.checkpoint is not None:
             models.check_architecture(request.checkpoint, shared.sd_model.model.diffusion_model)
@@ -106,7 +116,9 @@ class Run:
             shared.state.interrupted = True
             return
         if not self.plain:
-            p.extra_generation_params.update(infotext_of(request, self._picture_hashes(seen)))
+            # Not in place: a script's own job (ADetailer's) may share the dict with the job that it is part of.
+            p.extra_generation_params = {**p.extra_generation_params,
+                                         **infotext_of(request, self._picture_hashes(seen))}
 
     def _missing(self, sources: Sequence[Source]) -> list[Source]:
         """Those that are not in the cache; the others get their latents from there."""
@@ -224,15 +236,22 @@ class Run:
         target_steps = [sampling.plan.steps for sampling in self.samplings.values()]
         source_steps = [len(batch[0].sampling.plan.timesteps) for batch in batches]
         with (source_job(p, target_steps, source_steps) as job, torch.random.fork_rng(),
-              models.untouched_prompt_notes(), models.borrowed_models(p) as borrow):
+              models.untouched_prompt_notes(), neighbours.without_controlnet(p), models.borrowed_models(p) as borrow):
             for source in make(p, batches, job, borrow):
                 caches.LATENTS.put(source.key, source.latents, source.metadata(p))
-        if p.sampler is not None and shared.sd_model is not model_before:
-            p.sampler = models.sampler_for(p)  # img2img makes it in `init`, for the model object of that moment
+        if shared.sd_model is not model_before:
+            neighbours.hook_controlnet_again(p)
+
+    def _renew_sampler(self) -> None:
+        """img2img makes its sampler in `init`; a source pass, or a script's own job, may have loaded models since."""
+        sampler = self.p.sampler
+        if sampler and getattr(sampler.model_wrap_cfg.inner_model, "inner_model", None) is not shared.sd_model:
+            self.p.sampler = models.sampler_for(self.p)
 
     def attach(self, x: Tensor, noise: Tensor) -> None:
         """Called with the tensors that the sampler is about to read: hook the U-Net and set where sampling starts."""
         try:
+            self._is_attached = True
             sampling = self.samplings.get(bool(self.p.is_hr_pass))
             self.detach()
             if self.recorder:
@@ -280,10 +299,12 @@ class Run:
 
         steps = InjectionSteps.from_ratios(sampling.plan.timesteps, settings.conv_ratio, settings.attn_ratio,
                                            parse_layers(settings.layers))
+        neighbours.check_controlnet(self.p, steps)
         unet, null = model.model.diffusion_model, models.null_conditioning(model, sampling.size)
         features = caches.features_for(self.p, keys, null, sampling.size)
-        Injection(mixed, null, steps, sampling.mask, row_images, Savings(upcast_attention=shared.opts.upcast_attn),
-                  features=features).install(unet)
+        neighbours.InjectionBesideControlNet(
+            mixed, null, steps, sampling.mask, row_images, Savings(upcast_attention=shared.opts.upcast_attn),
+            features=features, p=self.p).install(unet)
         self.hooked.append(unet)
 
     def _keep_recording(self, samples: Tensor) -> None:
@@ -355,7 +376,9 @@ def _replace(p, name: str, method) -> None:
 
     @wraps(original)
     def replaced(*args, **kwargs):
-        return method(original, *args, **kwargs)
+        # Others keep this function over several runs of one job (ControlNet does): it serves the one at work.
+        run = p.__dict__.get(RUN)
+        return method(run, original, *args, **kwargs) if run else original(*args, **kwargs)
 
     setattr(replaced, ORIGINAL, original)
     setattr(p, name, replaced)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 
 import torch
-from modules import devices, extra_networks, shared
+from modules import devices, extra_networks, sd_hijack, shared
 from PIL import Image
 from torch import Tensor
 
@@ -183,6 +183,9 @@ def make(p, batches: Sequence[list[Source]], job: Progress, borrow: Callable) ->
         job.show(f"loading {first.checkpoint.name_for_extra}")
         model = borrow(first.checkpoint, first.vae, f"{TEXTS[first.kind]} ({count} in all)")
         with models.active_extra_networks(p, first.networks):
+            for comment in sd_hijack.model_hijack.comments:
+                p.comment(f"{comment} (source prompt)")
+            sd_hijack.model_hijack.clear_comments()
             for batch in alike:
                 job.begin(len(batch[0].sampling.plan.timesteps), TEXTS[batch[0].kind])
                 _make_batch(p, model, batch, job)

@@ -147,6 +147,8 @@ def prepare(data: Path) -> Path:
     (data / "extensions").mkdir()
     (data / "extensions" / "ditail").symlink_to(ROOT)
     shutil.copytree(HERE / "probe_extension", data / "extensions" / "ditail-test-probe")
+    if controlnet := os.environ.get("SD_WEBUI_CONTROLNET_DIR"):
+        (data / "extensions" / "sd-webui-controlnet").symlink_to(controlnet)
     (data / "config.json").write_text(json.dumps({"show_progress_type": "Approx cheap", "samples_save": False,
                                                   "sd_model_checkpoint": "house-ink.safetensors"}))
     return data

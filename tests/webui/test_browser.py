@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
 ARGS = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
@@ -132,6 +133,44 @@ def test_img2img(page, picture):
     generate(page, "img2img")
     assert "Ditail alpha: 3" in page.inner_text("#html_info_img2img")
     screenshot(page, "webui-img2img.png")
+
+
+def test_upscale_button(page, picture, webui):
+    """The hires pass alone, on a finished picture: its content is inverted at the large size, and only there."""
+    open_tab(page, "txt2img")
+    page.set_input_files("#txt2img_ditail_image input[type=file]", picture)
+    page.wait_for_selector("#txt2img_ditail_image img")
+    fill(page, "txt2img", prompt="a fox on pink", seed=1, steps=4, width=128, height=128, ditail_alpha=1.15)
+    generate(page, "txt2img")
+    before = webui.loads_and_inversions()[1]
+    page.evaluate("gradioApp().querySelector('#html_log_txt2img').innerHTML = ''")
+    page.click("#txt2img_upscale")
+    page.wait_for_function("gradioApp().querySelector('#html_log_txt2img').innerText.length > 0", timeout=120_000)
+    page.wait_for_function("gradioApp().querySelector('#html_info_txt2img').innerText.includes('Hires upscale')")
+    assert "Ditail alpha: 1.15" in page.inner_text("#html_info_txt2img")
+    assert webui.loads_and_inversions()[1] - before == 1
+
+
+def test_batch_tab(page, content, tmp_path, webui):
+    """A folder of pictures: each is its own content."""
+    folders = tmp_path / "in", tmp_path / "out"
+    for folder in folders:
+        folder.mkdir()
+    for i in range(3):
+        content.rotate(90 * i).save(folders[0] / f"{i}.png")
+    open_tab(page, "img2img")
+    page.click("#mode_img2img > .tab-nav > button:text-is('Batch')")
+    page.click("#img2img_batch_source > .tab-nav > button:text-is('From directory')")
+    for name, folder in zip(("input", "output"), folders, strict=True):
+        page.fill(f"#img2img_batch_{name}_dir textarea", str(folder))
+    fill(page, "img2img", prompt="a fox on pink", seed=1, steps=8, cfg_scale=5, width=128, height=128,
+         ditail_alpha=1.35)
+    before = webui.loads_and_inversions()[1]
+    generate(page, "img2img")
+    assert webui.loads_and_inversions()[1] - before == 3
+    made = [Image.open(path) for path in sorted(folders[1].glob("*.png"))]
+    hashes = {image.info["parameters"].partition("Ditail image hash: ")[2][:10] for image in made}
+    assert len(made) == len(hashes) == 3
 
 
 def test_a_missing_image_is_said_in_the_tab(page):

@@ -1,10 +1,7 @@
 """Whatever happens in a job with Ditail, the WebUI is as it was, and a plain picture is the same to the bit."""
 
-import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
@@ -121,19 +118,3 @@ def test_reload_of_the_ui(webui, ditail):
     assert (after["hooks"], after["callbacks"], after["checkpoint"]) == (
         before["hooks"], before["callbacks"], before["checkpoint"])
     assert webui.generate(ditail).image.tobytes() == mixed
-
-
-def test_another_package_of_the_same_name(tmp_path):
-    """The script says in one sentence which extension to disable."""
-    root = Path(__file__).parents[2]
-    (tmp_path / "other" / "ditail").mkdir(parents=True)
-    (tmp_path / "other" / "ditail" / "__init__.py").write_text("")
-    (tmp_path / "modules").mkdir()
-    (tmp_path / "modules" / "__init__.py").write_text("")
-    (tmp_path / "modules" / "scripts.py").write_text(f"def basedir():\n    return {str(root)!r}\n")
-    done = subprocess.run(
-        [sys.executable, str(root / "scripts" / "ditail_script.py")], capture_output=True, text=True,
-        env={"PYTHONPATH": f"{tmp_path / 'other'}:{tmp_path}"}, cwd=tmp_path,
-    )
-    assert done.returncode == 0
-    assert done.stderr.startswith("Ditail is off: another extension") and "Disable that extension" in done.stderr
