@@ -3,7 +3,7 @@
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -22,9 +22,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..errors import DitailError
+from ..images import LATENT_SCALE
 from ..inversion import combine_conds
 from ..schedule import alphas_cumprod_at
-from ..sites import architecture_of
 
 log = logging.getLogger("ditail")
 
@@ -32,8 +32,15 @@ UNET_PREFIX = "model.diffusion_model."
 # Everything in the settings that changes what a model or a text encoder computes.
 OPTIONS_THAT_COUNT = (
     "CLIP_stop_at_last_layers", "comma_padding_backtrack", "emphasis", "fp8_storage", "sd_hypernetwork", "sd_lora",
-    "sd_noise_schedule", "sdxl_crop_left", "sdxl_crop_top", "use_downcasted_alpha_bar", "use_old_scheduling",
+    "sd_noise_schedule", "sd_vae_encode_method", "sdxl_clip_l_skip", "sdxl_crop_left", "sdxl_crop_top",
+    "use_downcasted_alpha_bar", "use_old_scheduling",
 )
+SUPPORTED = ("SD 1.x", "SD 2.x", "SDXL")
+KNOWN = "SD 1.x, SD 2.x or SDXL"
+# Architectures without the blocks that Ditail needs, by a parameter that only they have.
+TRANSFORMERS = {"SD3": "x_embedder.proj.weight", "Flux": "double_blocks.0.img_mod.lin.weight"}
+# Checkpoints that read a picture besides the latent, by their U-Net's input channels.
+READS_A_PICTURE = {5: "a depth model", 8: "InstructPix2Pix"}
 
 
 def find_checkpoint(name: str):
@@ -60,27 +67,65 @@ def find_vae(name: str) -> str:
 
 
 def check_architecture(info, unet: nn.Module) -> None:
-    """Raise DitailError unless the checkpoint's U-Net is of the same family as `unet`; reads the file's header only."""
-    wanted = (architecture_of(unet).blocks, _context_width({n: p.shape for n, p in unet.named_parameters()}))
+    """Raise DitailError unless the target and the checkpoint are of one family that Ditail knows.
+
+    Of the checkpoint only the file's header is read; a pickle has none, so `borrowed_models` looks again at what it loads.
+    """
+    target, wanted = shared.sd_model.sd_checkpoint_info, _family_of_target(unet)
     if not info.is_safetensors:
-        return  # a pickle has no header; borrow_model looks again once it is loaded
+        return
     try:
         with safe_open(info.filename, "pt") as file:
             names = [k for k in file.keys() if k.startswith(UNET_PREFIX)]  # noqa: SIM118 (not a dict)
             shapes = {k[len(UNET_PREFIX):]: file.get_slice(k).get_shape() for k in names}
     except (SafetensorError, OSError) as error:
         raise _wrong_source(info, f"can't be read ({error})") from error
+    _check_family(info, family_of(shapes), target, wanted)
+
+
+def family_of(shapes: Mapping[str, Sequence[int]]) -> str:
+    """The family of a U-Net by its parameters' names and shapes; "of no known family" for what is none.
+
+    SD 2.x is told from SD 1.x by the linear projections of its transformers, which are convolutions in SD 1.x.
+    """
+    for name, mark in TRANSFORMERS.items():
+        if mark in shapes:
+            return name
+    channels = shapes.get("input_blocks.0.0.weight", (0, 4))[1]
+    if channels in READS_A_PICTURE:
+        return READS_A_PICTURE[channels]
     blocks = 1 + max((int(k.split(".")[1]) for k in shapes if k.startswith("output_blocks.")), default=-1)
-    if (blocks, _context_width(shapes)) != wanted:
-        raise _wrong_source(info, "is not of the target's architecture")
+    if blocks == 9:
+        return "SDXL"
+    projection = next((s for k, s in shapes.items() if k.endswith("proj_in.weight")), ())
+    if blocks != 12 or not projection:
+        return "of no known family"
+    if any(".transformer_blocks.1." in k for k in shapes):
+        return "an SDXL refiner"
+    return "SD 1.x" if len(projection) == 4 else "SD 2.x"
+
+
+def _family_of(unet: nn.Module) -> str:
+    return family_of({name: parameter.shape for name, parameter in unet.named_parameters()})
+
+
+def _family_of_target(unet: nn.Module) -> str:
+    family = _family_of(unet)
+    if family not in SUPPORTED:
+        raise DitailError(f"the target {shared.sd_model.sd_checkpoint_info.name_for_extra} is {family}: Ditail needs "
+                          f"a checkpoint of {KNOWN}")
+    return family
+
+
+def _check_family(info, family: str, target, wanted: str) -> None:
+    if family not in SUPPORTED:
+        raise _wrong_source(info, f"is {family}: Ditail needs a checkpoint of {KNOWN}")
+    if family != wanted:
+        raise _wrong_source(info, f"is {family}, the target {target.name_for_extra} is {wanted}")
 
 
 def _wrong_source(info, what: str) -> DitailError:
-    return DitailError(f"source_checkpoint: {info.name} {what}", "source_checkpoint")
-
-
-def _context_width(shapes: dict) -> int:
-    return next((shape[1] for name, shape in sorted(shapes.items()) if name.endswith("attn2.to_k.weight")), 0)
+    return DitailError(f"source_checkpoint: {info.name_for_extra} {what}", "source_checkpoint")
 
 
 @contextmanager
@@ -111,7 +156,7 @@ def borrowed_models(p) -> Iterator[Callable[..., object]]:
     target is back afterwards.
     """
     target = shared.sd_model.sd_checkpoint_info
-    family = architecture_of(shared.sd_model.model.diffusion_model)
+    wanted = _family_of_target(shared.sd_model.model.diffusion_model)
 
     def borrow(info, vae: str, why: str):
         log.info("%s: %s", info.name_for_extra, why)
@@ -122,8 +167,7 @@ def borrowed_models(p) -> Iterator[Callable[..., object]]:
             log.exception("loading %s", info.name)
             _recover(target)
             raise _wrong_source(info, f"can't be loaded ({error})") from error
-        if architecture_of(shared.sd_model.model.diffusion_model) != family:
-            raise _wrong_source(info, "is not of the target's architecture")
+        _check_family(info, _family_of(shared.sd_model.model.diffusion_model), target, wanted)
         return shared.sd_model
 
     try:
@@ -188,10 +232,9 @@ def encode(model, pixels: Tensor, latent_size: tuple[int, int]) -> Tensor:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         encoding = model.encode_first_stage(pixels.to(devices.device, devices.dtype_vae))
-        if hasattr(encoding, "mode"):
-            z0 = model.scale_factor * encoding.mode()
-        else:
-            z0 = model.get_first_stage_encoding(encoding)
+        # A tensor (SDXL) is a sample already, scaled; it has a `mode`, too.
+        is_sample = isinstance(encoding, Tensor)
+        z0 = model.get_first_stage_encoding(encoding) if is_sample else model.scale_factor * encoding.mode()
     if not torch.isfinite(z0).all():
         raise DitailError("source_vae: the VAE gives no finite latent for the content image; try --no-half-vae or "
                           "another VAE", "source_vae")
@@ -210,12 +253,10 @@ def source_denoiser(model, prompts: tuple[str, str], alpha: float, beta: float, 
                           for text, is_negative in zip(prompts, (False, True), strict=True))
     order = {t: steps - 1 - i for i, t in enumerate(sorted(timesteps))}
     abar = model.alphas_cumprod
+    image_cond = _image_conditioning(model, size)
 
     def denoise(z: Tensor, t: float) -> Tensor:
-        cond = _combined(alpha, positive(order[t]), beta, negative(order[t]))
-        image_cond = processing.txt2img_image_conditioning(model, z, *size)
-        key = "c_adm" if model.model.conditioning_key == "crossattn-adm" else "c_concat"
-        cond[key] = image_cond if key == "c_adm" else [image_cond]
+        cond = {**_combined(alpha, positive(order[t]), beta, negative(order[t])), **image_cond}
         out = model.apply_model(z, torch.full((len(z),), t, device=z.device), cond).float()
         if getattr(model, "parameterization", "eps") != "v":
             return out
@@ -225,12 +266,21 @@ def source_denoiser(model, prompts: tuple[str, str], alpha: float, beta: float, 
     return denoise
 
 
+def _image_conditioning(model, size: tuple[int, int]) -> dict:
+    """What txt2img gives a model that reads a picture too (inpainting: everything masked); others ignore it."""
+    latent = torch.zeros(1, 4, size[1] // LATENT_SCALE, size[0] // LATENT_SCALE, device=devices.device)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # it encodes a grey picture, and samples
+        found = processing.txt2img_image_conditioning(model, latent, *size)
+    return {"c_adm": found} if model.model.conditioning_key == "crossattn-adm" else {"c_concat": [found]}
+
+
 def _schedule(model, text: str, steps: int, size: tuple[int, int], is_negative: bool):
     """A prompt's conditioning by step. Prompts that `AND` composes are one list of words here."""
     parts = [prompt_parser.re_weight.search(part).group(1) for part in prompt_parser.re_AND.split(text)]
     texts = prompt_parser.SdConditioning([", ".join(parts)], is_negative, *size)
     with devices.autocast():
-        conds = prompt_parser.get_learned_conditioning(model, texts, steps)
+        conds = prompt_parser.get_learned_conditioning(model, texts, steps, None, shared.opts.use_old_scheduling)
     return lambda step: prompt_parser.reconstruct_cond_batch(conds, step)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import wraps
 
 import torch
-from modules import devices, processing, prompt_parser, rng, sd_samplers, shared
+from modules import devices, processing, prompt_parser, rng, sd_models, sd_samplers, shared
 from torch import Tensor
 
 from ..images import LATENT_SCALE
@@ -63,6 +63,8 @@ class _StandIn:
 
 def plan_sampling(p, *, hires: bool = False) -> SamplingPlan | None:
     """The plan of `p`'s sampling (`hires`: of its second pass) with the model that is loaded; None for no steps."""
+    # The WebUI does this only right before sampling, and the settings may have changed since the last job.
+    sd_models.apply_alpha_schedule_override(shared.sd_model)
     probe = _probe_of(p, hires)
     name = (p.hr_sampler_name if hires else None) or p.sampler_name
     sampler = sd_samplers.create_sampler(name, shared.sd_model)

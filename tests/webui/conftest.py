@@ -14,6 +14,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,8 +27,8 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 ASSETS = ROOT / "ditail" / "standalone" / "assets"
 FLAGS = [
-    "--skip-prepare-environment", "--skip-torch-cuda-test", "--no-half", "--use-cpu", "all", "--api",
-    "--api-server-stop", "--no-download-sd-model", "--do-not-download-clip", "--skip-version-check",
+    "--skip-prepare-environment", "--skip-torch-cuda-test", "--use-cpu", "all", "--api", "--api-server-stop",
+    "--no-download-sd-model", "--do-not-download-clip", "--skip-version-check",
 ]
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False", "MPLBACKEND": "Agg"}
 START_SECONDS = 300
@@ -129,7 +131,13 @@ class WebUI:
 
 @pytest.fixture(scope="session")
 def webui(tmp_path_factory):
-    data = tmp_path_factory.mktemp("webui-data")
+    data = prepare(tmp_path_factory.mktemp("webui-data"))
+    with running(data, "--no-half") as ui:
+        yield ui
+
+
+def prepare(data: Path) -> Path:
+    """A data folder for a WebUI with the house checkpoints, this extension and the tests' own."""
     models = data / "models" / "Stable-diffusion"
     models.mkdir(parents=True)
     (data / "models" / "Lora").mkdir()
@@ -141,14 +149,21 @@ def webui(tmp_path_factory):
     shutil.copytree(HERE / "probe_extension", data / "extensions" / "ditail-test-probe")
     (data / "config.json").write_text(json.dumps({"show_progress_type": "Approx cheap", "samples_save": False,
                                                   "sd_model_checkpoint": "house-ink.safetensors"}))
+    return data
+
+
+@contextmanager
+def running(data: Path, *flags: str, **environment: str) -> Iterator[WebUI]:
+    """A WebUI on a prepared data folder, with further flags and environment variables, until the block ends."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     log = data / "webui.log"
     python = os.environ.get("SD_WEBUI_PYTHON", sys.executable)
-    command = [python, "launch.py", *FLAGS, "--data-dir", str(data), "--port", str(port)]
+    command = [python, "launch.py", *FLAGS, *flags, "--data-dir", str(data), "--port", str(port)]
+    env = {**os.environ, **OFFLINE, **environment}
     with log.open("wb") as out:
-        process = subprocess.Popen(command, cwd=os.environ["SD_WEBUI_DIR"], env={**os.environ, **OFFLINE}, stdout=out,
+        process = subprocess.Popen(command, cwd=os.environ["SD_WEBUI_DIR"], env=env, stdout=out,
                                    stderr=subprocess.STDOUT, start_new_session=True)
     ui = WebUI(f"http://127.0.0.1:{port}", data, log)
     ui.process = process
@@ -162,6 +177,19 @@ def webui(tmp_path_factory):
             process.wait(30)
         except subprocess.TimeoutExpired:
             process.kill()
+
+
+@pytest.fixture(scope="session")
+def families(webui) -> None:
+    """Checkpoints of every topology among the WebUI's own: `families.py` says which."""
+    write_families(webui.data)
+    webui.call("/sdapi/v1/refresh-checkpoints", {})
+
+
+def write_families(data: Path) -> None:
+    python = os.environ.get("SD_WEBUI_PYTHON", sys.executable)
+    subprocess.run([python, HERE / "families.py", data / "models" / "Stable-diffusion"], check=True,
+                   cwd=os.environ["SD_WEBUI_DIR"], capture_output=True)
 
 
 def write_other_checkpoints(models: Path) -> None:

@@ -2,10 +2,15 @@
 
 import hashlib
 import json
+import sys
+from types import SimpleNamespace
 
+import ldm.modules.diffusionmodules.openaimodel
+import sgm.modules.diffusionmodules.openaimodel
 import torch
 from fastapi import Body, FastAPI
 from modules import devices, processing, script_callbacks, sd_hijack, sd_models, sd_vae, shared
+from modules.models.sd3 import mmdit
 from modules.shared import opts
 
 
@@ -44,10 +49,40 @@ def fail_at(call: int = Body(embed=True)) -> None:  # noqa: B008 (fastapi's way)
     handle = unet.register_forward_pre_hook(hook)
 
 
+def record_calls(unet_class: type) -> None:
+    forward = unet_class.forward
+
+    def recorded(self, x, timesteps=None, *args, **kwargs):
+        sys.modules["ditail_test"].calls.append({"rows": len(x), "t": float(timesteps.flatten()[0]),
+                                                 "job": shared.state.job})
+        return forward(self, x, timesteps, *args, **kwargs)
+
+    unet_class.forward = recorded
+
+
+def calls() -> list[dict]:
+    """The U-Net's calls since this was last asked."""
+    seen, sys.modules["ditail_test"].calls = sys.modules["ditail_test"].calls, []
+    return seen
+
+
+class TinyMMDiT(mmdit.MMDiT):
+    """SD3's architecture, for a yaml of ldm's kind."""
+
+    def __init__(self, use_fp16=False, use_checkpoint=False, **kwargs):
+        super().__init__(**kwargs)
+
+
 def add_routes(_, app: FastAPI) -> None:
     app.add_api_route("/ditail-test/state", state, methods=["GET"])
+    app.add_api_route("/ditail-test/attention", lambda: [o.title() for o in sd_hijack.optimizers], methods=["GET"])
+    app.add_api_route("/ditail-test/calls", calls, methods=["GET"])
     app.add_api_route("/ditail-test/fail", fail_at, methods=["POST"])
     app.add_api_route("/ditail-test/reload-ui", lambda: shared.state.request_restart(), methods=["POST"])
 
 
+if "ditail_test" not in sys.modules:  # "Reload UI" runs this file again
+    sys.modules["ditail_test"] = SimpleNamespace(TinyMMDiT=TinyMMDiT, calls=[])
+    for package in (ldm, sgm):
+        record_calls(package.modules.diffusionmodules.openaimodel.UNetModel)
 script_callbacks.on_app_started(add_routes)

@@ -1,0 +1,199 @@
+"""Checkpoints of every family: injected as they should be, or refused with a sentence that names them.
+
+The models of `families.py` have random weights, so what is asserted is what holds for any weights: that injection
+happens and alpha counts, that inversion and sampling undo each other, and that everything is as it was afterwards.
+"""
+
+import pytest
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from webui_helpers import SIDE, difference, encode
+
+RANDOM = ("sd2-eps", "sd2-v", "sdxl-eps", "sdxl-v")
+# With CFG 1 and one prompt the sampler goes back the way that the inversion came.
+THERE_AND_BACK = {"alpha": 1, "beta": 0, "conv_ratio": 1, "attn_ratio": 1}
+DDIM_CALLS = 7  # of the 8 steps that the tests' jobs have
+CFG_1 = {"cfg_scale": 1, "steps": 20}
+
+
+def on(checkpoint: str, **options) -> dict:
+    return {"override_settings": {"sd_model_checkpoint": checkpoint, **options}}
+
+
+def source_pass(webui) -> list[dict]:
+    """The source pass's calls of a U-Net since the last time that calls were asked for."""
+    return [call for call in webui.call("/ditail-test/calls").json if call["job"].startswith("Ditail")]
+
+
+@pytest.fixture
+def options(webui):
+    """Set options of the WebUI as its settings page does; they are set back after the test."""
+    before = webui.call("/sdapi/v1/options").json
+    changed = set()
+
+    def choose(**values) -> None:
+        changed.update(values)
+        assert webui.call("/sdapi/v1/options", values).status == 200
+
+    yield choose
+    choose(**{name: before[name] for name in changed})
+
+
+@pytest.mark.usefixtures("families")
+class TestFamilies:
+    @pytest.mark.parametrize("family", RANDOM)
+    def test_injection_and_alpha(self, webui, base64_content, family):
+        target = on(f"{family}-a")
+        source = {"image": base64_content, "source_checkpoint": f"{family}-b"}
+        plain = webui.generate(**target)
+        source_pass(webui)
+        mixed = webui.generate(source, **target)
+        calls = source_pass(webui)
+        assert [call["rows"] for call in calls] == [1] * DDIM_CALLS
+        assert [call["t"] for call in calls] == sorted(call["t"] for call in calls)
+        start_only = webui.generate({**source, "conv_ratio": 0, "attn_ratio": 0}, **target)
+        assert source_pass(webui) == []  # its latents are kept
+        other_alpha = webui.generate({**source, "alpha": 1}, **target)
+        for other in (plain, start_only, other_alpha):
+            assert difference(mixed.image, other.image) > 1
+        assert webui.generate(**target).image.tobytes() == plain.image.tobytes()
+
+    @pytest.mark.parametrize("family", RANDOM)
+    def test_there_and_back(self, webui, base64_content, content, family):
+        target = on(f"{family}-a")
+        back = webui.generate({"image": base64_content, **THERE_AND_BACK}, **CFG_1, **target)
+        plain = webui.generate(**CFG_1, **target)
+        assert difference(back.image, content) < difference(plain.image, content) / 4
+
+    def test_size_and_crop_of_sdxl(self, webui, base64_content, options):
+        """SDXL is told size and crop; the source latents and the null prompt's features depend on them."""
+        target = on("sdxl-v-a")
+        first = webui.generate({"image": base64_content}, **target)
+        source_pass(webui)
+        options(sdxl_crop_left=64)
+        cropped = webui.generate({"image": base64_content}, **target)
+        assert len(source_pass(webui)) == DDIM_CALLS
+        assert difference(first.image, cropped.image) > 0
+
+    def test_inpainting_checkpoints(self, webui, base64_content):
+        """Trained ones: the house's, with further channels that count for little."""
+        reference = webui.generate({"image": base64_content, "source_checkpoint": "house-noto"}, **on("house-ink"))
+        for source, target in (("inpainting-noto", "inpainting-ink"), ("inpainting-noto", "house-ink")):
+            plain = webui.generate(**on(target))
+            mixed = webui.generate({"image": base64_content, "source_checkpoint": source}, **on(target))
+            assert difference(mixed.image, reference.image) < difference(plain.image, reference.image) / 2
+            assert webui.generate(**on(target)).image.tobytes() == plain.image.tobytes()
+
+    def test_inpainting_checkpoint_with_a_mask(self, webui, base64_content):
+        right = Image.new("L", (SIDE, SIDE), 0)
+        right.paste(255, (SIDE // 2, 0, SIDE, SIDE))
+        own = {"tab": "img2img", "init_images": [base64_content], "mask": encode(right), "inpainting_fill": 1,
+               "denoising_strength": 0.8, **on("inpainting-ink")}
+        plain, mixed = webui.generate(**own), webui.generate({"source_checkpoint": "house-noto"}, **own)
+        assert difference(plain.image, mixed.image) > 1
+        assert webui.generate(**own).image.tobytes() == plain.image.tobytes()
+
+    @pytest.mark.parametrize(("source", "target", "sentence"), [
+        ("sdxl-eps-a", "house-ink", "source_checkpoint: sdxl-eps-a is SDXL, the target house-ink is SD 1.x"),
+        ("sd2-eps-a", "house-ink", "source_checkpoint: sd2-eps-a is SD 2.x, the target house-ink is SD 1.x"),
+        ("house-ink", "sdxl-v-a", "source_checkpoint: house-ink is SD 1.x, the target sdxl-v-a is SDXL"),
+        ("sdxl-pickle", "house-ink", "source_checkpoint: sdxl-pickle is SDXL, the target house-ink is SD 1.x"),
+        ("pix2pix", "house-ink", "source_checkpoint: pix2pix is InstructPix2Pix"),
+        ("sd3", "house-ink", "source_checkpoint: sd3 is SD3"),
+        ("", "pix2pix", "the target pix2pix is InstructPix2Pix"),
+        ("", "sd3", "TinyMMDiT has no output blocks"),
+    ])
+    def test_refused(self, webui, base64_content, source, target, sentence):
+        webui.generate(steps=1)
+        refused = webui.generate({"image": base64_content, "source_checkpoint": source}, **on(target))
+        assert refused.status == 422 and refused.error.startswith(sentence)
+        assert webui.generate(**on("house-ink")).status == 200
+        assert webui.state()["hooks"] == 0
+
+
+class TestSchedules:
+    def test_zero_terminal_snr(self, webui, families, base64_content, content, options):
+        """The schedule counts from the first job after it was chosen, in the inversion and in the sampling."""
+        target = {**on("sd2-v-a"), "sampler_name": "Euler"}
+        usual = webui.generate({"image": base64_content}, **target)
+        options(sd_noise_schedule="Zero Terminal SNR")
+        first = webui.generate({"image": base64_content}, **target)
+        again = webui.generate({"image": base64_content}, **target)
+        assert first.image.tobytes() == again.image.tobytes()
+        assert difference(first.image, usual.image) > 0.1
+        back = webui.generate({"image": base64_content, **THERE_AND_BACK}, **CFG_1, **target)
+        plain = webui.generate(**CFG_1, **target)
+        assert difference(back.image, content) < difference(plain.image, content) / 4
+
+    def test_downcast_alphas(self, webui, ditail, options):
+        usual = webui.generate(ditail)
+        options(use_downcasted_alpha_bar=True)
+        plain, mixed = webui.generate(), webui.generate(ditail)
+        assert difference(mixed.image, usual.image) < 5 < difference(mixed.image, plain.image)
+
+
+class TestTextEncoder:
+    @pytest.mark.parametrize(("target", "chosen"), [
+        ("house-ink", {"CLIP_stop_at_last_layers": 2}),
+        ("sdxl-v-a", {"sdxl_clip_l_skip": True, "CLIP_stop_at_last_layers": 2}),
+    ])
+    def test_clip_skip(self, webui, families, base64_content, options, target, chosen):
+        settings = {"image": base64_content, "conv_ratio": 0, "attn_ratio": 0}
+        usual = webui.generate(settings, **on(target))
+        source_pass(webui)
+        options(**chosen)
+        skipped = webui.generate(settings, **on(target))
+        assert len(source_pass(webui)) == DDIM_CALLS
+        assert difference(usual.image, skipped.image) > 0.1
+
+
+@pytest.fixture(scope="module")
+def other_vae(webui) -> str:
+    """A VAE with another encoder, and a checkpoint that has it inside."""
+    models = webui.data / "models"
+    checkpoint = load_file(models / "Stable-diffusion" / "house-noto.safetensors")
+    prefix = "first_stage_model."
+    vae = {k.removeprefix(prefix): v for k, v in checkpoint.items() if k.startswith(prefix)}
+    vae["encoder.conv_out.weight"] = vae["encoder.conv_out.weight"] * 1.3
+    (models / "VAE").mkdir(exist_ok=True)
+    save_file(vae, models / "VAE" / "other.safetensors")
+    save_file({**checkpoint, **{prefix + k: v for k, v in vae.items()}},
+              models / "Stable-diffusion" / "noto-with-other-vae.safetensors", metadata={"format": "pt"})
+    config = (models / "Stable-diffusion" / "house-noto.yaml").read_text()
+    (models / "Stable-diffusion" / "noto-with-other-vae.yaml").write_text(config)
+    webui.call("/sdapi/v1/refresh-vae", {})
+    webui.call("/sdapi/v1/refresh-checkpoints", {})
+    return "other.safetensors"
+
+
+class TestVAE:
+    def test_a_source_with_another_vae(self, webui, ditail, other_vae):
+        """By `source_vae` or inside the checkpoint is the same for the source, and the target keeps its own."""
+        webui.generate(steps=1)
+        plain, before = webui.generate(), webui.state()
+        usual = webui.generate(ditail)
+        chosen = webui.generate({**ditail, "source_vae": other_vae})
+        inside = webui.generate({**ditail, "source_checkpoint": "noto-with-other-vae"})
+        assert chosen.image.tobytes() == inside.image.tobytes()
+        assert difference(usual.image, chosen.image) > 1
+        assert webui.state() == before
+        assert webui.generate().image.tobytes() == plain.image.tobytes()
+
+    def test_another_vae_for_the_same_checkpoint(self, webui, base64_content, other_vae):
+        webui.generate(steps=1)
+        plain, before = webui.generate(), webui.state()
+        usual = webui.generate({"image": base64_content})
+        loads = webui.checkpoint_loads()
+        chosen = webui.generate({"image": base64_content, "source_vae": other_vae})
+        assert webui.checkpoint_loads() == loads
+        assert difference(usual.image, chosen.image) > 1
+        assert webui.state() == before
+        assert webui.generate().image.tobytes() == plain.image.tobytes()
+
+    def test_the_targets_own_vae(self, webui, ditail, other_vae, options):
+        """A VAE chosen for the WebUI is the target's; the source keeps its checkpoint's."""
+        options(sd_vae=other_vae)
+        plain, mixed = webui.generate(), webui.generate(ditail)
+        assert difference(plain.image, mixed.image) > 1
+        assert webui.state()["vae"].endswith(other_vae)
+        assert webui.generate().image.tobytes() == plain.image.tobytes()
