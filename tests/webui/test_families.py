@@ -55,7 +55,7 @@ class TestFamilies:
         assert source_pass(webui) == []  # its latents are kept
         other_alpha = webui.generate({**source, "alpha": 1}, **target)
         for other in (plain, start_only, other_alpha):
-            assert difference(mixed.image, other.image) > 1
+            assert difference(mixed.image, other.image) > 0.1
         assert webui.generate(**target).image.tobytes() == plain.image.tobytes()
 
     @pytest.mark.parametrize("family", RANDOM)
@@ -89,9 +89,10 @@ class TestFamilies:
         right.paste(255, (SIDE // 2, 0, SIDE, SIDE))
         own = {"tab": "img2img", "init_images": [base64_content], "mask": encode(right), "inpainting_fill": 1,
                "denoising_strength": 0.8, **on("inpainting-ink")}
+        before = webui.generate(**on("inpainting-ink"))
         plain, mixed = webui.generate(**own), webui.generate({"source_checkpoint": "house-noto"}, **own)
         assert difference(plain.image, mixed.image) > 1
-        assert webui.generate(**own).image.tobytes() == plain.image.tobytes()
+        assert webui.generate(**on("inpainting-ink")).image.tobytes() == before.image.tobytes()
 
     @pytest.mark.parametrize(("source", "target", "sentence"), [
         ("sdxl-eps-a", "house-ink", "source_checkpoint: sdxl-eps-a is SDXL, the target house-ink is SD 1.x"),
@@ -135,7 +136,7 @@ class TestSchedules:
 class TestTextEncoder:
     @pytest.mark.parametrize(("target", "chosen"), [
         ("house-ink", {"CLIP_stop_at_last_layers": 2}),
-        ("sdxl-v-a", {"sdxl_clip_l_skip": True, "CLIP_stop_at_last_layers": 2}),
+        ("sdxl-v-a", {"sdxl_clip_l_skip": True}),
     ])
     def test_clip_skip(self, webui, families, base64_content, options, target, chosen):
         settings = {"image": base64_content, "conv_ratio": 0, "attn_ratio": 0}
