@@ -40,4 +40,5 @@ def test_weights_stored_in_8_bits(webui, families, base64_content, options, targ
     assert 0 < difference(mixed.image, usual.image) < difference(mixed.image, plain.image) / 2
     assert webui.generate(**on(target)).image.tobytes() == plain.image.tobytes()
     options(fp8_storage="Disable")
-    assert webui.generate(settings, **on(target)).image.tobytes() == usual.image.tobytes()
+    # The WebUI itself keeps alphas_cumprod in half precision from then on, until another checkpoint is loaded.
+    assert difference(webui.generate(settings, **on(target)).image, usual.image) < 2
