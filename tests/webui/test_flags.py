@@ -10,17 +10,16 @@ from conftest import prepare, running, write_families
 from webui_helpers import difference
 
 HALF = {"PYTHONPATH": str(Path(__file__).with_name("bf16"))}
-# Flags, environment, and how far pictures may be from those in full precision.
 SETS = {
-    "lowvram": (("--no-half", "--lowvram"), {}, 0),
-    "medvram and half": (("--medvram",), HALF, 6),
-    "upcast-sampling": (("--upcast-sampling",), HALF, 6),
-    "precision half": (("--precision", "half"), HALF, 6),
+    "lowvram": (("--no-half", "--lowvram"), {}),
+    "medvram and half": (("--medvram",), HALF),
+    "upcast-sampling": (("--upcast-sampling",), HALF),
+    "precision half": (("--precision", "half"), HALF),
 }
 JOBS = {
     "SD 1.x": ("house-ink", "house-noto"),
     "SD 2.x v": ("sd2-v-a", "sd2-v-b"),
-    "SDXL": ("sdxl-eps-a", "sdxl-eps-b"),
+    "SDXL": ("sdxl-v-a", "sdxl-v-b"),
 }
 
 
@@ -43,11 +42,13 @@ def in_full_precision(webui, families, base64_content) -> dict:
 
 @pytest.mark.parametrize("name", SETS)
 def test_flags(in_full_precision, base64_content, tmp_path, name):
-    flags, environment, allowed = SETS[name]
+    """Less precision changes a picture with Ditail about as much as a plain one; less memory, neither."""
+    flags, environment = SETS[name]
     data = prepare(tmp_path / "data")
     write_families(data)
     with running(data, *flags, **environment) as ui:
         made = pictures(ui, base64_content)
     for job, (plain, mixed) in made.items():
         assert difference(plain, mixed) > 10, job
-        assert difference(mixed, in_full_precision[job][1]) <= allowed, job
+        usual_plain, usual_mixed = in_full_precision[job]
+        assert difference(mixed, usual_mixed) <= 3 * difference(plain, usual_plain), job
