@@ -69,7 +69,7 @@ def find_vae(name: str) -> str:
 def check_architecture(info, unet: nn.Module) -> None:
     """Raise DitailError unless the target and the checkpoint are of one family that Ditail knows.
 
-    Of the checkpoint only the file's header is read; a pickle has none, so `borrowed_models` looks again at what it loads.
+    Of the checkpoint only the file's header is read; a pickle has none, so `borrowed_models` looks again.
     """
     target, wanted = shared.sd_model.sd_checkpoint_info, _family_of_target(unet)
     if not info.is_safetensors:
