@@ -45,3 +45,12 @@ def normed(norm):
 torch.autocast = Autocast
 torch.nn.functional.group_norm = normed(torch.nn.functional.group_norm)
 torch.nn.functional.layer_norm = normed(torch.nn.functional.layer_norm)
+
+
+def as_numpy(tensor, **kwargs):
+    """numpy has no bfloat16."""
+    return to_numpy(tensor.float() if tensor.dtype == torch.bfloat16 else tensor, **kwargs)
+
+
+to_numpy = torch.Tensor.numpy
+torch.Tensor.numpy = as_numpy
