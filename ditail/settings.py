@@ -1,6 +1,5 @@
 """The settings of a run: one table of fields, one frozen object built from it and validated when it is built."""
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 
@@ -59,12 +58,12 @@ class Field:
         limit = f"must be a number from {self.low:g} to {self.high:g}"
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self._error(limit, value)
-        if not math.isfinite(value) or not self.low <= value <= self.high:
+        if not self.low <= value <= self.high:  # false for NaN, too
             raise self._error(limit, value)
         return float(value)
 
     def _error(self, what: str, value) -> DitailError:
-        shown = repr(value)
+        shown = repr(value) if not isinstance(value, int) or abs(value) < 10**60 else "a very large number"
         return DitailError(f"{self.key}: {what}, got {shown if len(shown) <= 60 else shown[:57] + '...'}", self.key)
 
 
