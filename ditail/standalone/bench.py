@@ -190,8 +190,8 @@ def plot(path: Path, counted: Sequence[dict], timed: Sequence[dict], weighed: Se
         own = [w for w in weighed if (w["model"], w["pixels"]) == (model, side)]
         right.plot([w["steps"] for w in own], [w["peak_mb"] for w in own], "o-", label=f"{model}, {side} px")
     right.set(xlabel="steps", ylabel="MB above the loaded model", title="peak memory of the source pass")
-    right.set_ylim(bottom=0)
     if weighed:
+        right.set_ylim(0, 1.25 * max(w["peak_mb"] for w in weighed))
         right.legend(frameon=False)
     handles, labels = left.get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncols=4, frameon=False)
