@@ -88,9 +88,9 @@ class Run:
     def _prepare(self, seen: list[Tensor]) -> None:
         """The source pass: source latents for every sampling of the job, from the cache or by making them."""
         p, request = self.p, self.request
+        models.check_architecture(request.checkpoint or shared.sd_model.sd_checkpoint_info,
+                                  shared.sd_model.model.diffusion_model)
         find_sites(shared.sd_model.model.diffusion_model, parse_layers(request.settings.layers))
-        if request.checkpoint is not None:
-            models.check_architecture(request.checkpoint, shared.sd_model.model.diffusion_model)
         if not self.plain:
             self._without_token_merging()
         self._plan([row[None] for row in seen[0]] if seen else [])
@@ -258,7 +258,8 @@ class Run:
                 CACHE.put(source.key, latents)
 
     def _without_token_merging(self) -> None:
-        """Merged tokens are other ones in the source than in the picture, so q and k would not fit."""
+        """Merged tokens are other ones in the source than in the picture, so q and k would not fit; nor would tiles."""
+        models.without_hypertile(self.p)
         if getattr(shared.sd_model, "applied_token_merged_ratio", 0):
             # The WebUI takes it off at the job's end anyway.
             sd_models.apply_token_merging(shared.sd_model, 0)
