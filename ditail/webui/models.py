@@ -185,6 +185,18 @@ def _switch(p, info) -> None:
     # A checkpoint with its own yaml is a new model object, which these have not been done to.
     sd_models.apply_alpha_schedule_override(shared.sd_model)
     sd_hijack.model_hijack.apply_circular(p.tiling)
+    without_hypertile(p)
+
+
+def without_hypertile(p) -> None:
+    """Switch hypertile off in the model that is loaded: it draws tiles anew for each call, so q and k would not fit.
+
+    Its script sets this anew at the start of each job and of a second pass.
+    """
+    found = (getattr(module, "__webui_hypertile_params", None) for module in shared.sd_model.model.modules())
+    for params in [params for params in found if params is not None and params.enabled]:
+        params.enabled = False
+        p.comment("Ditail: hypertile is off for this job")
 
 
 def _recover(target) -> None:

@@ -99,9 +99,9 @@ class Run:
             raise DitailError(f'sd_unet: "{shared.opts.sd_unet}" has no layers to inject into; set SD Unet to None',
                                "sd_unet")
         sd_unet.apply_unet()  # an earlier job's would answer in the source pass
+        models.check_architecture(request.checkpoint or shared.sd_model.sd_checkpoint_info,
+                                  shared.sd_model.model.diffusion_model)
         find_sites(shared.sd_model.model.diffusion_model, parse_layers(request.settings.layers))
-        if request.checkpoint is not None:
-            models.check_architecture(request.checkpoint, shared.sd_model.model.diffusion_model)
         if not self.plain:
             self._without_token_merging()
         self._plan([row[None] for row in seen[0]] if seen else [])
@@ -315,7 +315,8 @@ class Run:
                 caches.LATENTS.put(source.key, latents, source.metadata(self.p))
 
     def _without_token_merging(self) -> None:
-        """Merged tokens are other ones in the source than in the picture, so q and k would not fit."""
+        """Merged tokens are other ones in the source than in the picture, so q and k would not fit; nor would tiles."""
+        models.without_hypertile(self.p)
         if getattr(shared.sd_model, "applied_token_merged_ratio", 0):
             # The WebUI takes it off at the job's end anyway.
             sd_models.apply_token_merging(shared.sd_model, 0)

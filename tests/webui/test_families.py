@@ -102,7 +102,7 @@ class TestFamilies:
         ("pix2pix", "house-ink", "source_checkpoint: pix2pix is InstructPix2Pix"),
         ("sd3", "house-ink", "source_checkpoint: sd3 is SD3"),
         ("", "pix2pix", "the target pix2pix is InstructPix2Pix"),
-        ("", "sd3", "TinyMMDiT has no output blocks"),
+        ("", "sd3", "the target sd3 is SD3: Ditail needs"),
     ])
     def test_refused(self, webui, base64_content, source, target, sentence):
         webui.generate(steps=1)

@@ -60,6 +60,22 @@ def usual_attention(webui, base64_content) -> list:
     return [webui.generate({"image": base64_content}).image, webui.generate().image]
 
 
+@pytest.mark.parametrize("chosen", [
+    {"hypertile_enable_unet": True, "hypertile_max_tile_unet": 0}, {"token_merging_ratio": 0.5},
+])
+def test_off_while_injected(webui, base64_content, options, chosen):  # noqa: F811
+    """What changes the tokens between source and picture is off for the job, in both passes, and on again after it."""
+    asked = {"steps": 4, "enable_hr": True, "hr_scale": 2, "hr_upscaler": "Latent", "denoising_strength": 0.6}
+    settings = {"image": base64_content}
+    usual = webui.generate(settings, **asked)
+    options(**chosen)
+    plain, mixed = webui.generate(**asked), webui.generate(settings, **asked)
+    assert difference(mixed.image, usual.image) < 0.1 < difference(mixed.image, plain.image)
+    assert webui.generate(**asked).image.tobytes() == plain.image.tobytes()
+    options(**{name: type(value)() for name, value in chosen.items()})
+    assert webui.generate(**asked).image.tobytes() != plain.image.tobytes()
+
+
 OPTIMIZATIONS = ("None", "Doggettx", "InvokeAI", "V1", "sdp", "sdp-no-mem", "sub-quadratic")
 
 
