@@ -11,7 +11,7 @@ from fastapi import Body, FastAPI
 from modules import processing, script_callbacks, scripts, sd_models, sd_unet, shared, styles
 from safetensors.torch import save_file
 
-from ditail.webui import run
+from ditail.webui import caches
 
 NOTED = SimpleNamespace(comments=[])
 
@@ -94,8 +94,8 @@ def rows() -> list[int]:
 
 def latents() -> list[str]:
     """A digest of each entry of Ditail's cache, in the order of their last use; then the cache is empty."""
-    kept = [entry.latents.float().numpy().tobytes() for entry in run.CACHE._entries.values()]
-    run.CACHE.clear()
+    kept = [entry.latents.float().numpy().tobytes() for entry in caches.LATENTS._entries.values()]
+    caches.LATENTS.clear()
     return [hashlib.sha256(data).hexdigest()[:16] for data in kept]
 
 
