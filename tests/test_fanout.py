@@ -15,6 +15,7 @@ import torch
 from fanout_tasks import Task, count, start
 from PIL import Image
 
+from ditail import DitailError
 from ditail.standalone import evaluate, fanout, house, matrix
 from ditail.standalone.cli import main
 
@@ -58,15 +59,24 @@ def cluster():
                "--num-cpus=2", "--include-dashboard=false", "--disable-usage-stats"]
     process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": TESTS}, stdout=subprocess.DEVNULL)
     try:
-        for _ in range(60):
-            with socket.socket() as there:
-                if there.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(1)
+        wait_for(process, fanout.Options(ray=True, address=f"127.0.0.1:{port}"))
         yield f"127.0.0.1:{port}"
     finally:
         process.terminate()
         process.wait()
+
+
+def wait_for(process, options):
+    """Until the cluster can be joined: it listens before it has any machine."""
+    end = time.monotonic() + 300
+    while True:
+        assert process.poll() is None, "the Ray cluster did not start"
+        try:
+            with fanout.joined_ray(options):
+                return
+        except DitailError:
+            assert time.monotonic() < end, "the Ray cluster can't be joined"
+            time.sleep(1)
 
 
 @pytest.fixture(params=["here", "processes", "ray"])
