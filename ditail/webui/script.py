@@ -66,7 +66,9 @@ def show_log() -> None:
 def register() -> None:
     """Register the callbacks; the WebUI forgets them all at "Reload UI" and runs the script again."""
     show_log()
-    script_callbacks.on_cfg_denoiser(on_cfg_denoiser)
-    script_callbacks.on_script_unloaded(on_script_unloaded)
-    script_callbacks.on_ui_settings(caches.add_options)
-    script_callbacks.on_before_ui(add_axes)
+    callbacks = {"cfg_denoiser": on_cfg_denoiser, "script_unloaded": on_script_unloaded,
+                 "ui_settings": caches.add_options, "before_ui": add_axes}
+    for category, function in callbacks.items():
+        # `script_callbacks.on_...` would find out the file's name by `inspect.stack()`: some 30 ms each at the start.
+        script_callbacks.add_callback(script_callbacks.callback_map[f"callbacks_{category}"], function,
+                                      category=category, filename=__file__)
