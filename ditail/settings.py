@@ -74,9 +74,10 @@ FIELDS = (
     Field("image", "Content image", None, "The picture whose content is kept; in img2img the init image if empty."),
     Field("resize_mode", "Resize mode", "crop", "How a content image of other proportions is made to fit: cut off, "
           "padded with its edge, or stretched.", "Ditail resize mode", choices=("crop", "fill", "stretch")),
-    Field("source_checkpoint", "Source checkpoint", "", "The model that the content image is inverted with; empty: the "
-          "target itself.", "Ditail source checkpoint"),
-    Field("source_vae", "Source VAE", "", "The VAE that encodes the content image; empty: Automatic.",
+    Field("source_checkpoint", "Source checkpoint", "", "The model that inverts the content image, or generates it; "
+          "the target itself if none is chosen.", "Ditail source checkpoint"),
+    Field("source_vae", "Source VAE", "", "The VAE that encodes the content image; Automatic is the WebUI's "
+          "choice.",
           "Ditail source VAE"),
     Field("source_prompt", "Source prompt", "", "What the content image shows, LoRA tags allowed; empty: the main "
           "prompt.", "Ditail source prompt"),

@@ -9,7 +9,7 @@ from modules import sd_models, sd_vae
 from modules.ui_common import create_refresh_button
 from modules.ui_components import InputAccordion
 
-from ..settings import BY_KEY, Field
+from ..settings import BY_KEY
 from ..sources import WEIGHT
 from .infotext import TITLE, PasteKey, second_source_of
 from .request import AUTOMATIC_VAE, COLLAGE_SLOTS, PICTURES, SAME_CHECKPOINT, SECOND_SOURCE, TAB_FIELDS
@@ -29,35 +29,33 @@ class Controls:
 def build(elem_id: Callable[[str], str], *, is_img2img: bool) -> Controls:
     """Make the tab's controls inside the current gradio block."""
     made = {}
-    enabled = BY_KEY["enabled"].default
-    with InputAccordion(enabled, label=TITLE, elem_id=elem_id("enabled")) as made["enabled"], gr.Row():
-        with gr.Column(scale=1):
-            made["image"] = _picture("image", elem_id, is_img2img)
-            if not is_img2img:
-                size = gr.Button("Use this image's size", elem_id=elem_id("use_size"), size="sm")
-                size.click(None, _js=f"() => ditailUseImageSize('{elem_id('image')}')", show_progress=False)
-        with gr.Column(scale=2):
+    with InputAccordion(BY_KEY["enabled"].default, label=TITLE, elem_id=elem_id("enabled")) as made["enabled"]:
+        with gr.Row():
+            with gr.Column():
+                made["image"] = _picture("image", elem_id, is_img2img)
+                if not is_img2img:
+                    size = gr.Button("Use this image's size", elem_id=elem_id("use_size"), size="sm")
+                    size.click(None, _js=f"() => ditailUseImageSize('{elem_id('image')}')", show_progress=False)
+            with gr.Column():
+                made["source"] = _control("source", elem_id)
+                made["source_checkpoint"] = _checkpoints(elem_id)
+                made["resize_mode"] = _control("resize_mode", elem_id)
+        for keys in (("alpha", "beta"), ("conv_ratio", "attn_ratio")):
             with gr.Row():
-                made["source_checkpoint"] = _dropdown("source_checkpoint", checkpoint_choices, elem_id)
-                create_refresh_button(made["source_checkpoint"], sd_models.list_models,
-                                      lambda: {"choices": checkpoint_choices()},
-                                      elem_id("refresh_source_checkpoint"))
-                made["source_vae"] = _dropdown("source_vae", vae_choices, elem_id)
-                create_refresh_button(made["source_vae"], sd_vae.refresh_vae_list,
-                                      lambda: {"choices": vae_choices()}, elem_id("refresh_source_vae"))
-            for keys in (("alpha", "beta"), ("conv_ratio", "attn_ratio")):
-                with gr.Row():
-                    made |= {key: _slider(key, elem_id) for key in keys}
-            made |= {key: _textbox(key, elem_id) for key in ("source_prompt", "source_negative_prompt")}
+                made |= {key: _control(key, elem_id) for key in keys}
+        with gr.Row():
+            made |= {key: _control(key, elem_id) for key in ("source_prompt", "source_negative_prompt")}
+        with gr.Accordion("More", open=False, elem_id=elem_id("more")):
             with gr.Row():
-                made |= {key: _radio(key, elem_id) for key in ("source", "start", "resize_mode")}
+                made["source_vae"] = _dropdown("source_vae", vae_choices, sd_vae.refresh_vae_list, elem_id)
+                made["start"] = _control("start", elem_id)
             with gr.Row():
-                made |= {key: _checkbox(key, elem_id) for key in ("hires", "show_source")}
-            made["layers"] = _textbox("layers", elem_id)
-            with gr.Accordion("Mask", open=False, elem_id=elem_id("mask_accordion")):
-                made["mask"] = _picture("mask", elem_id, is_img2img)
-            second = _second_source(lambda name: elem_id(f"second_{name}"))
-            pieces = _collage(lambda name: elem_id(f"collage_{name}"))
+                made |= {key: _control(key, elem_id) for key in ("hires", "show_source")}
+            made["layers"] = _control("layers", elem_id)
+        with gr.Accordion("Mask", open=False, elem_id=elem_id("mask_accordion")):
+            made["mask"] = _picture("mask", elem_id, is_img2img)
+        second = _second_source(lambda name: elem_id(f"second_{name}"))
+        pieces = _collage(lambda name: elem_id(f"collage_{name}"))
     keys = {f.key: PasteKey(f) for f in TAB_FIELDS if f.infotext or f.key == "enabled"}
     pasted = [(control, partial(second_source_of, name)) for name, control in zip(SECOND_SOURCE, second, strict=True)
               if name not in PICTURES]
@@ -73,7 +71,7 @@ def _second_source(elem_id: Callable[[str], str]) -> list:
         with gr.Row():
             source = gr.Radio(label="Second source", choices=list(BY_KEY["source"].choices), value="image",
                               elem_id=elem_id("source"))
-            checkpoint = _dropdown("source_checkpoint", checkpoint_choices, elem_id)
+            checkpoint = _checkpoints(elem_id)
             weight = gr.Slider(label="Weight, beside the first's 1", minimum=WEIGHT.low, maximum=WEIGHT.high, step=STEP,
                                value=WEIGHT.default, elem_id=elem_id("weight"))
         with gr.Row():
@@ -138,27 +136,29 @@ def _picture(key: str, elem_id, is_img2img: bool):
                     elem_id=elem_id(key))
 
 
-def _textbox(key: str, elem_id):
+def _checkpoints(elem_id):
+    return _dropdown("source_checkpoint", checkpoint_choices, sd_models.list_models, elem_id)
+
+
+def _dropdown(key: str, choices: Callable[[], list[str]], read_again: Callable[[], object], elem_id):
+    with gr.Row():
+        made = gr.Dropdown(choices=choices(), **_common(key, elem_id) | {"value": choices()[0]})
+        create_refresh_button(made, read_again, lambda: {"choices": choices()}, elem_id(f"refresh_{key}"))
+    return made
+
+
+def _control(key: str, elem_id):
+    """The control that fits the setting's type."""
     field = BY_KEY[key]
-    return gr.Textbox(label=field.label, value=field.default, placeholder=field.help, lines=1, elem_id=elem_id(key))
+    if field.choices:
+        return gr.Radio(choices=list(field.choices), **_common(key, elem_id))
+    if isinstance(field.default, bool):
+        return gr.Checkbox(**_common(key, elem_id))
+    if isinstance(field.default, float):
+        return gr.Slider(minimum=field.low, maximum=field.high, step=STEP, **_common(key, elem_id))
+    return gr.Textbox(lines=1, **_common(key, elem_id))
 
 
-def _dropdown(key: str, choices: Callable[[], list[str]], elem_id):
-    field, listed = BY_KEY[key], choices()
-    return gr.Dropdown(label=field.label, choices=listed, value=listed[0], elem_id=elem_id(key))
-
-
-def _slider(key: str, elem_id):
-    field: Field = BY_KEY[key]
-    return gr.Slider(label=field.label, minimum=field.low, maximum=field.high, step=STEP, value=field.default,
-                     elem_id=elem_id(key), info=None)
-
-
-def _radio(key: str, elem_id):
+def _common(key: str, elem_id) -> dict:
     field = BY_KEY[key]
-    return gr.Radio(label=field.label, choices=list(field.choices), value=field.default, elem_id=elem_id(key))
-
-
-def _checkbox(key: str, elem_id):
-    field = BY_KEY[key]
-    return gr.Checkbox(label=field.label, value=field.default, elem_id=elem_id(key))
+    return {"label": field.label, "value": field.default, "info": field.help, "elem_id": elem_id(key)}

@@ -18,11 +18,20 @@ def untouched(webui):
     assert webui.generate().image.tobytes() == plain
 
 
-def start(webui, *args, **kwargs) -> tuple[threading.Thread, list]:
+def start(request, *args, **kwargs) -> tuple[threading.Thread, list]:
     answers = []
-    thread = threading.Thread(target=lambda: answers.append(webui.generate(*args, **kwargs)))
+    thread = threading.Thread(target=lambda: answers.append(request(*args, **kwargs)))
     thread.start()
     return thread, answers
+
+
+def wait_for_job(webui, job: str) -> None:
+    deadline = time.monotonic() + TIMEOUT
+    while time.monotonic() < deadline:
+        if webui.call("/sdapi/v1/progress").json["state"]["job"] == job:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"the progress never said {job}")
 
 
 def wait_for_source_pass(webui) -> dict:
@@ -73,7 +82,7 @@ class TestLeftAsFound:
 
     @pytest.mark.parametrize("button", ["interrupt", "skip"])
     def test_stopped_in_the_source_pass(self, webui, ditail, button):
-        thread, answers = start(webui, {**ditail, "alpha": 5.5 if button == "skip" else 5.25}, steps=120)
+        thread, answers = start(webui.generate, {**ditail, "alpha": 5.5 if button == "skip" else 5.25}, steps=120)
         progress = wait_for_source_pass(webui)
         webui.call(f"/sdapi/v1/{button}", {})
         thread.join(TIMEOUT)
@@ -82,7 +91,7 @@ class TestLeftAsFound:
         assert progress["current_image"]
 
     def test_interrupted_in_the_sampling(self, webui, base64_content):
-        thread, answers = start(webui, {"image": base64_content, "alpha": 5.75}, steps=100)
+        thread, answers = start(webui.generate, {"image": base64_content, "alpha": 5.75}, steps=100)
         deadline = time.monotonic() + TIMEOUT
         while webui.call("/sdapi/v1/progress").json["state"]["job_no"] != 1 and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -91,9 +100,20 @@ class TestLeftAsFound:
         assert len(answers[0].images) == 1
 
 
+    def test_interrupted_sweep(self, webui, ditail):
+        """In the sampling of the second cell, when both of its models have been away from where they belong."""
+        thread, answers = start(
+            webui.plot, {**ditail, "alpha": 5.85}, ("[Ditail] Source checkpoint", ["house-noto", "house-flat"]),
+            ("Checkpoint name", ["house-flat", "house-ink"]), steps=60)
+        wait_for_job(webui, "2 out of 4")
+        webui.call("/sdapi/v1/interrupt", {})
+        thread.join(TIMEOUT)
+        assert answers[0].status == 200 and not webui.call("/sdapi/v1/progress").json["state"]["job"]
+
+
 def test_progress_only_grows(webui, ditail):
     webui.generate(steps=1)
-    thread, answers = start(webui, {**ditail, "alpha": 6.25}, steps=60)
+    thread, answers = start(webui.generate, {**ditail, "alpha": 6.25}, steps=60)
     seen = []
     while thread.is_alive():
         report = webui.call("/sdapi/v1/progress?skip_current_image=true").json
