@@ -19,10 +19,10 @@ from .errors import DitailError
 from .features import Features
 from .latents import SourceLatents
 from .layers import Layer
-from .mixing import Mixed, Part, active_at, as_mixed, blend, images_of, shares
+from .mixing import Mixed, active_at, as_mixed, blend, images_of, shares
 from .savings import Savings, is_untouched, shortcuts, spread
 from .schedule import InjectionSteps
-from .sites import Sites, find_sites
+from .sites import find_sites
 
 HANDLES = "_ditail_handles"
 RowImages = Callable[[int], Sequence[int]]
@@ -51,13 +51,12 @@ class Injection:
     mask: Tensor | None = None
     row_images: RowImages | None = None
     savings: Savings = Savings()
-    sites: Sites | None = None
     features: Features | None = None
 
     _mixed: tuple[Mixed, ...] = field(default=(), init=False)
     # The sources that take part in the step at hand, by place; their shares, and where any has one (None: everywhere).
     _active: tuple[int, ...] = field(default=(), init=False)
-    _shares: list[Part] = field(default_factory=list, init=False)
+    _shares: list[Tensor | float] = field(default_factory=list, init=False)
     _reach: Tensor | None = field(default=None, init=False)
     _layers: dict[str, Layer] = field(default_factory=dict, init=False)
     _recorded: dict[str, Tensor] = field(default_factory=dict, init=False)
@@ -78,7 +77,7 @@ class Injection:
         remove(unet)
         self._forget()
         self._mixed = as_mixed(self.source)
-        sites = self.sites or find_sites(unet, self.steps.windows)
+        sites = find_sites(unet, self.steps.windows)
         handles = [unet.register_forward_pre_hook(self._before_unet, with_kwargs=True)]
         setattr(unet, HANDLES, handles)
         self._layers = {site.name: site.layer for site in sites.features}
@@ -104,7 +103,7 @@ class Injection:
             self._shares, self._reach = shares([self._mixed[i] for i in self._active])
             step = self._step_to_keep(unet, x)
             if not self._recall(step, x):
-                self._record(unet, x, timesteps)
+                self.run_source(unet, x, timesteps)
                 self._keep(step)
         self._wanted = wanted
         if not wanted:
@@ -145,7 +144,8 @@ class Injection:
             raise DitailError(f"injection: {rows} rows can't be matched with {count} source latents")
         return images
 
-    def _record(self, unet: nn.Module, x: Tensor, timesteps: Tensor) -> None:
+    def run_source(self, unet: nn.Module, x: Tensor, timesteps: Tensor) -> None:
+        """Run `unet` on the source latents at the step at hand, for the hooks to record what it computes."""
         z = torch.cat([self._source_rows(self._mixed[i].latents, x) for i in self._active])
         null = {k: v.to(x.device).expand(len(z), *v.shape[1:]) for k, v in self.null.items()}
         self._recording = True

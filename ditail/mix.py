@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from .errors import DitailError
 from .injection import Injection, inject
 from .inversion import combine_conds, invert
-from .schedule import InjectionSteps, ddim_timesteps
+from .schedule import TRAINING_STEPS, InjectionSteps, ddim_timesteps
 from .sites import architecture_of
 
 
@@ -58,7 +58,7 @@ def mix(
     with inject(target_unet, injection):
         for t in reversed(timesteps):
             eps = guided_eps(target_unet, z, t, cond, uncond, omega).to(z)
-            z = ddim_step(z, eps, alphas_cumprod[t], alphas_cumprod[max(t - timesteps_gap(steps), 0)])
+            z = ddim_step(z, eps, alphas_cumprod[t], alphas_cumprod[max(t - TRAINING_STEPS // steps, 0)])
             samples.append(z)
     source_latents = source.latents.flip(0).to(z)
     samples = torch.stack(samples)
@@ -81,10 +81,6 @@ def ddim_step(z: Tensor, eps: Tensor, abar: Tensor | float, abar_next: Tensor | 
     abar, abar_next = float(abar), float(abar_next)
     x0 = (z - (1 - abar) ** 0.5 * eps) / abar**0.5
     return abar_next**0.5 * x0 + (1 - abar_next) ** 0.5 * eps
-
-
-def timesteps_gap(steps: int) -> int:
-    return 1000 // steps
 
 
 def check_arguments(z0: Tensor, mask: Tensor | None, **numbers: float) -> None:

@@ -12,8 +12,6 @@ from .errors import DitailError
 from .latents import SourceLatents
 from .schedule import Window
 
-Part = Tensor | float
-
 
 @dataclass(frozen=True)
 class Mixed:
@@ -102,7 +100,7 @@ def active_at(mixed: Sequence[Mixed], timestep: float) -> tuple[int, ...]:
     return tuple(i for i, m in enumerate(mixed) if m.weight > 0 and timestep in m.window)
 
 
-def shares(mixed: Sequence[Mixed]) -> tuple[list[Part], Tensor | None]:
+def shares(mixed: Sequence[Mixed]) -> tuple[list[Tensor | float], Tensor | None]:
     """Each source's `w m / sum(w m)`, and where the sum is above 0: 1 there and 0 elsewhere, None for everywhere.
 
     Both `[1, 1, h, w]` where there are masks. Where the sum is 0, every share is 0.
@@ -116,7 +114,7 @@ def shares(mixed: Sequence[Mixed]) -> tuple[list[Part], Tensor | None]:
     return [w / total for w in weights], None if reach.all() else reach
 
 
-def blend(outputs: Sequence[Tensor], parts: Sequence[Part], rows: int) -> Tensor:
+def blend(outputs: Sequence[Tensor], parts: Sequence[Tensor | float], rows: int) -> Tensor:
     """`sum(part * output)` `[rows, ...]`; parts must broadcast to the outputs, of which fewer rows are repeated."""
     total = 0
     for output, part in zip(outputs, parts, strict=True):

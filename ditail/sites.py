@@ -24,7 +24,7 @@ class Architecture:
 
 
 # Paper section 3.3 and the authors' code for SD 1.x (diffusers' up_blocks[1].resnets[1], attentions of up_blocks 1..3
-# but the first); SDXL is the same place in its own numbering (shared design, section 1).
+# but the first); SDXL is the same place in its own numbering.
 ARCHITECTURES = (
     Architecture("SD 1.x/2.x", blocks=12, layers="f4 a4-11", depth=1),
     Architecture("SDXL", blocks=9, layers="f1 a1-5"),

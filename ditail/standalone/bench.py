@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from ..images import LATENT_SCALE
 from ..inversion import invert
 from ..schedule import ddim_timesteps, scaled_linear_alphas_cumprod
 from .counts import SD15, SDXL, Runs, Topology, build, flop_ratios
@@ -26,7 +27,6 @@ BATCHES = (1, 4, 8)
 # A CPU takes about a second for a row of 192 pixels, and all of it has to end within ten minutes.
 TIMED = {"cpu": (((SD15, 192),), (1, 4)), "cuda": (((SD15, 512), (SDXL, 1024)), BATCHES)}
 MEMORY_STEPS = (2, 4, 8)
-SCALE = 8
 
 
 def run(out: Path, rounds: int = 2, pixels: int | None = None, steps: int = 20) -> None:
@@ -39,7 +39,9 @@ def run(out: Path, rounds: int = 2, pixels: int | None = None, steps: int = 20) 
     places, batches = TIMED["cuda" if device.type == "cuda" else "cpu"]
     places = [(topology, pixels or side) for topology, side in places]
     timed, weighed = [], []
-    with tqdm(total=len(COUNTED) + len(places) * (len(batches) + 1), desc="bench", unit="row") as bar, _quiet_ldm():
+    rows = len(COUNTED) + len(places) * (len(batches) + 1)
+    # ldm prints as it builds.
+    with tqdm(total=rows, desc="bench", unit="row") as bar, contextlib.redirect_stdout(None):
         counted = [line for topology, side in COUNTED for line in _counted(topology, side, steps, bar)]
         for topology, side in places:
             unet = build(topology, device, default_dtype(device))
@@ -58,18 +60,12 @@ def run(out: Path, rounds: int = 2, pixels: int | None = None, steps: int = 20) 
 
 
 def _counted(topology: Topology, side: int, steps: int, bar: tqdm) -> list[dict]:
-    lines = [{"model": topology.name, "pixels": side, "batch": line.pop("batch"), "plain_tflops":
-              line.pop("plain") / 1e12, **line} for line in flop_ratios(topology, (side // SCALE,) * 2, BATCHES,
-                                                                      steps=steps)]
+    lines = []
+    for ratios in flop_ratios(topology, (side // LATENT_SCALE,) * 2, BATCHES, steps=steps):
+        batch, plain = ratios.pop("batch"), ratios.pop("plain")
+        lines.append({"model": topology.name, "pixels": side, "batch": batch, "plain_tflops": plain / 1e12, **ratios})
     bar.update()
     return lines
-
-
-@contextlib.contextmanager
-def _quiet_ldm():
-    """ldm prints as it builds."""
-    with contextlib.redirect_stdout(None):
-        yield
 
 
 def time_ratios(topology: Topology, unet: nn.Module, side: int, batch: int, rounds: int, steps: int) -> dict:
@@ -77,7 +73,7 @@ def time_ratios(topology: Topology, unet: nn.Module, side: int, batch: int, roun
 
     Every kind of step is timed once a round, in turn, so that a busy machine slows all of them; the fastest counts.
     """
-    runs = Runs(topology, unet, (side // SCALE,) * 2, batch, steps=steps)
+    runs = Runs(topology, unet, (side // LATENT_SCALE,) * 2, batch, steps=steps)
     device = next(unet.parameters()).device
     kinds = runs.kinds()
     with _precision(unet):
@@ -110,7 +106,7 @@ def _seconds(step: Callable[[], None], device: torch.device) -> float:
 
 def source_pass_memory(topology: Topology, unet: nn.Module, side: int) -> list[dict]:
     """Peak memory of an inversion above what is held before it, by its number of steps; none where it can't be seen."""
-    device, latent = next(unet.parameters()).device, side // SCALE
+    device, latent = next(unet.parameters()).device, side // LATENT_SCALE
     abar = scaled_linear_alphas_cumprod()
     context = Runs(topology, unet, (latent, latent), 1).arguments(1)
 

@@ -225,5 +225,3 @@ def save_picture(picture: Image.Image, path: Path, made: Mapping) -> None:
     part = path.with_suffix(".part")
     picture.save(part, "PNG", pnginfo=info)
     part.replace(path)
-
-

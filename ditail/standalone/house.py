@@ -122,5 +122,3 @@ def write_sheet(pictures: list[Image.Image], path: Path) -> None:
 
 def classifier_path() -> Path:
     return ASSETS / "style_classifier.safetensors"
-
-

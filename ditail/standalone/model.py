@@ -119,7 +119,7 @@ def load_model(path: str | Path, device: str | torch.device | None = None, dtype
     state = read_weights(path)
     unet = build(path, params["unet_config"], state, UNET)
     architecture_of(unet)
-    vae = build(path, {**params["first_stage_config"]}, state, VAE)
+    vae = build(path, params["first_stage_config"], state, VAE)
     text_model, tokenizer = build_text(path, params["cond_stage_config"], state)
     for module in (unet, vae, text_model):
         module.eval().requires_grad_(False).to(device)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DitailError
+from ..images import LATENT_SCALE
 from ..injection import Injection, inject
 from ..inversion import combine_conds, invert
 from ..latents import SourceLatents
@@ -76,7 +77,8 @@ def generate(model: Model, job: Job, width: int, height: int,
     """Plain generation: (`z_0`, the latents it passed through, which can be the source of a mix)."""
     model.check_size(width, height)
     sampler, kept = new_sampler(model, job), {}
-    z = sample(model, job, sampler, seeded_noise((4, height // 8, width // 8), list(job.seeds)), progress, kept)
+    noise = seeded_noise((4, height // LATENT_SCALE, width // LATENT_SCALE), list(job.seeds))
+    z = sample(model, job, sampler, noise, progress, kept)
     return z, SourceLatents(list(kept), torch.stack(list(kept.values())), model.alphas_cumprod)
 
 

@@ -23,7 +23,7 @@ SAMPLERS = {
     "Heun": (diffusers.HeunDiscreteScheduler, _GRID),
     "LMS": (diffusers.LMSDiscreteScheduler, _GRID),
     "UniPC": (diffusers.UniPCMultistepScheduler, {"timestep_spacing": "linspace"}),
-    # The WebUI's DDIM asks at the same timesteps but never at the last one (design, section 1).
+    # The WebUI's DDIM asks at the same timesteps but never at the last one.
     "DDIM (WebUI)": (diffusers.DDIMScheduler, {**_GRID, "set_alpha_to_one": False, "clip_sample": False}),
 }
 SKIPS_LAST = {"DDIM (WebUI)"}
@@ -61,13 +61,10 @@ class Sampler:
 
     def noised(self, z0: Tensor, noise: Tensor) -> Tensor:
         """VP latents `q(z_t | z_0)` at the first timestep."""
-        return self.to_vp(self.scheduler.add_noise(z0, noise, self.schedule[:1].expand(len(z0)).to(z0.device)))
-
-    def to_vp(self, x: Tensor) -> Tensor:
-        """VP latents of the scheduler's own `x` at the first timestep."""
-        return x / self._scale()
+        return self.scheduler.add_noise(z0, noise, self.schedule[:1].expand(len(z0)).to(z0.device)) / self._scale()
 
     def _scale(self) -> float:
+        """The scheduler's own latents at the first timestep are this much larger than VP latents."""
         scaled = self.scheduler.scale_model_input(torch.ones(1), self.schedule[0])
         self._rewind()
         return 1 / float(scaled)

@@ -15,8 +15,6 @@ IMAGE_HASH = "Ditail image hash"
 SOURCES = "Ditail sources"
 PREFIX = "Ditail "
 TITLE = "Ditail"
-
-
 ONLY_FOR_AN_IMAGE = {"resize_mode"}
 
 
@@ -55,6 +53,7 @@ def _described(part: Part) -> dict:
 
 
 def picture_hash(image: Image.Image) -> str:
+    """Ten hex digits that change with any pixel and with the size."""
     return hashlib.sha256(f"{image.size}".encode() + image.convert("RGB").tobytes()).hexdigest()[:10]
 
 

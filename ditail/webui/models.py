@@ -319,8 +319,8 @@ def fingerprint(p, info, vae: str, prompts: tuple[str, str], networks: dict) -> 
     options = {key: shared.opts.data.get(key, shared.opts.get_default(key)) for key in OPTIONS_THAT_COUNT
                if key in shared.opts.data_labels}
     return {
-        "checkpoint": _file_mark(info.filename), "vae": _file_mark(vae_file), "prompts": prompts, "options": options,
-        "networks": {name: [[*map(str, n.items), _file_mark(_network_file(n.items[0]))] for n in found]
+        "checkpoint": file_mark(info.filename), "vae": file_mark(vae_file), "prompts": prompts, "options": options,
+        "networks": {name: [[*map(str, n.items), file_mark(_network_file(n.items[0]))] for n in found]
                      for name, found in networks.items()},
         "embeddings": {name: e.checksum() for name, e in sd_hijack.model_hijack.embedding_db.word_embeddings.items()
                        if any(name in text for text in prompts)},
@@ -328,7 +328,8 @@ def fingerprint(p, info, vae: str, prompts: tuple[str, str], networks: dict) -> 
     }
 
 
-def _file_mark(path: str | None) -> list:
+def file_mark(path: str | None) -> list:
+    """What tells a file from what it was before it changed; just the name where there is none."""
     if not path or not os.path.isfile(path):
         return [path]
     stat = os.stat(path)

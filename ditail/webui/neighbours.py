@@ -58,6 +58,6 @@ class InjectionBesideControlNet(Injection):
 
     p: object = None
 
-    def _record(self, unet: nn.Module, x: Tensor, timesteps: Tensor) -> None:
+    def run_source(self, unet: nn.Module, x: Tensor, timesteps: Tensor) -> None:
         with without_controlnet(self.p):
-            super()._record(unet, x, timesteps)
+            super().run_source(unet, x, timesteps)

@@ -88,7 +88,7 @@ class Run:
             if not self._is_attached and not shared.state.interrupted:
                 raise DitailError("enabled: a script that samples in its own way (img2img alternative, say) leaves "
                                   "Ditail nothing to follow; switch one of the two off", "enabled")
-            self._keep_recording(samples)
+            self._keep_recording()
             return samples
 
     def _prepare(self, seen: list[Tensor]) -> None:
@@ -307,7 +307,7 @@ class Run:
             features=features, p=self.p).install(unet)
         self.hooked.append(unet)
 
-    def _keep_recording(self, samples: Tensor) -> None:
+    def _keep_recording(self) -> None:
         """Keep what the job's own sampling passed through as its sources' latents."""
         if self.recorder:
             made = self.recorder.latents(shared.sd_model.alphas_cumprod)
@@ -342,7 +342,6 @@ class Run:
                 images.save_image(picture, self.p.outpath_samples, "", self.p.all_seeds[source.image],
                                   source.prompts[0], shared.opts.samples_format, info=text, p=self.p,
                                   suffix="-ditail-source")
-
 
     def _infotext_of(self, source: Source) -> str:
         if source.kind == "image":
@@ -407,4 +406,3 @@ def _recorded_pixels() -> Iterator[list[Tensor]]:
         yield seen
     finally:
         processing.images_tensor_to_samples = encode
-
