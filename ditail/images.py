@@ -22,21 +22,12 @@ def read_picture(source: str | Path | bytes | Image.Image, key: str = "image") -
 
     Raises DitailError naming `key` for what can't be read or has over 100 megapixels.
     """
-    image = _upright(source, key)
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        ground = Image.new("RGBA", image.size, (*BACKGROUND, 255))
-        return Image.alpha_composite(ground, image).convert("RGB")
-    return image.convert("RGB")
+    return _opaque(_upright(source, key), BACKGROUND).convert("RGB")
 
 
 def read_mask(source: str | Path | bytes | Image.Image, key: str = "mask") -> Image.Image:
-    """Grayscale picture, white = inject; a transparent part counts as black."""
-    image = _upright(source, key)
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
-    return image.convert("L")
+    """Grayscale picture, white = inject; a transparent part counts as black. Raises as `read_picture` does."""
+    return _opaque(_upright(source, key), (0, 0, 0)).convert("L")
 
 
 def decode_base64(text: str, key: str = "image") -> bytes:
@@ -68,6 +59,13 @@ def _upright(source: str | Path | bytes | Image.Image, key: str) -> Image.Image:
         if isinstance(error, DitailError):
             raise
         raise DitailError(f"{key}: {name} can't be read as an image ({error})", key) from error
+
+
+def _opaque(image: Image.Image, ground: tuple[int, int, int]) -> Image.Image:
+    """A picture laid over an even ground, if it has anything transparent."""
+    if image.mode not in ("RGBA", "LA", "PA") and "transparency" not in image.info:
+        return image
+    return Image.alpha_composite(Image.new("RGBA", image.size, (*ground, 255)), image.convert("RGBA"))
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:

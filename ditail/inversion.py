@@ -10,6 +10,8 @@ from .latents import SourceLatents
 from .schedule import alphas_cumprod_at
 
 Denoiser = Callable[[Tensor, float], Tensor]
+# The tokens that CLIP encodes at once.
+CHUNK = 77
 
 
 def combine_conds(alpha: float, cond: Tensor, beta: float, uncond: Tensor) -> Tensor:
@@ -20,7 +22,7 @@ def combine_conds(alpha: float, cond: Tensor, beta: float, uncond: Tensor) -> Te
     if cond.shape[1] != uncond.shape[1]:
         short, long = sorted((cond, uncond), key=lambda c: c.shape[1])
         missing = long.shape[1] - short.shape[1]
-        chunk = short[:, -77:]
+        chunk = short[:, -CHUNK:]
         padding = chunk.repeat(1, -(-missing // chunk.shape[1]), 1)[:, :missing]
         padded = torch.cat([short, padding], 1)
         cond, uncond = (padded, uncond) if short is cond else (cond, padded)

@@ -231,7 +231,7 @@ def test_a_content_picture_is_inverted_once_a_checkpoint_and_prompt(calls, paths
     assert "made with other settings or checkpoints (image)" in capfd.readouterr().err
 
 
-def test_the_half_written_is_made_again_and_the_rest_kept(calls, made, paths, tmp_path):
+def test_the_half_written_is_made_again_and_the_rest_kept(calls, made, paths, tmp_path, capfd):
     out = shutil.copytree(made, tmp_path / "out")
     before, data = stamps(out), pngs(out)
     cut, gone = out / "house-noto in house-ink.png", out / "house-ink.latents.safetensors"
@@ -242,6 +242,8 @@ def test_the_half_written_is_made_again_and_the_rest_kept(calls, made, paths, tm
     assert calls == {"load_model": 1, "generate": 0, "invert_with": 0, "transfer": 1}
     assert pngs(out) == data
     assert {p for p, stamp in stamps(out).items() if stamp != before[p]} == {cut, gone}
+    assert main(arguments(paths, out, "--cfg=3")) == 2
+    assert "made with other settings or checkpoints (omega)" in capfd.readouterr().err
 
 
 def test_a_matrix_may_grow_by_seeds_and_prompts(calls, made, paths, tmp_path):

@@ -240,17 +240,17 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(tmp_path, monkeypatc
         evaluate.run(tmp_path / "out", material=material, **options)
 
 
-def test_the_bench_measures_every_method_on_the_house_checkpoints():
+def test_the_evaluator_measures_every_method_on_the_house_checkpoints():
     settings = evaluate.Settings(scenes=2, steps=5, thinning=1)
-    bench = evaluate.Bench(evaluate.load_material(), settings)
+    evaluator = evaluate.Evaluator(evaluate.load_material(), settings)
     chosen = evaluate.choose_rows("true,content,plain,img2img,without,inverted,ditail alpha 3 beta 0.5")
     rows = [r for r in chosen if r.omega in (None, 3)]
-    units = [u for u in evaluate.cut_into_units(rows, bench.material.styles, set()) if u.source == "noto"]
-    records = {(r["row"], r["target"]): r for u in units for r in bench.run(u)}
+    units = [u for u in evaluate.cut_into_units(rows, evaluator.material.styles, set()) if u.source == "noto"]
+    records = {(r["row"], r["target"]): r for u in units for r in evaluator.run(u)}
     assert len(records) == 2 * len(rows)
     values = [v for record in records.values() for name in report.METRICS for v in record[name]]
     assert len(values) == len(records) * len(report.METRICS) * settings.scenes
     assert all(-1 <= v <= 1 for v in values)
     assert records["true target picture", "ink"]["l1"] == [0, 0]
     assert min(records["content through the VAE", "ink"]["iou"]) > 0.7
-    assert bench.run(units[-1])[0] in records.values()
+    assert evaluator.run(units[-1])[0] in records.values()

@@ -8,7 +8,7 @@ from conftest import SD1, random_unet
 from test_core import ABAR, ALWAYS, conds, randn
 from test_images import encoded, halves
 from test_layers import steps_of
-from test_savings import EACH, HOOKS, assert_equal, run
+from test_savings import EACH, HOOKS, assert_equal, rows_run, run
 
 from ditail import DitailError, FeatureCache, Injection, Savings, SourceLatents, inject
 from ditail.injection import resize_mask
@@ -42,18 +42,6 @@ MIXES = {
 }
 BATCH = [Mixed(latents(1, rows=3)), Mixed(B, 2.0, half("left")), Mixed(latents(3, rows=3), 0.5)]
 ROWS = {"row_images": lambda rows: [2, 0, 2, 1], "x": randn(4, 4, 8, 16, seed=9), "context": randn(4, 7, 32, seed=8)}
-
-
-def rows_run(unet, **settings):
-    """(output, how many rows each call of the U-Net took)."""
-    rows, conv = [], unet.input_blocks[0][0]
-    kind = type(conv)
-    conv.__class__ = type("Counted", (kind,), {"forward": lambda self, x: (rows.append(len(x)),
-                                                                           kind.forward(self, x))[1]})
-    try:
-        return run(unet, **settings), rows
-    finally:
-        conv.__class__ = kind
 
 
 @pytest.mark.parametrize("savings", [Savings(), HOOKS, *EACH], ids=str)

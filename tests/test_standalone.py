@@ -194,23 +194,6 @@ def test_divergence_is_told_with_its_step(noto):
         pipeline.invert_with(noto, JOB, torch.full((1, 4, 16, 16), float("inf")))
 
 
-def test_matrix_is_resumable_and_refuses_other_settings(paths, tmp_path, capfd):
-    out = tmp_path / "m"
-    arguments = ["matrix", str(paths["noto"]), str(paths["ink"]), "--prompt=a fox on mint", f"--out={out}", "--steps=2"]
-    assert main(arguments) == 0
-    cells = sorted(p.name for p in out.glob("house*.png"))
-    assert cells == sorted(f"house-{a} in house-{b}.png" for a in ("noto", "ink") for b in ("noto", "ink"))
-    kept, gone = out / cells[0], out / cells[1]
-    before, stamp = gone.read_bytes(), kept.stat().st_mtime_ns
-    gone.unlink()
-    assert main(arguments) == 0
-    assert gone.read_bytes() == before
-    assert kept.stat().st_mtime_ns == stamp
-    assert (out / "matrix.png").is_file()
-    assert main([*arguments, "--cfg=3"]) == 2
-    assert "other settings" in capfd.readouterr().err
-
-
 def test_demo_writes_the_contact_sheet(tmp_path, monkeypatch, capfd):
     from ditail.standalone import commands
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..errors import DitailError
 from ..settings import BY_KEY
+from .names import SAMPLER_NAMES
 
 MOST_SEED = 2**32 - 1
 
@@ -79,8 +80,6 @@ def add_demo(parser: argparse.ArgumentParser) -> None:
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
-    from .names import SAMPLER_NAMES
-
     def ratio(key: str):
         return number(f"--{key.replace('_', '-')}", BY_KEY[key].low, BY_KEY[key].high)
 

@@ -20,7 +20,6 @@ from .model import Model, check_checkpoint, check_size, load_model, read_config,
 from .pipeline import Job, evaluations, generate, image_to_image, invert_with, transfer
 from .sheet import contact_sheet
 
-logger = logging.getLogger("ditail")
 DEMO = Job(prompts=("",), steps=20, omega=5.0, beta=0.5)
 DEMO_ALPHAS = (1.0, 3.0, 8.0)
 DEMO_STRENGTH = 0.6

@@ -110,8 +110,8 @@ class Unit:
     def name(self) -> str:
         return f"{self.source}: {', '.join(row.name for row in self.rows)}"
 
-    def run(self, bench: "Bench") -> list[dict]:
-        return bench.run(self)
+    def run(self, evaluator: "Evaluator") -> list[dict]:
+        return evaluator.run(self)
 
 
 def all_rows() -> list[Row]:
@@ -153,7 +153,7 @@ def load_material() -> Material:
     return Material(house.checkpoints(), house.classifier_path(), scenes.captions, pictures)
 
 
-class Bench:
+class Evaluator:
     """The loaded models of one process, and what it does with them."""
 
     def __init__(self, material: Material, settings: Settings):
@@ -249,10 +249,10 @@ def fast() -> Iterator[None]:
         yield
 
 
-def start_bench(material: Material, settings: Settings) -> Bench:
+def start_evaluator(material: Material, settings: Settings) -> Evaluator:
     """What a process starts with."""
     quiet()
-    return Bench(material, settings)
+    return Evaluator(material, settings)
 
 
 def run_units(units: Sequence[Unit], material: Material, settings: Settings, progress: bool,
@@ -261,7 +261,7 @@ def run_units(units: Sequence[Unit], material: Material, settings: Settings, pro
     usual = min(count_cores(), MOST_WORKERS) if default_device().type == "cpu" else 1
     total = sum(len(settings.scenes_of(r, material.styles.index(u.source))) for u in units for r in u.rows)
     with (tqdm(total=total * (len(material.styles) - 1), unit="picture", disable=not progress) as bar,
-          options.open(partial(start_bench, material, settings), len(units), usual) as workers):
+          options.open(partial(start_evaluator, material, settings), len(units), usual) as workers):
         for _, records in fan_out(units, workers):
             bar.update(sum(len(r["scenes"]) for r in records))
             yield records

@@ -12,7 +12,6 @@ Eps = Callable[[Tensor, float], Tensor]
 
 # `steps_offset` and "leading" spacing are the authors' grid, 1 + i * (1000 // N).
 _GRID = {"steps_offset": 1, "timestep_spacing": "leading"}
-_SCHEDULE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.0120}
 SAMPLERS = {
     "DDIM": (diffusers.DDIMScheduler, {**_GRID, "set_alpha_to_one": False, "clip_sample": False}),
     "Euler": (diffusers.EulerDiscreteScheduler, _GRID),

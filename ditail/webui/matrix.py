@@ -135,11 +135,16 @@ def _job(p, cell: Cell, values: dict, tagged: bool):
         values["source_prompt"] = f"{own} {cell.source.tags}".strip()
         job.prompt = f"{p.prompt} {cell.target.tags}".strip()
     setattr(job, PLAIN, cell.is_plain)
-    always = next(s for s in p.scripts.alwayson_scripts if s.title() == TITLE)
-    arguments = list(p.script_args)
-    arguments[always.args_from : always.args_to] = [values, *[None] * (always.args_to - always.args_from - 1)]
+    arguments, place = list(p.script_args), _own_arguments(p)
+    arguments[place] = [values, *[None] * (place.stop - place.start - 1)]
     job.script_args = tuple(arguments)
     return job
+
+
+def _own_arguments(p) -> slice:
+    """Where the always-on script's arguments are among the job's."""
+    always = next(s for s in p.scripts.alwayson_scripts if s.title() == TITLE)
+    return slice(always.args_from, always.args_to)
 
 
 @contextmanager
@@ -191,8 +196,7 @@ def run_args(p, args: tuple):
         else:
             names, further, one_source, margin = args
             names = [*(names or []), *filter(None, (line.strip() for line in (further or "").splitlines()))]
-            always = next(s for s in p.scripts.alwayson_scripts if s.title() == TITLE)
-            values = settings_from(p.script_args[always.args_from : always.args_to])
+            values = settings_from(p.script_args[_own_arguments(p)])
         asked = values.get("source") if from_api else None
         if not asked and not values.get("image") and not hasattr(p, "init_images"):
             values["source"] = "generate"  # without a content image each model makes its own

@@ -145,6 +145,7 @@ def overridden_options(**values) -> Iterator[None]:
 
 
 def vae_options(vae: str) -> dict:
+    """The settings by which the WebUI loads this VAE, whatever is chosen for the checkpoint."""
     return {"sd_vae": vae, "sd_vae_overrides_per_model_preferences": True}
 
 

@@ -13,7 +13,7 @@ class Interrupted(Exception):
 
 
 class Progress:
-    """The source pass in the WebUI's progress bar, live preview and console."""
+    """What the source pass tells of itself; raises Interrupted once the user has stopped it."""
 
     def show(self, text: str) -> None:
         shared.state.textinfo = f"Ditail: {text}"

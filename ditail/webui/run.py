@@ -6,7 +6,6 @@ job, before sampling) and `sample` (once per batch), which are replaced on the i
 """
 
 import hashlib
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
@@ -32,8 +31,6 @@ from .progress import Interrupted, source_job
 from .request import Part, Request
 from .sampling import Recorder, plan_sampling
 from .sources import Further, Sampling, Source, batches_of, distinct, make, picture_of, sources_of
-
-log = logging.getLogger("ditail")
 
 RUN = "_ditail_run"
 ORIGINAL = "_ditail_original"

@@ -66,22 +66,9 @@ def plan_sampling(p, *, hires: bool = False) -> SamplingPlan | None:
     # The WebUI does this only right before sampling, and the settings may have changed since the last job.
     sd_models.apply_alpha_schedule_override(shared.sd_model)
     probe = _probe_of(p, hires)
-    name = (p.hr_sampler_name if hires else None) or p.sampler_name
-    sampler = sd_samplers.create_sampler(name, shared.sd_model)
+    sampler = sd_samplers.create_sampler((p.hr_sampler_name if hires else None) or p.sampler_name, shared.sd_model)
     model = _StandIn(sampler.model_wrap_cfg.inner_model)
-    seen = {}
-    original = sampler.func
-
-    @wraps(original)
-    def func(_, x, **kwargs):
-        seen.update(kwargs, x=x)
-        return original(model, x, **{**kwargs, "callback": lambda _: None, "disable": True})
-
-    def launch(steps, run):
-        seen["steps"] = steps
-        return run()
-
-    sampler.func, sampler.launch_sampling = func, launch
+    seen = _watch(sampler, model)
     x, noise = (torch.zeros(1, *_latent_shape(), device=shared.device) for _ in range(2))
     x[:, 0], noise[:, 1] = 1, 1
     if hires or hasattr(p, "init_images"):
@@ -95,6 +82,23 @@ def plan_sampling(p, *, hires: bool = False) -> SamplingPlan | None:
     if not timesteps or not noise_scale:
         return None
     return SamplingPlan(timesteps, seen["steps"], image_scale, noise_scale, (1 + sigma**2) ** 0.5)
+
+
+def _watch(sampler, model: _StandIn) -> dict:
+    """Let `sampler` ask `model`; gives what its function will be called with, and the steps that are counted."""
+    seen, original = {}, sampler.func
+
+    @wraps(original)
+    def func(_, x, **kwargs):
+        seen.update(kwargs, x=x)
+        return original(model, x, **{**kwargs, "callback": lambda _: None, "disable": True})
+
+    def launch(steps, run):
+        seen["steps"] = steps
+        return run()
+
+    sampler.func, sampler.launch_sampling = func, launch
+    return seen
 
 
 def _probe_of(p, hires: bool):
@@ -155,6 +159,18 @@ class Recorder:
         return [SourceLatents(timesteps, row.clone(), alphas_cumprod.float().cpu()) for row in rows]
 
 
+def _generation_of(p, model, prompts: list[str], numbers: list[int], size: tuple[int, int]):
+    """A copy of `p` for the images of these numbers in the job, with their seeds and in txt2img's way."""
+    probe = _probe_of(p, hires=False)
+    probe.all_seeds, probe.all_subseeds = [p.all_seeds[i] for i in numbers], [p.all_subseeds[i] for i in numbers]
+    probe.seeds, probe.batch_size, probe.refiner_checkpoint_info = probe.all_seeds, len(numbers), None
+    probe.prompts = prompts
+    shape = (getattr(model, "latent_channels", 4), size[1] // LATENT_SCALE, size[0] // LATENT_SCALE)
+    probe.rng = rng.ImageRNG(shape, probe.all_seeds, subseeds=probe.all_subseeds, subseed_strength=p.subseed_strength,
+                             seed_resize_from_h=p.seed_resize_from_h, seed_resize_from_w=p.seed_resize_from_w)
+    return probe
+
+
 @torch.no_grad()
 def record_generation(p, model, images: Sequence[tuple[tuple[str, str], int]], size: tuple[int, int],
                       progress: Callable[[], None], *, decoded: bool) -> list[SourceLatents]:
@@ -163,15 +179,8 @@ def record_generation(p, model, images: Sequence[tuple[tuple[str, str], int]], s
     images: for each (prompt, negative prompt) and its number in the job, whose seeds it takes. progress: called before
     each evaluation of the model. decoded: give the latents their picture, too.
     """
-    probe = _probe_of(p, hires=False)
-    at = [number for _, number in images]
-    probe.all_seeds, probe.all_subseeds = [p.all_seeds[i] for i in at], [p.all_subseeds[i] for i in at]
-    probe.seeds, probe.batch_size, probe.refiner_checkpoint_info = probe.all_seeds, len(images), None
     texts = [[prompts[i] for prompts, _ in images] for i in (0, 1)]
-    probe.prompts = texts[0]
-    shape = (getattr(model, "latent_channels", 4), size[1] // LATENT_SCALE, size[0] // LATENT_SCALE)
-    probe.rng = rng.ImageRNG(shape, probe.all_seeds, subseeds=probe.all_subseeds, subseed_strength=p.subseed_strength,
-                             seed_resize_from_h=p.seed_resize_from_h, seed_resize_from_w=p.seed_resize_from_w)
+    probe = _generation_of(p, model, texts[0], [number for _, number in images], size)
     sampler, recorder = sd_samplers.create_sampler(p.sampler_name, model), Recorder()
     forward = sampler.model_wrap_cfg.forward
 

@@ -181,6 +181,20 @@ def running(data: Path, *flags: str, **environment: str) -> Iterator[WebUI]:
             process.kill()
 
 
+@pytest.fixture
+def options(webui):
+    """Set options of the WebUI as its settings page does; they are set back after the test."""
+    before = webui.call("/sdapi/v1/options").json
+    changed = set()
+
+    def choose(**values) -> None:
+        changed.update(values)
+        assert webui.call("/sdapi/v1/options", values).status == 200
+
+    yield choose
+    choose(**{name: before[name] for name in changed})
+
+
 @pytest.fixture(scope="session")
 def families(webui) -> None:
     """Checkpoints of every topology among the WebUI's own: `families.py` says which."""

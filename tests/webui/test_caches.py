@@ -25,20 +25,6 @@ TARGETS = {
 DIFFERENT = ("plain", "LoRA", "half of it", "hypernetwork", "half of that", "checkpoint")
 
 
-@pytest.fixture
-def options(webui):
-    """Sets options as the settings page does; afterwards they are as before."""
-    before = webui.call("/sdapi/v1/options").json
-    touched = set()
-
-    def set_options(**values):
-        touched.update(values)
-        assert webui.call("/sdapi/v1/options", values).status == 200
-
-    yield set_options
-    webui.call("/sdapi/v1/options", {name: before[name] for name in touched})
-
-
 @pytest.fixture(scope="module", autouse=True)
 def hypernetwork(webui):
     """A hypernetwork of the house's cross-attention."""

@@ -117,20 +117,6 @@ def test_two_requests_at_once(webui, ditail):
     assert [answers[a].image.tobytes() for a in (1.5, 3.5)] == expected
 
 
-def test_beside_another_always_on_script(webui, base64_content, content):
-    mask = Image.new("L", (SIDE, SIDE), 0)
-    mask.paste(255, (SIDE // 2, 0, SIDE, SIDE))
-    body = {
-        "prompt": "a fox on pink", "init_images": [base64_content], "mask": encode(mask), "steps": 6, "seed": 1,
-        "width": SIDE, "height": SIDE, "denoising_strength": 0.8, "mask_blur": 4, "inpainting_fill": 1,
-        "alwayson_scripts": {"Soft Inpainting": {"args": [True, 1, 0.5, 4, 0, 0.5, 2]},
-                             "Ditail": {"args": [{"enabled": True, "source_checkpoint": "house-noto"}]}},
-    }
-    answer = webui.call("/sdapi/v1/img2img", body)
-    assert answer.image.size == (SIDE, SIDE)
-    assert "Soft inpainting enabled: True" in answer.infotext and "Ditail alpha: 3" in answer.infotext
-
-
 def test_picture_bytes_are_what_the_test_means():
     with pytest.raises(Image.DecompressionBombError):
         Image.open(io.BytesIO(huge_png()))

@@ -25,20 +25,6 @@ def source_pass(webui) -> list[dict]:
     return [call for call in webui.call("/ditail-test/calls").json if call["job"].startswith("Ditail")]
 
 
-@pytest.fixture
-def options(webui):
-    """Set options of the WebUI as its settings page does; they are set back after the test."""
-    before = webui.call("/sdapi/v1/options").json
-    changed = set()
-
-    def choose(**values) -> None:
-        changed.update(values)
-        assert webui.call("/sdapi/v1/options", values).status == 200
-
-    yield choose
-    choose(**{name: before[name] for name in changed})
-
-
 @pytest.mark.usefixtures("families")
 class TestFamilies:
     @pytest.mark.parametrize("family", RANDOM)

@@ -104,15 +104,6 @@ def test_init_image_is_the_content_in_img2img(webui, ditail, base64_content, con
     assert difference(depths[0].image, content) < difference(depths[1].image, content)
 
 
-def test_inpainting_changes_the_masked_part_only(webui, ditail, base64_content, content):
-    right = Image.new("L", (SIDE, SIDE), 0)
-    right.paste(255, (SIDE // 2, 0, SIDE, SIDE))
-    made = webui.generate({**ditail, "image": None}, tab="img2img", init_images=[base64_content], mask=encode(right),
-                          denoising_strength=0.8, mask_blur=0, inpainting_fill=1)
-    assert difference(made.image.crop((0, 0, 48, SIDE)), content.crop((0, 0, 48, SIDE))) < 1
-    assert difference(made.image.crop((80, 0, SIDE, SIDE)), content.crop((80, 0, SIDE, SIDE))) > 1
-
-
 def test_every_picture_of_a_batch(webui, ditail):
     settings = {**ditail, "start": "noise"}
     batch = webui.generate(settings, batch_size=2, n_iter=2, seed=5)
@@ -127,27 +118,6 @@ def test_hires_fix_takes_the_content_in_both_passes(webui, ditail, content):
     large = content.resize((192, 192))
     assert mixed.image.size == (192, 192)
     assert likeness(mixed.image, large) > likeness(plain.image, large)
-
-
-def test_long_prompts_and_and(webui, ditail):
-    for prompt in (", ".join(["a fox on pink"] * 40), "a fox on pink AND a star :0.6", "a [fox:cat:0.5] on pink"):
-        plain, mixed = webui.generate(prompt=prompt), webui.generate(ditail, prompt=prompt)
-        assert difference(plain.image, mixed.image) > 1
-
-
-def test_refiner_is_injected_too(webui, ditail):
-    refined = {"refiner_checkpoint": "house-flat", "refiner_switch_at": 0.4}
-    plain, mixed = webui.generate(**refined), webui.generate(ditail, **refined)
-    assert "Refiner: house-flat" in mixed.infotext
-    assert difference(plain.image, mixed.image) > 1
-
-
-def test_lora_of_the_source_prompt(webui, ditail):
-    plain = webui.generate()
-    without = webui.generate({**ditail, "source_prompt": "a fox on pink"})
-    with_lora = webui.generate({**ditail, "source_prompt": "a fox on pink <lora:test-lora:1>"})
-    assert difference(without.image, with_lora.image) > 0.2
-    assert webui.generate().image.tobytes() == plain.image.tobytes()
 
 
 def test_same_picture_as_the_command_line(webui, ditail, content, tmp_path):

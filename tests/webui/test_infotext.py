@@ -1,7 +1,7 @@
 """What a job wrote into its picture comes back, in the API as in the tab."""
 
 import pytest
-from webui_helpers import SIDE, difference, encode
+from webui_helpers import SIDE, encode
 
 KEYS = {
     "Ditail source": "image", "Ditail resize mode": "fill", "Ditail alpha": "2.5", "Ditail beta": "0.25",
@@ -28,9 +28,8 @@ def test_png_info_has_every_setting(webui, made):
 
 def test_infotext_in_a_request_makes_the_same_picture(webui, made, base64_content):
     """The API reads settings from infotext; the content image alone has to be sent along."""
-    fields = [{"label": "Ditail"}, {"label": "Source"}]
     script = next(s for s in webui.call("/sdapi/v1/script-info").json if s["name"] == "ditail")
-    assert [a["label"] for a in script["args"][:2]] == [f["label"] for f in fields]
+    assert [a["label"] for a in script["args"][:2]] == ["Ditail", "Source"]
     # The controls before the image have to be named for the image to be reached by position.
     answer = webui.call("/sdapi/v1/txt2img", {
         "infotext": made.infotext, "scheduler": "Automatic",
@@ -66,4 +65,3 @@ def test_script_info_has_labels_and_defaults(webui, is_img2img):
 def test_size_of_the_answer(webui, ditail):
     made = webui.generate(ditail, width=SIDE + 64, height=SIDE, steps=2)
     assert made.image.size == (SIDE + 64, SIDE)
-    assert difference(made.image, made.image) == 0

@@ -1,7 +1,7 @@
 """Options about memory and precision: how many checkpoints are kept, and how their weights are stored."""
 
 import pytest
-from test_families import on, options  # noqa: F401 (a fixture)
+from test_families import on
 from webui_helpers import difference
 
 
@@ -12,7 +12,7 @@ def with_one_checkpoint(webui, ditail):
 
 
 @pytest.mark.parametrize("keep_in_cpu", [True, False])
-def test_two_checkpoints_loaded(webui, ditail, with_one_checkpoint, options, keep_in_cpu):  # noqa: F811
+def test_two_checkpoints_loaded(webui, ditail, with_one_checkpoint, options, keep_in_cpu):
     """Where the WebUI keeps two, nothing is loaded again for a source that is there, and the pictures are the same."""
     options(sd_checkpoints_limit=2, sd_checkpoints_keep_in_cpu=keep_in_cpu)
     plain = webui.generate()
@@ -30,7 +30,7 @@ def test_two_checkpoints_loaded(webui, ditail, with_one_checkpoint, options, kee
 
 
 @pytest.mark.parametrize(("target", "source"), [("house-ink", "house-noto"), ("sdxl-eps-a", "sdxl-eps-b")])
-def test_weights_stored_in_8_bits(webui, families, base64_content, options, target, source):  # noqa: F811
+def test_weights_stored_in_8_bits(webui, families, base64_content, options, target, source):
     """On a CPU the WebUI then computes in bfloat16."""
     settings = {"image": base64_content, "source_checkpoint": source}
     usual = webui.generate(settings, **on(target))

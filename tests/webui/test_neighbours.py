@@ -1,6 +1,5 @@
 """Other scripts and extensions in the same job."""
 
-
 import os
 import subprocess
 import sys

@@ -2,7 +2,6 @@
 
 import pytest
 from PIL import ImageChops
-from test_families import on, options, source_pass  # noqa: F401 (a fixture)
 from webui_helpers import difference
 
 LONG = ", ".join(["a fox on pink"] * 40)
@@ -30,7 +29,7 @@ def rows(webui) -> dict[float, list[int]]:
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_rows(webui, ditail, options, name):  # noqa: F811
+def test_rows(webui, ditail, options, name):
     """The same picture whether a row comes with others or alone, and the source's row runs once a step."""
     chosen, asked = ROWS[name]
     options(ditail_features_mb=0, **chosen)  # kept features need no source row
@@ -49,7 +48,7 @@ def test_rows(webui, ditail, options, name):  # noqa: F811
     assert webui.generate(**asked).images[0].tobytes() == plain.images[0].tobytes()
 
 
-def test_calls_change_no_picture(webui, ditail, options):  # noqa: F811
+def test_calls_change_no_picture(webui, ditail, options):
     together = webui.generate(ditail)
     options(batch_cond_uncond=False)
     assert difference(together.image, webui.generate(ditail).image) < 0.1
@@ -63,7 +62,7 @@ def usual_attention(webui, base64_content) -> list:
 @pytest.mark.parametrize("chosen", [
     {"hypertile_enable_unet": True, "hypertile_max_tile_unet": 0}, {"token_merging_ratio": 0.5},
 ])
-def test_off_while_injected(webui, base64_content, options, chosen):  # noqa: F811
+def test_off_while_injected(webui, base64_content, options, chosen):
     """What changes the tokens between source and picture is off for the job, in both passes, and on again after it."""
     asked = {"steps": 4, "enable_hr": True, "hr_scale": 2, "hr_upscaler": "Latent", "denoising_strength": 0.6}
     settings = {"image": base64_content}
@@ -80,7 +79,7 @@ OPTIMIZATIONS = ("None", "Doggettx", "InvokeAI", "V1", "sdp", "sdp-no-mem", "sub
 
 
 @pytest.mark.parametrize("name", OPTIMIZATIONS)
-def test_attention(webui, base64_content, options, usual_attention, name):  # noqa: F811
+def test_attention(webui, base64_content, options, usual_attention, name):
     """Every optimisation of the WebUI that runs on a CPU makes the same picture, with Ditail as without."""
     titles = webui.call("/ditail-test/attention").json
     title = next(t for t in [*titles, "None"] if t.split(" - ")[0] == name)
