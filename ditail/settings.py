@@ -1,7 +1,7 @@
 """The settings of a run: one table of fields, one frozen object built from it and validated when it is built."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 
 from .errors import DitailError
 from .layers import parse_layers
@@ -76,8 +76,7 @@ FIELDS = (
           "padded with its edge, or stretched.", "Ditail resize mode", choices=("crop", "fill", "stretch")),
     Field("source_checkpoint", "Source checkpoint", "", "The model that inverts the content image, or generates it; "
           "the target itself if none is chosen.", "Ditail source checkpoint"),
-    Field("source_vae", "Source VAE", "", "The VAE that encodes the content image; Automatic is the WebUI's "
-          "choice.",
+    Field("source_vae", "Source VAE", "", "The VAE that encodes the content image; Automatic is the WebUI's choice.",
           "Ditail source VAE"),
     Field("source_prompt", "Source prompt", "", "What the content image shows, LoRA tags allowed; empty: the main "
           "prompt.", "Ditail source prompt"),
@@ -144,6 +143,3 @@ class DitailSettings:
             if key not in known:
                 raise DitailError(f"{key}: is not a setting of Ditail (known: {', '.join(sorted(known))})", str(key))
         return cls(**values)
-
-    def to_dict(self) -> dict:
-        return asdict(self)

@@ -10,7 +10,7 @@ from ditail.settings import FIELDS, DitailSettings
 
 def test_the_object_has_the_tables_fields_and_defaults():
     assert [f.name for f in dataclasses.fields(DitailSettings)] == [f.key for f in FIELDS]
-    assert DitailSettings().to_dict() == {f.key: f.default for f in FIELDS}
+    assert dataclasses.asdict(DitailSettings()) == {f.key: f.default for f in FIELDS}
 
 
 def test_every_field_has_words_for_the_ui_and_a_key_of_its_own():

@@ -187,7 +187,7 @@ def plot(path: Path, counted: Sequence[dict], timed: Sequence[dict], weighed: Se
         right.plot([w["steps"] for w in own], [w["peak_mb"] for w in own], "o-", label=f"{model}, {side} px")
     right.set(xlabel="steps", ylabel="MB above the loaded model", title="peak memory of the source pass")
     if weighed:
-        right.set_ylim(0, 1.25 * max(w["peak_mb"] for w in weighed))
+        right.set_ylim(0, 1.25 * max(w["peak_mb"] for w in weighed) or 1)
         right.legend(frameon=False)
     handles, labels = left.get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncols=4, frameon=False)

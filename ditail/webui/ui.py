@@ -98,8 +98,8 @@ def _collage(elem_id: Callable[[str], str]) -> list:
     return controls
 
 
-def _slot_picture(label: str, elem_id: str):
-    return gr.Image(label=label, type="pil", source="upload", interactive=True, image_mode="RGBA", height=200,
+def _slot_picture(label: str, elem_id: str, height: int = 200):
+    return gr.Image(label=label, type="pil", source="upload", interactive=True, image_mode="RGBA", height=height,
                     elem_id=elem_id)
 
 
@@ -131,9 +131,7 @@ def vae_choices() -> list[str]:
 def _picture(key: str, elem_id, is_img2img: bool):
     field = BY_KEY[key]
     label = f"{field.label} (empty: the init image)" if key == "image" and is_img2img else field.label
-    assert key in PICTURES
-    return gr.Image(label=label, type="pil", source="upload", interactive=True, image_mode="RGBA", height=300,
-                    elem_id=elem_id(key))
+    return _slot_picture(label, elem_id(key), height=300)
 
 
 def _checkpoints(elem_id):
