@@ -41,6 +41,7 @@ class LatentFolder:
         return sum(size for _, size, _ in self._files())
 
     def get(self, key: str) -> SourceLatents | None:
+        """An entry, or None; what is damaged or misnamed is deleted."""
         path = self._path(key)
         try:
             latents, metadata = SourceLatents.load(path)
@@ -59,6 +60,7 @@ class LatentFolder:
         return None
 
     def put(self, key: str, latents: SourceLatents, metadata: Mapping[str, str]) -> None:
+        """Keep an entry, at the cost of others; one over the whole budget is not kept."""
         path = self._path(key)
         if latents.nbytes > self.budget or _is_foreign(path):
             return
@@ -79,6 +81,7 @@ class LatentFolder:
         self._delete_down_to(self.budget)
 
     def clear(self) -> None:
+        """Delete every entry."""
         self._delete_down_to(0)
 
     def _path(self, key: str) -> Path:

@@ -97,6 +97,7 @@ class Injection:
         t = float(timesteps.flatten()[0])
         self._active = active_at(self._mixed, t)
         wanted = frozenset(key for key, layer in self._layers.items() if self._active and self.steps.wants(layer, t))
+        # cond and uncond in two calls, or a sampler that asks twice at one timestep, find the first call's record.
         if wanted and (self._recorded_at != t or self._wanted != wanted):
             self._forget()
             self._wanted, self._recorded_at = wanted, t

@@ -60,6 +60,7 @@ class SourceLatents:
         for inverted latents the result is what DDIM inversion would have passed through.
         """
         t = float(timestep)
+        # A sampler's float is not quite the stored one; latents that are there are not to be interpolated.
         high = int(torch.searchsorted(self.timesteps, torch.tensor(t, dtype=torch.float64)))
         for i in (high, high - 1):
             if 0 <= i < len(self) and abs(float(self.timesteps[i]) - t) < 1e-3:
@@ -152,6 +153,7 @@ class LatentCache:
             return sum(entry.nbytes for entry in self._entries.values())
 
     def get(self, key: str) -> SourceLatents | None:
+        """An entry from RAM, else from the folder (and then kept in RAM, too), else None."""
         with self._lock:
             found = self._entries.get(key)
             if found is not None:
@@ -177,6 +179,7 @@ class LatentCache:
                 self.folder.trim()
 
     def clear(self) -> None:
+        """Drop every entry, in RAM and in the folder."""
         with self._lock:
             self._entries.clear()
             if self.folder is not None:

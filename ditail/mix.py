@@ -58,6 +58,7 @@ def mix(
     with inject(target_unet, injection):
         for t in reversed(timesteps):
             eps = guided_eps(target_unet, z, t, cond, uncond, omega).to(z)
+            # The last step ends at abar[0], not at 1, as the authors' scheduler has it (`set_alpha_to_one=False`).
             z = ddim_step(z, eps, alphas_cumprod[t], alphas_cumprod[max(t - TRAINING_STEPS // steps, 0)])
             samples.append(z)
     source_latents = source.latents.flip(0).to(z)

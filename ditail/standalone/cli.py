@@ -74,7 +74,8 @@ def add_demo(parser: argparse.ArgumentParser) -> None:
                         help="which of the held-out scenes is the content picture (default: %(default)s)")
     parser.add_argument("--style", choices=("noto", "flat", "ink"), default="noto",
                         help="the content picture's style (default: %(default)s)")
-    parser.add_argument("--seed", type=number("--seed", 0, MOST_SEED, whole=True), default=1)
+    parser.add_argument("--seed", type=number("--seed", 0, MOST_SEED, whole=True), default=1,
+                        help="(default: %(default)s)")
     parser.add_argument("--webui", type=Path, metavar="DIR", help="instead: copy the house checkpoints into the models "
                         "folder of this WebUI (or of its --data-dir)")
 
@@ -90,8 +91,8 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cfg", type=number("--cfg", 1, 30), default=7.5, help="CFG scale, the paper's omega "
                         "(default: %(default)s)")
     parser.add_argument("--width", type=number("--width", 8, 8192, whole=True), help="pixels (default: the picture's, "
-                        "cut to what the model can make)")
-    parser.add_argument("--height", type=number("--height", 8, 8192, whole=True))
+                        "cut to what the model can make; without one the model's own)")
+    parser.add_argument("--height", type=number("--height", 8, 8192, whole=True), help="as --width")
     for key in ("alpha", "beta", "conv_ratio", "attn_ratio"):
         parser.add_argument(f"--{key.replace('_', '-')}", type=ratio(key), default=BY_KEY[key].default,
                             help=f"{BY_KEY[key].help} (default: %(default)s)")

@@ -18,7 +18,7 @@ from ..savings import Savings
 from ..schedule import InjectionSteps, scaled_linear_alphas_cumprod
 
 TOKENS = 77
-EVERYTHING = 2**60
+EVERYTHING = 2**60  # bytes
 COMMON = {"in_channels": 4, "out_channels": 4, "model_channels": 320, "num_res_blocks": 2, "image_size": 64,
           "use_spatial_transformer": True, "use_checkpoint": False, "legacy": False, "transformer_depth": 1}
 

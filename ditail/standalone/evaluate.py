@@ -115,6 +115,7 @@ class Unit:
 
 
 def all_rows() -> list[Row]:
+    """Every row of the table: the references, the rivals, and the grid of alpha and beta."""
     rows = [Row(TRUTH), Row(TRUTH_VAE), Row(CONTENT_VAE)]
     rows += [Row(PLAIN, w) for w in OMEGAS]
     rows += [Row(IMG2IMG, w, strength=s) for w in OMEGAS for s in STRENGTHS]
@@ -284,6 +285,7 @@ def read_records(path: Path, key: dict) -> list[dict]:
 
 
 def write_records(path: Path, key: dict, records: list[dict]) -> None:
+    """Write what `read_records` reads, whole or not at all."""
     part = path.with_suffix(".part")
     part.write_text(json.dumps({"settings": key, "records": records}))
     part.replace(path)

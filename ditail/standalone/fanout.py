@@ -32,6 +32,7 @@ MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2*
 
 
 class Task(Protocol):
+    """See the module's first lines."""
     name: str
 
     def run(self, state: Any) -> Any: ...
@@ -60,6 +61,7 @@ class Runner:
         return self._start()
 
     def run(self, task: Task) -> tuple[Any, Failure | None]:
+        """(result, None), or (None, why there is none)."""
         try:
             return task.run(self._state), None
         except DitailError as error:

@@ -270,6 +270,7 @@ def run(matrix: Matrix, options: Options) -> list[Path]:
 
 
 def make(matrix: Matrix, missing: Sequence[Cell], options: Options) -> None:
+    """Make the missing cells: first the sources, then what is mixed. Raises TasksFailed at the end."""
     wanted, sources = set(missing), list(source_tasks(matrix, missing))
     with (tqdm(total=len(missing), desc="matrix", unit="picture") as bar,
           options.open(LastModel, len(missing), usual=1) as workers):

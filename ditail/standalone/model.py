@@ -169,6 +169,7 @@ def read_config(path: Path) -> dict:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises DitailError where it is another kind of file or damaged."""
     if path.suffix != ".safetensors":
         raise DitailError(f"{path}: must be a .safetensors file")
     try:

@@ -69,6 +69,7 @@ def sample(model: Model, job: Job, sampler: Sampler, z: Tensor, progress: Progre
 
 
 def new_sampler(model: Model, job: Job, strength: float = 1.0) -> Sampler:
+    """The job's sampler; ancestral noise comes from its first seed."""
     return Sampler(job.sampler, job.steps, model.alphas_cumprod, job.seeds[0], strength)
 
 

@@ -58,6 +58,7 @@ def markdown_table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
 
 
 def main_table(lines: Sequence[dict]) -> str:
+    """Every metric of each row over all directions: mean and standard error."""
     body = [[line["row"], str(line["pictures"]), *(f"{line[m]:.3f} ±{line[f'{m}_error']:.3f}" for m in METRICS)]
             for line in lines]
     return markdown_table(["", "pictures", *METRICS.values()], body)

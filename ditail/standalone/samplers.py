@@ -43,6 +43,7 @@ class Sampler:
         cls, options = SAMPLERS[name]
         if cls is diffusers.DPMSolverSDEScheduler:
             options = {**options, "noise_sampler_seed": seed}
+        # The schedulers take betas: `abar_t = abar_{t-1} (1 - beta_t)`.
         betas = 1 - alphas_cumprod.double() / torch.cat([alphas_cumprod.new_ones(1).double(), alphas_cumprod[:-1]])
         self.scheduler = cls(trained_betas=betas.float().numpy(), **options)
         self.scheduler.set_timesteps(steps)

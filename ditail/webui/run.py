@@ -320,6 +320,7 @@ class Run:
             self.p.comment("Ditail: token merging is off for this job")
 
     def detach(self) -> None:
+        """Take the hooks off every U-Net that has them."""
         while self.hooked:
             remove(self.hooked.pop())
 

@@ -35,6 +35,7 @@ def before_process(p, args: tuple) -> None:
 
 
 def before_sampling(p, x, noise) -> None:
+    """Once per sampling, with the very tensors that the sampler is about to read."""
     run = p.__dict__.get(RUN)
     if run is not None:
         run.attach(x, noise)
