@@ -65,10 +65,10 @@ def show_log() -> None:
 
 
 def register() -> None:
-    """Register the callbacks; the WebUI forgets them all at "Reload UI" and runs the script again."""
+    """Add the settings and the callbacks; the WebUI forgets these at "Reload UI" and runs the script again."""
     show_log()
-    callbacks = {"cfg_denoiser": on_cfg_denoiser, "script_unloaded": on_script_unloaded,
-                 "ui_settings": caches.add_options, "before_ui": add_axes}
+    caches.add_options()  # now: the API's list of settings may be made before the callback for settings is called
+    callbacks = {"cfg_denoiser": on_cfg_denoiser, "script_unloaded": on_script_unloaded, "before_ui": add_axes}
     for category, function in callbacks.items():
         # `script_callbacks.on_...` would find out the file's name by `inspect.stack()`: some 30 ms each at the start.
         script_callbacks.add_callback(script_callbacks.callback_map[f"callbacks_{category}"], function,
