@@ -184,8 +184,7 @@ def running(data: Path, *flags: str, **environment: str) -> Iterator[WebUI]:
 @pytest.fixture
 def options(webui):
     """Set options of the WebUI as its settings page does; they are set back after the test."""
-    # The API's own list has no extension's options where another extension loads the API before they are added.
-    before = webui.call("/ditail-test/options").json
+    before = webui.call("/sdapi/v1/options").json
     changed = set()
 
     def choose(**values) -> None:

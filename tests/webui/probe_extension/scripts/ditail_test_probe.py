@@ -76,7 +76,6 @@ class TinyMMDiT(mmdit.MMDiT):
 def add_routes(_, app: FastAPI) -> None:
     app.add_api_route("/ditail-test/state", state, methods=["GET"])
     app.add_api_route("/ditail-test/attention", lambda: [o.title() for o in sd_hijack.optimizers], methods=["GET"])
-    app.add_api_route("/ditail-test/options", lambda: opts.data, methods=["GET"])
     app.add_api_route("/ditail-test/calls", calls, methods=["GET"])
     app.add_api_route("/ditail-test/fail", fail_at, methods=["POST"])
     app.add_api_route("/ditail-test/reload-ui", lambda: shared.state.request_restart(), methods=["POST"])
