@@ -198,6 +198,6 @@ def run_args(p, args: tuple):
             names = [*(names or []), *filter(None, (line.strip() for line in (further or "").splitlines()))]
             values = settings_from(p.script_args[_own_arguments(p)])
         asked = values.get("source") if from_api else None
-        if not asked and not values.get("image") and not hasattr(p, "init_images"):
+        if not asked and not values.get("image") and not values.get("collage") and not hasattr(p, "init_images"):
             values["source"] = "generate"  # without a content image each model makes its own
         return run(p, values, names, one_source=bool(one_source), margin=int(margin))

@@ -46,11 +46,13 @@ class Request:
         settings = DitailSettings.from_dict({**values, **encoded})
         if not settings.enabled:
             return cls(settings, None, None, None, "")
+        collage = parse_collage(settings.collage)
+        if collage and settings.source == "generate":
+            raise DitailError('collage: makes a content image, so `source` must be "image"', "collage")
         further = tuple(_part(settings, source, i) for i, source in enumerate(parse_sources(settings.sources)))
         return cls(
             settings, check_picture("image", pictures["image"]), check_mask("mask", pictures["mask"]),
-            models.find_checkpoint(settings.source_checkpoint), models.find_vae(settings.source_vae), further,
-            parse_collage(settings.collage),
+            models.find_checkpoint(settings.source_checkpoint), models.find_vae(settings.source_vae), further, collage,
         )
 
 

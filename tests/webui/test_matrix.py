@@ -61,6 +61,12 @@ def test_of_an_init_image(webui, base64_content, one_source):
     assert difference(made.images[2], alone.image) == 0
 
 
+def test_of_a_collage(webui, base64_content):
+    piece = {"image": base64_content, "box": [0, 0, 0.5, 1]}
+    made = matrix(webui, settings={"collage": [piece]}, checkpoints=HOUSE[:2])
+    assert "Ditail source: image" in made.infotexts[2] and "Ditail collage: 0 0 0.5 1" in made.infotexts[2]
+
+
 def test_lora_models(webui):
     names = ["house-noto", "house-noto + <lora:test-lora:1>"]
     made = matrix(webui, checkpoints=names)

@@ -186,3 +186,7 @@ class TestCollage:
     def test_bad_pieces(self, webui, ditail, pieces, what):
         answer = webui.generate({**ditail, "collage": pieces})
         assert answer.status == 422 and answer.error.startswith(what)
+
+    def test_not_of_a_generated_source(self, webui, base64_content):
+        answer = webui.generate({"source": "generate", "collage": [{"image": base64_content}]})
+        assert answer.status == 422 and answer.error.startswith("collage: ")
