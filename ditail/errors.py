@@ -7,3 +7,10 @@ class DitailError(ValueError):
     def __init__(self, sentence: str, key: str | None = None):
         super().__init__(sentence)
         self.key = key
+
+
+def shown(value) -> str:
+    """A value as a sentence shows it: on one line, not too long."""
+    # Python refuses to write out integers of thousands of digits.
+    text = "a very large number" if isinstance(value, int) and abs(value) >= 10**60 else " ".join(repr(value).split())
+    return text if len(text) <= 60 else text[:57] + "..."

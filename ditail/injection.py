@@ -100,12 +100,14 @@ class Injection:
         # cond and uncond in two calls, or a sampler that asks twice at one timestep, find the first call's record.
         if wanted and (self._recorded_at != t or self._wanted != wanted):
             self._forget()
-            self._wanted, self._recorded_at = wanted, t
+            self._wanted = wanted
             self._shares, self._reach = shares([self._mixed[i] for i in self._active])
-            step = self._step_to_keep(unet, x)
+            step = self._step_to_keep(unet, x, t)
             if not self._recall(step, x):
                 self.run_source(unet, x, timesteps)
                 self._keep(step)
+            # Not before: after a source run that raised, the next call starts another.
+            self._recorded_at = t
         self._wanted = wanted
         if not wanted:
             self._forget()
@@ -114,13 +116,13 @@ class Injection:
         self._recorded, self._recorded_at = {}, None
         self._handed, self._to_keep, self._kept = None, {}, None
 
-    def _step_to_keep(self, unet: nn.Module, x: Tensor) -> tuple | None:
+    def _step_to_keep(self, unet: nn.Module, x: Tensor, t: float) -> tuple | None:
         """What names this step among the kept features; None where they are not to be kept."""
         # An inpainting U-Net's further channels are the denoised rows' own.
         channels = self._mixed[0].latents.latents.shape[2]
         if self.features is None or x.shape[1] != channels or not is_untouched(self, unet):
             return None
-        return self._recorded_at, tuple(x.shape[-2:]), x.dtype, x.device.type, self._active
+        return t, tuple(x.shape[-2:]), x.dtype, x.device.type, self._active
 
     def _recall(self, step: tuple | None, x: Tensor) -> bool:
         kept = step and self.features.get(step)
@@ -147,7 +149,8 @@ class Injection:
 
     def run_source(self, unet: nn.Module, x: Tensor, timesteps: Tensor) -> None:
         """Run `unet` on the source latents at the step at hand, for the hooks to record what it computes."""
-        z = torch.cat([self._source_rows(self._mixed[i].latents, x) for i in self._active])
+        t = float(timesteps.flatten()[0])
+        z = torch.cat([self._source_rows(self._mixed[i].latents, x, t) for i in self._active])
         null = {k: v.to(x.device).expand(len(z), *v.shape[1:]) for k, v in self.null.items()}
         self._recording = True
         try:
@@ -159,8 +162,8 @@ class Injection:
         if missing := self._wanted - self._recorded.keys():
             raise DitailError(f"injection: {min(missing)} was not called in the source run")
 
-    def _source_rows(self, latents: SourceLatents, x: Tensor) -> Tensor:
-        z = latents.at(self._recorded_at).to(x)
+    def _source_rows(self, latents: SourceLatents, x: Tensor, t: float) -> Tensor:
+        z = latents.at(t).to(x)
         if z.shape[-2:] != x.shape[-2:]:
             raise DitailError(f"injection: the source latents are {tuple(z.shape[-2:])}, the sampler's "
                               f"{tuple(x.shape[-2:])} (height, width)")

@@ -1,13 +1,18 @@
 """The whole method on two bare U-Nets: `ditail.mix`."""
 
+from numbers import Real
+
 import torch
 from torch import Tensor, nn
 
-from .errors import DitailError
+from .errors import DitailError, shown
 from .injection import Injection, inject
 from .inversion import combine_conds, invert
 from .schedule import TRAINING_STEPS, InjectionSteps, ddim_timesteps
-from .sites import architecture_of
+from .sites import architecture_of, context_width, latent_channels
+
+# Of alpha, beta and omega: far beyond what gives a picture.
+LARGEST = 10_000
 
 
 @torch.no_grad()
@@ -30,26 +35,26 @@ def mix(
 ) -> tuple[Tensor, Tensor]:
     """Invert `z0` with the source U-Net, sample it with the target U-Net under injection (paper, algorithm 1).
 
-    U-Nets (ldm's `UNetModel`, eps-prediction) are called as `unet(x, t, context=c)`.
+    U-Nets (ldm's `UNetModel`, eps-prediction) are called as `unet(x, t, context=c)`, with x and c in their dtype.
     z0: `[b, 4, h, w]`. cond, uncond, null: `[1 or b, tokens, width]`, the prompt, the negative prompt and "".
     alphas_cumprod: `[1000]`. mask: None or `[1, 1, h, w]` in 0..1, 1 = inject.
     Returns (source latents, samples), each `[N, 4, h, w]` from the largest timestep to the smallest (`[N, b, 4, h, w]`
     for several rows); `samples[i]` is the latent after step `i`, so `samples[-1]` is the picture.
-    Raises DitailError for settings out of range, U-Nets that don't fit, or an inversion that diverges. The U-Nets are
+    Raises DitailError for arguments that can't be used, U-Nets that don't fit, or latents that diverge. The U-Nets are
     left as they were, also when anything raises.
     """
     timesteps = ddim_timesteps(steps)
-    check_arguments(z0, mask, alpha=alpha, beta=beta, omega=omega, conv_ratio=conv_ratio, attn_ratio=attn_ratio)
-    source_kind, target_kind = architecture_of(source_unet), architecture_of(target_unet)
-    if source_kind != target_kind:
-        raise DitailError(f"the source is {source_kind.name}, the target {target_kind.name}: both must be the same")
+    check_numbers(alpha=alpha, beta=beta, omega=omega, conv_ratio=conv_ratio, attn_ratio=attn_ratio)
+    check_unets(source_unet, target_unet)
+    check_tensors(z0, alphas_cumprod, mask, source_unet, cond=cond, uncond=uncond, null=null)
     rows = max(len(z0), len(cond), len(uncond))
     z0, cond, uncond = (x.expand(rows, *x.shape[1:]) for x in (z0, cond, uncond))
 
-    context = combine_conds(alpha, cond, beta, uncond)
+    context = _as_weights(combine_conds(alpha, cond, beta, uncond), source_unet)
     source = invert(
-        lambda z, t: source_unet(z.to(context), _rows_at(t, z), context=context), z0, timesteps, alphas_cumprod
+        lambda z, t: source_unet(z.to(context), _rows_at(t, context), context=context), z0, timesteps, alphas_cumprod
     )
+    cond, uncond, null = (_as_weights(c, target_unet) for c in (cond, uncond, null))
     injection = Injection(
         source, {"context": null}, InjectionSteps.from_ratios(timesteps, conv_ratio, attn_ratio), mask
     )
@@ -57,10 +62,12 @@ def mix(
     samples = []
     with inject(target_unet, injection):
         for t in reversed(timesteps):
-            eps = guided_eps(target_unet, z, t, cond, uncond, omega).to(z)
+            eps = guided_eps(target_unet, z, t, cond, uncond, omega)
             # The last step ends at abar[0], not at 1, as the authors' scheduler has it (`set_alpha_to_one=False`).
             z = ddim_step(z, eps, alphas_cumprod[t], alphas_cumprod[max(t - TRAINING_STEPS // steps, 0)])
             samples.append(z)
+    if not torch.isfinite(z).all():
+        raise DitailError("sampling: the latents are no longer finite; lower omega or alpha")
     source_latents = source.latents.flip(0).to(z)
     samples = torch.stack(samples)
     return (source_latents[:, 0], samples[:, 0]) if rows == 1 else (source_latents, samples)
@@ -71,9 +78,9 @@ def guided_eps(unet: nn.Module, z: Tensor, t: float, cond: Tensor, uncond: Tenso
     if cond.shape == uncond.shape:
         both = torch.cat([uncond, cond])
         x = torch.cat([z, z]).to(both)
-        negative, positive = unet(x, _rows_at(t, x), context=both).chunk(2)
+        negative, positive = unet(x, _rows_at(t, x), context=both).to(z).chunk(2)
     else:
-        negative, positive = (unet(z.to(c), _rows_at(t, z), context=c) for c in (uncond, cond))
+        negative, positive = (unet(z.to(c), _rows_at(t, c), context=c).to(z) for c in (uncond, cond))
     return negative + omega * (positive - negative)
 
 
@@ -84,17 +91,60 @@ def ddim_step(z: Tensor, eps: Tensor, abar: Tensor | float, abar_next: Tensor | 
     return abar_next**0.5 * x0 + (1 - abar_next) ** 0.5 * eps
 
 
-def check_arguments(z0: Tensor, mask: Tensor | None, **numbers: float) -> None:
-    """Raise DitailError naming the first argument of `mix` that can't be used."""
-    if z0.ndim != 4:
-        raise DitailError(f"z0: must be [b, 4, h, w], got {tuple(z0.shape)}", "z0")
+def check_numbers(**numbers: float) -> None:
+    """Raise DitailError naming the first number that `mix` can't use."""
     for key, value in numbers.items():
-        highest = 1.0 if key.endswith("_ratio") else float("inf")
-        if not 0 <= value <= highest or value == float("inf"):
-            limit = "from 0 to 1" if highest == 1 else "a finite number of at least 0"
-            raise DitailError(f"{key}: must be {limit}, got {value!r}", key)
-    if mask is not None and (mask.shape != (1, 1, *z0.shape[-2:]) or not 0 <= mask.min() <= mask.max() <= 1):
+        highest = 1 if key.endswith("_ratio") else LARGEST
+        if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value <= highest:
+            raise DitailError(f"{key}: must be a number from 0 to {highest}, got {shown(value)}", key)
+
+
+def check_unets(source: nn.Module, target: nn.Module) -> None:
+    """Raise DitailError unless two U-Nets can be mixed."""
+    source_kind, target_kind = architecture_of(source), architecture_of(target)
+    if source_kind != target_kind:
+        raise DitailError(f"the source is {source_kind.name}, the target {target_kind.name}: both must be the same")
+    for what, count in (("latent channels", latent_channels), ("numbers a token", context_width)):
+        if len({count(source), count(target)} - {None}) > 1:
+            raise DitailError(f"the source takes {count(source)} {what}, the target {count(target)}: both must be the "
+                              "same")
+
+
+def check_tensors(z0: Tensor, alphas_cumprod: Tensor, mask: Tensor | None, unet: nn.Module, **conds: Tensor) -> None:
+    """Raise DitailError naming the first tensor that `mix` can't use with U-Nets like `unet`."""
+    _check_tensor("z0", z0, "b", latent_channels(unet) or "c", "h", "w")
+    unit = architecture_of(unet).unit
+    if z0.shape[-2] % unit or z0.shape[-1] % unit:
+        raise DitailError(f"z0: its height and width must be multiples of {unit}, got {tuple(z0.shape[-2:])}", "z0")
+    _check_tensor("alphas_cumprod", alphas_cumprod, TRAINING_STEPS)
+    if not 0 < alphas_cumprod.min() <= alphas_cumprod.max() <= 1 or (alphas_cumprod.diff() > 0).any():
+        raise DitailError("alphas_cumprod: must fall from at most 1 to above 0", "alphas_cumprod")
+    for key, cond in conds.items():
+        _check_tensor(key, cond, "rows", "tokens", context_width(unet) or "width")
+    rows = max(len(z0), len(conds["cond"]), len(conds["uncond"]))
+    for key, x in {"z0": z0, **conds}.items():
+        if len(x) not in (1, rows):
+            raise DitailError(f"{key}: must have 1 row or {rows}, got {len(x)}", key)
+    if mask is not None and (not isinstance(mask, Tensor) or mask.shape != (1, 1, *z0.shape[-2:]) or mask.is_meta
+                             or not 0 <= mask.min() <= mask.max() <= 1):
         raise DitailError(f"mask: must be [1, 1, {z0.shape[-2]}, {z0.shape[-1]}] with values in 0..1", "mask")
+
+
+def _check_tensor(key: str, x: Tensor, *shape: int | str) -> None:
+    """shape: a size that is fixed, or the name of one that must be at least 1."""
+    wanted = f"a floating-point tensor [{', '.join(map(str, shape))}]"
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise DitailError(f"{key}: must be {wanted}, got {x.dtype if isinstance(x, Tensor) else shown(x)}", key)
+    sizes = zip(x.shape, shape, strict=False)
+    if x.ndim != len(shape) or not all(size == fixed if isinstance(fixed, int) else size for size, fixed in sizes):
+        raise DitailError(f"{key}: must be {wanted}, got {tuple(x.shape)}", key)
+    if x.is_meta or not x.isfinite().all():
+        raise DitailError(f"{key}: must hold finite numbers only", key)
+
+
+def _as_weights(x: Tensor, unet: nn.Module) -> Tensor:
+    """On the U-Net's device and in its dtype."""
+    return x.to(next(unet.parameters()))
 
 
 def _rows_at(t: float, rows: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 
-from .errors import DitailError
+from .errors import DitailError, shown
 from .layers import parse_layers
 
 
@@ -63,8 +63,7 @@ class Field:
         return float(value)
 
     def _error(self, what: str, value) -> DitailError:
-        shown = repr(value) if not isinstance(value, int) or abs(value) < 10**60 else "a very large number"
-        return DitailError(f"{self.key}: {what}, got {shown if len(shown) <= 60 else shown[:57] + '...'}", self.key)
+        return DitailError(f"{self.key}: {what}, got {shown(value)}", self.key)
 
 
 FIELDS = (

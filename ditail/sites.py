@@ -22,6 +22,11 @@ class Architecture:
     layers: str
     depth: int | None = None
 
+    @property
+    def unit(self) -> int:
+        """What the sides of its latents must be multiples of: a level has three blocks and halves the sides."""
+        return 2 ** (self.blocks // 3 - 1)
+
 
 # Paper section 3.3 and the authors' code for SD 1.x (diffusers' up_blocks[1].resnets[1], attentions of up_blocks 1..3
 # but the first); SDXL is the same place in its own numbering.
@@ -58,6 +63,17 @@ def architecture_of(unet: nn.Module) -> Architecture:
     what = f"{count} output blocks" if count else "no output blocks"
     known = " and ".join(a.name for a in ARCHITECTURES)
     raise DitailError(f"{type(unet).__name__} has {what}: Ditail needs a U-Net of {known}")
+
+
+def latent_channels(unet: nn.Module) -> int | None:
+    """How many channels its latents have, None where it does not say."""
+    return getattr(unet, "in_channels", None)
+
+
+def context_width(unet: nn.Module) -> int | None:
+    """How many numbers a token of its prompts has (SD 1.x and SD 2.x differ), None where it does not say."""
+    keys = (m for name, m in unet.named_modules() if name.endswith("attn2.to_k"))
+    return getattr(next(keys, None), "in_features", None)
 
 
 def find_sites(unet: nn.Module, layers: Iterable[Layer] = ()) -> Sites:

@@ -1,11 +1,13 @@
 """The core on small real U-Nets: inversion, look-up, injection, removal, masks, rows."""
 
+import copy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import SD1, random_unet
 
 import ditail
 from ditail import DitailError, Injection, Savings, SourceLatents, inject, injection, invert, remove
@@ -284,6 +286,27 @@ def test_an_exception_in_any_run_leaves_the_unet_as_it_was(sd1_unets, where):
     assert torch.equal(unet(x, t, context=conds()[0]), plain)
 
 
+@pytest.mark.parametrize("where", ["inside", "before"])
+def test_after_a_source_run_that_raised_the_same_timestep_starts_another(sd1_unets, where):
+    unet, x, t = sd1_unets[1], randn(1, 4, 8, 16), torch.tensor([501])
+    with inject(unet, Injection(source_latents(), {"context": conds()[2]}, ALWAYS)) as made:
+        expected = unet(x, t, context=conds()[0])
+        remove(unet)
+        made.install(unet)
+        if where == "inside":
+            def interrupt(*_):
+                handle.remove()
+                raise KeyboardInterrupt
+
+            handle = unet.output_blocks[6].register_forward_hook(interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                unet(x, t, context=conds()[0])
+        else:
+            with pytest.raises(DitailError, match="height, width"):
+                unet(x[..., :8], t, context=conds()[0])
+        assert torch.equal(unet(x, t, context=conds()[0]), expected)
+
+
 def test_latents_of_another_size_are_refused(sd1_unets):
     with (pytest.raises(DitailError, match=r"the source latents are \(8, 16\), the sampler's \(8, 8\)"),
           inject(sd1_unets[1], Injection(source_latents(), {"context": conds()[2]}, ALWAYS))):
@@ -319,16 +342,68 @@ def test_bf16_loses_no_more_with_injection_than_without(sd1_unets):
     assert error() < 1.5 * error(conv_ratio=0.0, attn_ratio=0.0)
 
 
+def test_unets_in_half_precision_are_handed_their_own_dtype(sd1_unets, monkeypatch):
+    """U-Nets that run in 16 bits as hosts make them: embeddings, norms and attention in the dtype of the weights."""
+    monkeypatch.setattr("ldm.modules.attention._ATTN_PRECISION", "")
+    halves = [copy.deepcopy(unet).bfloat16() for unet in sd1_unets]
+    for unet in halves:
+        unet.dtype = torch.bfloat16
+        unet.time_embed.register_forward_pre_hook(lambda _, args: args[0].bfloat16())
+        for module in unet.modules():
+            if isinstance(module, torch.nn.GroupNorm):
+                module.__class__ = torch.nn.GroupNorm
+    z0 = randn(1, 4, 8, 16)
+    _, exact = ditail.mix(*sd1_unets, z0, *conds(), **SETTINGS)
+    _, rounded = ditail.mix(*halves, z0, *conds(), **SETTINGS)
+    _, of_halves = ditail.mix(*halves, z0.bfloat16(), *(c.bfloat16() for c in conds()), **SETTINGS)
+    for ours in (rounded, of_halves):
+        assert ours.dtype == torch.float32
+        assert (ours - exact).abs().mean() < 0.15 * exact.abs().mean()
+
+
+def test_the_dtypes_of_prompts_and_latents_need_not_be_the_unets(sd1_unets):
+    z0, (cond, uncond, null) = randn(1, 4, 8, 8), conds()
+    _, expected = ditail.mix(*sd1_unets, z0, cond, uncond, null, **SETTINGS)
+    _, ours = ditail.mix(*sd1_unets, z0.double(), cond.double(), uncond, null.half().double(), **SETTINGS)
+    assert (ours - expected).abs().max() < 1e-2 * expected.abs().max()
+
+
 @pytest.mark.parametrize(("change", "key"), [
-    ({"steps": 0}, "steps"), ({"steps": 1000}, "steps"), ({"conv_ratio": 1.1}, "conv_ratio"),
-    ({"attn_ratio": -0.1}, "attn_ratio"), ({"alpha": float("nan")}, "alpha"), ({"omega": float("inf")}, "omega"),
+    ({"steps": 0}, "steps"), ({"steps": 1000}, "steps"), ({"steps": 10**5000}, "steps"),
+    ({"conv_ratio": 1.1}, "conv_ratio"), ({"attn_ratio": -0.1}, "attn_ratio"), ({"attn_ratio": None}, "attn_ratio"),
+    ({"alpha": float("nan")}, "alpha"), ({"alpha": "2"}, "alpha"), ({"beta": True}, "beta"),
+    ({"omega": float("inf")}, "omega"), ({"omega": 10**400}, "omega"),
+    ({"z0": None}, "z0"), ({"z0": randn(4, 8, 8)}, "z0"), ({"z0": randn(1, 3, 8, 8)}, "z0"),
+    ({"z0": randn(1, 4, 8, 12)}, "z0"), ({"z0": randn(0, 4, 8, 8)}, "z0"), ({"z0": randn(1, 4, 8, 8).long()}, "z0"),
+    ({"z0": torch.full((1, 4, 8, 8), float("nan"))}, "z0"), ({"z0": randn(1, 4, 8, 8).to("meta")}, "z0"),
+    ({"cond": randn(7, 32)}, "cond"), ({"cond": randn(1, 7, 24)}, "cond"), ({"uncond": randn(1, 0, 32)}, "uncond"),
+    ({"z0": randn(2, 4, 8, 8), "uncond": randn(3, 7, 32)}, "z0"), ({"null": randn(2, 7, 32)}, "null"),
+    ({"null": torch.full((1, 7, 32), float("inf"))}, "null"),
+    ({"alphas_cumprod": ABAR.tolist()}, "alphas_cumprod"), ({"alphas_cumprod": ABAR[:999]}, "alphas_cumprod"),
+    ({"alphas_cumprod": ABAR.flip(0)}, "alphas_cumprod"), ({"alphas_cumprod": ABAR * 2}, "alphas_cumprod"),
     ({"mask": torch.ones(1, 1, 4, 4)}, "mask"), ({"mask": torch.full((1, 1, 8, 8), 2.0)}, "mask"),
+    ({"mask": 1}, "mask"), ({"mask": torch.full((1, 1, 8, 8), float("nan"))}, "mask"),
 ])
 def test_mix_names_what_is_wrong(sd1_unets, change, key):
+    arguments = dict(zip(("z0", "cond", "uncond", "null"), (randn(1, 4, 8, 8), *conds()), strict=True))
     with pytest.raises(DitailError) as caught:
-        ditail.mix(*sd1_unets, randn(1, 4, 8, 8), *conds(), **{**SETTINGS, **change})
+        ditail.mix(*sd1_unets, **{**arguments, **SETTINGS, **change})
     assert caught.value.key == key
     assert str(caught.value).startswith(key)
+    assert len(str(caught.value)) < 200
+
+
+def test_mix_refuses_unets_for_other_prompts(sd1_unets):
+    other = random_unet({**SD1, "context_dim": 48}, 1)
+    with pytest.raises(DitailError, match="the source takes 32 numbers a token, the target 48"):
+        ditail.mix(sd1_unets[0], other, randn(1, 4, 8, 8), *conds(), **SETTINGS)
+
+
+def test_mix_tells_when_sampling_diverges(sd1_unets):
+    target = copy.deepcopy(sd1_unets[1])
+    target.out[2].weight.mul_(1e38)
+    with pytest.raises(DitailError, match="sampling: the latents are no longer finite"):
+        ditail.mix(sd1_unets[0], target, randn(1, 4, 8, 8), *conds(), **SETTINGS)
 
 
 def test_mix_refuses_two_architectures(sd1_unets, sdxl_unet):
