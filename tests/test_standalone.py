@@ -11,7 +11,7 @@ from ditail import DitailError
 from ditail.images import tensor_to_pictures
 from ditail.standalone import house, pipeline
 from ditail.standalone.cli import main
-from ditail.standalone.model import load_model
+from ditail.standalone.model import check_checkpoint, load_model
 from ditail.standalone.names import SAMPLER_NAMES
 from ditail.standalone.samplers import SAMPLERS, Sampler, seeded_noise
 
@@ -113,6 +113,10 @@ def test_the_truncated_and_the_strange_are_refused(paths, tmp_path):
     model = tmp_path / "model.safetensors"
     with pytest.raises(DitailError, match="nowhere.safetensors: does not exist"):
         load_model(tmp_path / "nowhere.safetensors")
+    pickled = tmp_path / "model.ckpt"
+    torch.save({}, pickled)
+    with pytest.raises(DitailError, match=r"model\.ckpt: must be a \.safetensors file"):
+        check_checkpoint(pickled)
     model.write_bytes(model.read_bytes()[:100_000])
     with pytest.raises(DitailError, match=r"model\.safetensors: can't be read; it may be truncated"):
         load_model(model)
@@ -122,6 +126,47 @@ def test_the_truncated_and_the_strange_are_refused(paths, tmp_path):
     model.with_suffix(".yaml").unlink()
     with pytest.raises(DitailError, match=r"has no model\.yaml beside it"):
         load_model(model)
+
+
+@pytest.mark.parametrize(("old", "new"), [
+    ("num_heads: 8", "num_heads: 0"), ("num_heads: 8", "magic: 8"), ("linear_start: 0.00085", "linear_start: x"),
+    ("scale_factor: 0.18215", "scale_factor: x"), ("image_size: 16", "image_size: x"),
+    ("num_res_blocks: 2", "num_res_blocks: x"), ("target: ldm.models.autoencoder.AutoencoderKL", "target: 3"),
+])
+def test_a_yaml_of_nonsense_is_named(paths, tmp_path, old, new):
+    for suffix in (".safetensors", ".yaml"):
+        shutil.copy(paths["noto"].with_suffix(suffix), tmp_path / f"model{suffix}")
+    config = tmp_path / "model.yaml"
+    assert old in config.read_text()
+    config.write_text(config.read_text().replace(old, new))
+    with pytest.raises(DitailError, match=r"model\.yaml: is not the yaml"):
+        check_checkpoint(tmp_path / "model.safetensors")
+        load_model(tmp_path / "model.safetensors")
+
+
+def test_a_vae_that_gives_no_numbers_is_named(paths):
+    model = load_model(paths["noto"])
+    model.vae.decoder.conv_out.weight.fill_(float("nan"))
+    with pytest.raises(DitailError, match="house-noto: its VAE gives pixels that are not finite"):
+        model.decode(torch.zeros(1, 4, 8, 8))
+
+
+@pytest.mark.parametrize(("error", "code", "words"), [
+    (PermissionError(13, "Permission denied", "x.part"), 2, "Permission denied: 'x.part'"),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 1, "not enough memory"),
+    (MemoryError(), 1, "not enough memory"), (KeyboardInterrupt(), 130, "interrupted"),
+])
+def test_what_fails_while_the_picture_is_written_is_told_and_leaves_no_file(paths, content, tmp_path, capfd,
+                                                                           monkeypatch, error, code, words):
+    def fail(picture, path, *_, **__):
+        path.write_bytes(b"half a picture")
+        raise error
+
+    monkeypatch.setattr(Image.Image, "save", fail)
+    assert main(mix_arguments(paths, content, tmp_path / "out.png", steps=1)) == code
+    told = capfd.readouterr().err.strip().splitlines()[-1]
+    assert told.startswith("ditail: ") and words in told
+    assert [p.name for p in tmp_path.iterdir()] == ["content.png"]
 
 
 def test_mix_writes_one_png_that_says_how_it_was_made(paths, content, tmp_path, capfd):
@@ -156,6 +201,8 @@ def test_mix_takes_pictures_with_alpha_and_rotation(paths, tmp_path):
     ({"height": 136}, "height: must be a multiple of 8"),
     ({"out": "nowhere/x.png"}, "the folder nowhere does not exist"),
     ({"out": "x.bmp"}, "must be a .png file"),
+    ({"save_latents": "nowhere/z.safetensors"}, "--save-latents: the folder nowhere does not exist"),
+    ({"save_latents": "/"}, "--save-latents: / is a folder"),
     ({"mask": __file__}, "mask: "),
 ])
 def test_bad_input_is_one_sentence_and_exit_code_2(paths, content, tmp_path, capfd, change, words):
@@ -175,6 +222,14 @@ def test_bad_options_name_themselves(paths, content, tmp_path, capfd, change):
         main(mix_arguments(paths, content, tmp_path / "out.png", **change))
     assert caught.value.code == 2
     assert f"--{next(iter(change)).replace('_', '-')}" in capfd.readouterr().err
+
+
+def test_a_picture_too_large_to_make_needs_a_size(paths, tmp_path, capfd):
+    Image.new("1", (4000, 3000)).save(tmp_path / "photo.png")
+    arguments = mix_arguments(paths, tmp_path / "photo.png", tmp_path / "out.png", steps=1)
+    assert main(arguments) == 2
+    assert "image: 4000x3000 is more than can be made at once; give --width and --height" in capfd.readouterr().err
+    assert main([*arguments, "--width=128", "--height=128"]) == 0
 
 
 def test_another_architecture_is_refused_naming_both(paths, content, tmp_path, capfd):

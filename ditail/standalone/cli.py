@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..errors import DitailError
 from ..settings import BY_KEY
+from .fanout import TasksFailed
 from .names import SAMPLER_NAMES
 
 MOST_SEED = 2**32 - 1
@@ -19,15 +20,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     1: something failed, 2: bad input, 130: interrupted.
     """
     args = build_parser().parse_args(argv)
-    # Imported after the arguments are known to be good: torch and transformers take seconds to load.
-    from . import commands
-    from .fanout import TasksFailed
-
     try:
+        # Imported after the arguments are known to be good: transformers and diffusers take seconds to load.
+        from . import commands
+
         getattr(commands, args.command)(args)
-    except DitailError as error:
-        print(f"ditail: {error}", file=sys.stderr)
+    except (DitailError, OSError) as error:  # OSError: a folder that can't be written to, a full disk
+        print(f"ditail: {' '.join(str(error).split())}", file=sys.stderr)
         return 1 if isinstance(error, TasksFailed) else 2
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        print("ditail: there is not enough memory for this; ask for a smaller --width and --height", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("ditail: interrupted", file=sys.stderr)
         return 130

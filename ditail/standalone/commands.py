@@ -2,6 +2,8 @@
 
 import json
 import logging
+import math
+import os
 import warnings
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
@@ -23,6 +25,8 @@ from .sheet import contact_sheet
 DEMO = Job(prompts=("",), steps=20, omega=5.0, beta=0.5)
 DEMO_ALPHAS = (1.0, 3.0, 8.0)
 DEMO_STRENGTH = 0.6
+# A phone's picture is larger: SD at its size would take hours, or all memory.
+MOST_PIXELS = 2048 * 2048
 
 
 def quiet() -> None:
@@ -95,7 +99,11 @@ def picture_of(model: Model, z: Tensor) -> Image.Image:
 def mix(args: Namespace) -> None:
     """`mix`: invert with the source, drop it, sample with the target."""
     quiet()
-    check_writable(args.out)
+    if args.out.suffix.lower() != ".png":
+        raise DitailError(f"--out: must be a .png file, got {args.out}")
+    check_writable(args.out, "--out")
+    if args.save_latents:
+        check_writable(args.save_latents, "--save-latents")
     picture = images.read_picture(args.image, "image")
     job = job_of(args, args.prompt, args.seed)
     check_partner_files(args.source, args.target)
@@ -204,17 +212,22 @@ def size_of(args: Namespace, sides: tuple[int, int], picture: Image.Image | None
     """
     unit, native = sides
     own = picture.size if picture else (native, native)
+    if not args.width and not args.height and math.prod(own) > MOST_PIXELS:
+        raise DitailError(f"image: {own[0]}x{own[1]} is more than can be made at once; give --width and --height")
     width = args.width or max(unit, own[0] // unit * unit)
     height = args.height or max(unit, own[1] // unit * unit)
     check_size(width, height, unit)
     return width, height
 
 
-def check_writable(path: Path) -> None:
-    if path.suffix.lower() != ".png":
-        raise DitailError(f"--out: must be a .png file, got {path}")
+def check_writable(path: Path, option: str) -> None:
+    """Raise DitailError naming the option for a file that can't be written, before there is any work to lose."""
+    if path.is_dir():
+        raise DitailError(f"{option}: {path} is a folder")
     if not path.parent.is_dir():
-        raise DitailError(f"--out: the folder {path.parent} does not exist")
+        raise DitailError(f"{option}: the folder {path.parent} does not exist")
+    if not os.access(path.parent, os.W_OK):
+        raise DitailError(f"{option}: the folder {path.parent} can't be written to")
 
 
 def save_picture(picture: Image.Image, path: Path, made: Mapping) -> None:
@@ -222,5 +235,8 @@ def save_picture(picture: Image.Image, path: Path, made: Mapping) -> None:
     info = PngInfo()
     info.add_text("ditail", json.dumps({"version": __version__, **made}))
     part = path.with_suffix(".part")
-    picture.save(part, "PNG", pnginfo=info)
-    part.replace(path)
+    try:
+        picture.save(part, "PNG", pnginfo=info)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -4,7 +4,7 @@ import contextlib
 import importlib
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,7 +87,10 @@ class Model:
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
         """Pictures `[b, 3, h, w]` in about -1..1."""
-        return self.vae.decode(z.to(next(self.vae.parameters()).dtype) / self.scale_factor).float()
+        x = self.vae.decode(z.to(next(self.vae.parameters()).dtype) / self.scale_factor).float()
+        if not torch.isfinite(x).all():
+            raise DitailError(f"{self.name}: its VAE gives pixels that are not finite")
+        return x
 
     def check_size(self, width: int, height: int) -> None:
         """Raise DitailError for a size that the model can't make."""
@@ -124,11 +127,13 @@ def load_model(path: str | Path, device: str | torch.device | None = None, dtype
     for module in (unet, vae, text_model):
         module.eval().requires_grad_(False).to(device)
     unet.to(dtype)
-    return Model(
-        path.stem, unet, vae, text_model, tokenizer,
-        scaled_linear_alphas_cumprod(params.get("linear_start", 0.00085), params.get("linear_end", 0.0120)),
-        float(params.get("scale_factor", 0.18215)), params.get("parameterization", "eps") == "v", *read_sides(params),
-    )
+    with blaming_the_yaml(path):
+        return Model(
+            path.stem, unet, vae, text_model, tokenizer,
+            scaled_linear_alphas_cumprod(params.get("linear_start", 0.00085), params.get("linear_end", 0.0120)),
+            float(params.get("scale_factor", 0.18215)), params.get("parameterization", "eps") == "v",
+            *read_sides(params),
+        )
 
 
 def check_checkpoint(path: str | Path) -> int:
@@ -139,8 +144,9 @@ def check_checkpoint(path: str | Path) -> int:
             file.keys()
     except (SafetensorError, OSError) as error:
         raise unreadable(path, error) from error
-    unet = params["unet_config"]["params"]
-    return len(unet["channel_mult"]) * (unet["num_res_blocks"] + 1)
+    with blaming_the_yaml(Path(path)):
+        unet = params["unet_config"]["params"]
+        return len(unet["channel_mult"]) * (unet["num_res_blocks"] + 1)
 
 
 def default_device() -> torch.device:
@@ -156,22 +162,31 @@ def read_config(path: Path) -> dict:
     config = path.with_suffix(".yaml")
     if not path.is_file():
         raise DitailError(f"{path}: does not exist")
+    if path.suffix != ".safetensors":
+        raise DitailError(f"{path}: must be a .safetensors file")
     if not config.is_file():
         raise DitailError(f"{path}: has no {config.name} beside it")
-    try:
+    with blaming_the_yaml(path):
         params = yaml.safe_load(config.read_text())["model"]["params"]
         for part in ("unet_config", "first_stage_config", "cond_stage_config"):
-            params[part]["target"]
-        len(params["unet_config"]["params"]["channel_mult"])
-    except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise DitailError(f"{config}: is not the yaml of a latent diffusion model ({error!r})") from error
+            params[part]["target"].split(".")
+        read_sides(params)
     return params
+
+
+@contextlib.contextmanager
+def blaming_the_yaml(path: Path) -> Iterator[None]:
+    """Raise DitailError naming the yaml of the checkpoint `path` for whatever its values make the block raise."""
+    try:
+        yield
+    except Exception as error:
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        raise DitailError(f"{path.with_suffix('.yaml')}: is not the yaml of a latent diffusion model "
+                          f"({what[:200]})") from error
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file. Raises DitailError where it is another kind of file or damaged."""
-    if path.suffix != ".safetensors":
-        raise DitailError(f"{path}: must be a .safetensors file")
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
@@ -189,7 +204,7 @@ def build(path: Path, config: dict, state: dict[str, Tensor], prefix: str) -> nn
         raise DitailError(f"{path}: {target} is not a module that the command line can load")
     module, name = target.rsplit(".", 1)
     # ldm prints as it builds and trips deprecation warnings; neither is the user's business.
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+    with blaming_the_yaml(path), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         built = getattr(importlib.import_module(module), name)(**dict(config.get("params") or {}))
     load_weights(path, built, {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}, prefix)
@@ -202,9 +217,10 @@ def build_text(path: Path, config: dict, state: dict[str, Tensor]) -> tuple[nn.M
 
     if not config["target"].endswith(".FrozenCLIPEmbedder"):
         raise DitailError(f"{path}: {config['target']} is not a text encoder that the command line can load")
-    version = (config.get("params") or {}).get("version", "openai/clip-vit-large-patch14")
-    if not Path(version).is_dir() and (path.parent / version).is_dir():
-        version = path.parent / version
+    with blaming_the_yaml(path):
+        version = (config.get("params") or {}).get("version", "openai/clip-vit-large-patch14")
+        if not Path(version).is_dir() and (path.parent / version).is_dir():
+            version = path.parent / version
     try:
         tokenizer = CLIPTokenizer.from_pretrained(version)
         model = CLIPTextModel(CLIPTextConfig.from_pretrained(version))
