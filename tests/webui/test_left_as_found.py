@@ -25,24 +25,20 @@ def start(request, *args, **kwargs) -> tuple[threading.Thread, list]:
     return thread, answers
 
 
-def wait_for_job(webui, job: str) -> None:
+def wait_until(webui, reached) -> dict:
+    """The first progress report whose state is as asked."""
     deadline = time.monotonic() + TIMEOUT
     while time.monotonic() < deadline:
-        if webui.call("/sdapi/v1/progress").json["state"]["job"] == job:
-            return
+        progress = webui.call("/sdapi/v1/progress").json
+        if reached(progress["state"]):
+            return progress
         time.sleep(0.05)
-    raise AssertionError(f"the progress never said {job}")
+    raise AssertionError(f"the progress never got there; it is at {progress['state']}")
 
 
 def wait_for_source_pass(webui) -> dict:
     """The first progress report from inside the source pass, preview included."""
-    deadline = time.monotonic() + TIMEOUT
-    while time.monotonic() < deadline:
-        progress = webui.call("/sdapi/v1/progress").json
-        if progress["state"]["job"].startswith("Ditail: ") and progress["state"]["sampling_step"] > 12:
-            return progress
-        time.sleep(0.05)
-    raise AssertionError("the source pass never showed in the progress")
+    return wait_until(webui, lambda state: state["job"].startswith("Ditail: ") and state["sampling_step"] > 12)
 
 
 @pytest.mark.usefixtures("untouched")
@@ -92,23 +88,28 @@ class TestLeftAsFound:
 
     def test_interrupted_in_the_sampling(self, webui, base64_content):
         thread, answers = start(webui.generate, {"image": base64_content, "alpha": 5.75}, steps=100)
-        deadline = time.monotonic() + TIMEOUT
-        while webui.call("/sdapi/v1/progress").json["state"]["job_no"] != 1 and time.monotonic() < deadline:
-            time.sleep(0.05)
+        wait_until(webui, lambda state: state["job_no"] == 1 and state["sampling_step"] > 0)
         webui.call("/sdapi/v1/interrupt", {})
         thread.join(TIMEOUT)
         assert len(answers[0].images) == 1
 
 
-    def test_interrupted_sweep(self, webui, ditail):
-        """In the sampling of the second cell, when both of its models have been away from where they belong."""
-        thread, answers = start(
-            webui.plot, {**ditail, "alpha": 5.85}, ("[Ditail] Source checkpoint", ["house-noto", "house-flat"]),
-            ("Checkpoint name", ["house-flat", "house-ink"]), steps=60)
-        wait_for_job(webui, "2 out of 4")
-        webui.call("/sdapi/v1/interrupt", {})
-        thread.join(TIMEOUT)
-        assert answers[0].status == 200 and not webui.call("/sdapi/v1/progress").json["state"]["job"]
+def test_interrupted_sweep(webui, ditail):
+    """In the sampling of the second cell, when both of its models have been away from where they belong."""
+    # A plot without Ditail, too, writes the checkpoint's name in full, and draws no noise for the cells that are left.
+    like_a_plain_plot = {"options", "torch_rng"}
+    plain = webui.generate().image.tobytes()
+    before = webui.state()
+    thread, answers = start(
+        webui.plot, {**ditail, "alpha": 5.85}, ("[Ditail] Source checkpoint", ["house-noto", "house-flat"]),
+        ("Checkpoint name", ["house-flat", "house-ink"]), steps=60, override_settings_restore_afterwards=True)
+    wait_until(webui, lambda state: state["job"] == "2 out of 4")
+    webui.call("/sdapi/v1/interrupt", {})
+    thread.join(TIMEOUT)
+    assert answers[0].status == 200
+    after = webui.state()
+    assert {key for key in before if after[key] != before[key]} <= like_a_plain_plot
+    assert webui.generate().image.tobytes() == plain
 
 
 def test_progress_only_grows(webui, ditail):
