@@ -188,5 +188,5 @@ class TestCollage:
         assert answer.status == 422 and answer.error.startswith(what)
 
     def test_not_of_a_generated_source(self, webui, base64_content):
-        answer = webui.generate({"source": "generate", "collage": [{"image": base64_content}]})
+        answer = webui.generate({"source": "generate", "collage": [{"image": base64_content, "box": [0, 0, 1, 1]}]})
         assert answer.status == 422 and answer.error.startswith("collage: ")

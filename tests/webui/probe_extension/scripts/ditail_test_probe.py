@@ -36,6 +36,10 @@ def state() -> dict:
     }
 
 
+def options() -> dict:
+    return {name: getattr(opts, name) for name, option in opts.data_labels.items() if not option.do_not_save}
+
+
 def fail_at(call: int = Body(embed=True)) -> None:  # noqa: B008 (fastapi's way)
     """Make the U-Net's n-th call from now on run out of memory, once."""
     unet = sd_models.model_data.sd_model.model.diffusion_model
@@ -76,6 +80,7 @@ class TinyMMDiT(mmdit.MMDiT):
 def add_routes(_, app: FastAPI) -> None:
     app.add_api_route("/ditail-test/state", state, methods=["GET"])
     app.add_api_route("/ditail-test/attention", lambda: [o.title() for o in sd_hijack.optimizers], methods=["GET"])
+    app.add_api_route("/ditail-test/options", options, methods=["GET"])
     app.add_api_route("/ditail-test/calls", calls, methods=["GET"])
     app.add_api_route("/ditail-test/fail", fail_at, methods=["POST"])
     app.add_api_route("/ditail-test/reload-ui", lambda: shared.state.request_restart(), methods=["POST"])
