@@ -22,10 +22,11 @@ from modules import (
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ..errors import DitailError
+from ..errors import DitailError, named
 from ..images import LATENT_SCALE
 from ..inversion import combine_conds
 from ..schedule import alphas_cumprod_at
+from ..settings import BY_KEY
 
 log = logging.getLogger("ditail")
 
@@ -48,10 +49,11 @@ def find_checkpoint(name: str):
     """The WebUI's CheckpointInfo for a title, name or hash; None for "". Raises DitailError if there is none."""
     if not name:
         return None
+    BY_KEY["source_checkpoint"].check(name)  # its length: the pattern below takes its square
     plain = sd_models.re_strip_checksum.sub("", name)
     info = sd_models.checkpoint_aliases.get(name) or sd_models.checkpoint_aliases.get(plain)
     if info is None:
-        raise DitailError(f'source_checkpoint: there is no checkpoint "{name}"', "source_checkpoint")
+        raise DitailError(f'source_checkpoint: there is no checkpoint "{named(name)}"', "source_checkpoint")
     if not os.path.isfile(info.filename):
         raise DitailError(f"source_checkpoint: the file of {info.name} is gone", "source_checkpoint")
     return info
@@ -63,7 +65,7 @@ def find_vae(name: str) -> str:
         return name or "Automatic"
     path = sd_vae.vae_dict.get(name)
     if path is None or not os.path.isfile(path):
-        raise DitailError(f'source_vae: there is no VAE "{name}"', "source_vae")
+        raise DitailError(f'source_vae: there is no VAE "{named(name)}"', "source_vae")
     return name
 
 
