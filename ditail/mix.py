@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from .errors import DitailError, shown
-from .injection import Injection, inject
-from .inversion import combine_conds, invert
-from .schedule import TRAINING_STEPS, InjectionSteps, ddim_timesteps
-from .sites import architecture_of, context_width, latent_channels
+from .method.inversion import combine_conds, invert
+from .method.schedule import TRAINING_STEPS, InjectionSteps, ddim_timesteps
+from .unet.injection import Injection, inject
+from .unet.sites import architecture_of, context_width, latent_channels
 
 # Of alpha, beta and omega: far beyond what gives a picture.
 LARGEST = 10_000

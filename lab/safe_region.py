@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ditail.content.images import picture_to_tensor
 from ditail.errors import DitailError
-from ditail.images import picture_to_tensor
-from ditail.latents import SourceLatents
+from ditail.method.latents import SourceLatents
 from ditail.standalone import house
 from ditail.standalone.commands import quiet
 from ditail.standalone.model import Model, load_model

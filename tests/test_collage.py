@@ -7,8 +7,8 @@ from PIL import Image
 from test_images import BLUE, RED, encoded, halves
 
 from ditail import DitailError
-from ditail.collage import MAX_PIECES, Piece, compose, parse_collage
-from ditail.images import fit
+from ditail.content.collage import MAX_PIECES, Piece, compose, parse_collage
+from ditail.content.images import fit
 
 GREEN = (0, 128, 0)
 

@@ -8,11 +8,11 @@ import os
 import pytest
 import torch
 
-from ditail.injection import Injection, inject
-from ditail.inversion import invert
-from ditail.savings import Savings
-from ditail.schedule import InjectionSteps, scaled_linear_alphas_cumprod
-from ditail.sites import find_sites
+from ditail.method.inversion import invert
+from ditail.method.schedule import InjectionSteps, scaled_linear_alphas_cumprod
+from ditail.unet.injection import Injection, inject
+from ditail.unet.shortcuts import Savings
+from ditail.unet.sites import find_sites
 
 pytestmark = pytest.mark.skipif(os.environ.get("DITAIL_FULL_SIZE") != "1", reason="DITAIL_FULL_SIZE is not 1")
 TIMESTEPS = [301, 901]

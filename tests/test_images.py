@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from ditail import DitailError
-from ditail.images import (
+from ditail.content.images import (
     decode_base64,
     fit,
     mask_to_latent,

@@ -12,11 +12,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from ditail import DitailError, LatentCache, SourceLatents
-from ditail.disk import LatentFolder
-from ditail.latents import FORMAT, latents_key
-from ditail.schedule import scaled_linear_alphas_cumprod
+from ditail.cache.folder import LatentFolder
+from ditail.keys import cache_key
+from ditail.method.latents import FORMAT
+from ditail.method.schedule import scaled_linear_alphas_cumprod
 
-KEYS = [latents_key({"n": n}) for n in range(4)]
+KEYS = [cache_key({"n": n}) for n in range(4)]
 
 
 def entry(value=0.0, steps=2, picture=None):
@@ -97,13 +98,13 @@ def test_a_picture_is_kept_with_the_latents(tmp_path):
 ])
 def test_no_two_settings_share_a_key(change):
     base = {"alpha": 3.0, "prompt": "a fox", "timesteps": [1.0, 51.0], "lora": [], "image": torch.ones(3), "vae": "x"}
-    assert latents_key(base) == latents_key(dict(reversed(base.items())))
-    assert latents_key({**base, **change}) != latents_key(base)
+    assert cache_key(base) == cache_key(dict(reversed(base.items())))
+    assert cache_key({**base, **change}) != cache_key(base)
 
 
 def test_what_a_key_cannot_hold_is_refused():
     with pytest.raises(TypeError, match="object"):
-        latents_key({"model": object()})
+        cache_key({"model": object()})
 
 
 def test_what_is_on_disk_is_there_in_the_next_session(folder):
@@ -232,15 +233,15 @@ def test_a_folder_that_cannot_be_made_is_one_warning(tmp_path, caplog):
 
 SHARE = """
 import sys, torch
-from ditail.disk import LatentFolder
-from ditail.latents import latents_key
+from ditail.cache.folder import LatentFolder
+from ditail.keys import cache_key
 sys.path.insert(0, "tests")
 from test_latent_cache import entry
 folder, found = LatentFolder(sys.argv[1], 30_000), 0
 for i in range(400):
     n = i // 2 * int(sys.argv[2]) % 11  # each twice, so that some are found however the two take turns
-    if (got := folder.get(latents_key({"n": n}))) is None:
-        folder.put(latents_key({"n": n}), entry(n), {})
+    if (got := folder.get(cache_key({"n": n}))) is None:
+        folder.put(cache_key({"n": n}), entry(n), {})
     else:
         assert torch.equal(got.latents, entry(n).latents)
         found += 1

@@ -6,9 +6,9 @@ from test_core import conds, randn, source_latents
 from test_savings import EACH, HOOKS, assert_equal, run, source_runs
 
 from ditail import DitailError, FeatureCache, Injection, Savings, inject
-from ditail.layers import Layer, parse_layers
-from ditail.schedule import InjectionSteps, Window, ddim_timesteps
-from ditail.sites import find_sites
+from ditail.method.layers import Layer, parse_layers
+from ditail.method.schedule import InjectionSteps, Window, ddim_timesteps
+from ditail.unet.sites import find_sites
 
 DEFAULTS = {"sd1": "f4 a4-11", "sd2": "f4 a4-11", "sdxl": "f1 a1-5"}
 # Features before and after attention, several, none of one kind; Ctrl-X's for SDXL.

@@ -11,11 +11,11 @@ from test_layers import steps_of
 from test_savings import EACH, HOOKS, assert_equal, rows_run, run
 
 from ditail import DitailError, FeatureCache, Injection, Savings, SourceLatents, inject
-from ditail.injection import resize_mask
-from ditail.mixing import Mixed, start_latent
-from ditail.schedule import Window
-from ditail.sites import find_sites
-from ditail.sources import FurtherSource, parse_sources
+from ditail.content.further import FurtherSource, parse_sources
+from ditail.method.blending import Mixed, start_latent
+from ditail.method.schedule import Window
+from ditail.unet.sites import find_sites
+from ditail.unet.step import resize_mask
 
 KINDS = ["sd1", "sd2", "sdxl"]
 

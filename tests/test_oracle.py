@@ -8,7 +8,7 @@ from conftest import REFERENCE
 from safetensors.torch import load_file
 
 import ditail
-from ditail.schedule import ddim_timesteps, scaled_linear_alphas_cumprod
+from ditail.method.schedule import ddim_timesteps, scaled_linear_alphas_cumprod
 
 TOLERANCE = 1e-3
 CASES = json.loads((REFERENCE / "cases.json").read_text())["cases"] if REFERENCE.is_dir() else {"none": {}}

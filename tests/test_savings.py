@@ -9,8 +9,8 @@ from conftest import SD1, random_unet
 from test_core import ALWAYS, conds, hooks_on, randn, source_latents
 
 from ditail import DitailError, FeatureCache, Injection, Savings, inject, remove
-from ditail.savings import Shortcut, share_probabilities
-from ditail.schedule import InjectionSteps
+from ditail.method.schedule import InjectionSteps
+from ditail.unet.shortcuts import Shortcut, share_probabilities
 
 HOOKS = Savings(early_exit=False, skip_dead=False, share_attention=False)
 EACH = [Savings(*on) for on in product([True, False], repeat=3) if sum(on) == 1]
@@ -139,7 +139,7 @@ def test_shared_probabilities_in_slices_equal_one_attention_a_row(monkeypatch):
     expected = torch.softmax(heads(q[images]) @ heads(k[images]).transpose(-1, -2) * 8**-0.5, -1) @ heads(v)
     expected = expected.transpose(1, 2).flatten(2)
     assert_equal(share_probabilities(q, k, v, 4, images), expected, 1e-5)
-    monkeypatch.setattr("ditail.savings.SCORES_AT_ONCE", 4 * 24 * 5)
+    monkeypatch.setattr("ditail.unet.shortcuts.SCORES_AT_ONCE", 4 * 24 * 5)
     assert_equal(share_probabilities(q, k, v, 4, images), expected, 1e-5)
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from ditail import DitailError
-from ditail.settings import FIELDS, DitailSettings
+from ditail.content.settings import FIELDS, DitailSettings
 
 
 def test_the_object_has_the_tables_fields_and_defaults():

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from ditail import DitailError
-from ditail.images import tensor_to_pictures
+from ditail.content.images import tensor_to_pictures
 from ditail.standalone import house, pipeline
 from ditail.standalone.cli import main
 from ditail.standalone.model import check_checkpoint, load_model

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from ..images import LATENT_SCALE
-from ..inversion import invert
-from ..schedule import ddim_timesteps, scaled_linear_alphas_cumprod
+from ..content.images import LATENT_SCALE
+from ..method.inversion import invert
+from ..method.schedule import ddim_timesteps, scaled_linear_alphas_cumprod
 from .counts import SD15, SDXL, Runs, Topology, build, flop_ratios
 from .model import default_device, default_dtype
 from .report import markdown_table, write_csv

@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..content.settings import BY_KEY
 from ..errors import DitailError
-from ..settings import BY_KEY
 from .fanout import TasksFailed
 from .names import SAMPLER_NAMES
 

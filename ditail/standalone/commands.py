@@ -14,7 +14,8 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from tqdm import tqdm
 
-from .. import __version__, images
+from .. import __version__
+from ..content import images
 from ..errors import DitailError
 from . import house
 from .fanout import Options

@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..errors import DitailError
-from ..latents import SourceLatents
+from ..method.latents import SourceLatents
 from . import house, metrics, report
 from .commands import quiet
 from .fanout import Options, count_cores, fan_out, raise_failed

@@ -18,9 +18,9 @@ from typing import NamedTuple
 from PIL import Image
 from tqdm import tqdm
 
-from .. import images
+from ..content import images
 from ..errors import DitailError
-from ..latents import SourceLatents
+from ..method.latents import SourceLatents
 from .commands import picture_of, quiet, save_picture
 from .fanout import Options, fan_out, raise_failed
 from .model import Model, load_model

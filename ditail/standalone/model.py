@@ -14,10 +14,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ..content.images import LATENT_SCALE
 from ..errors import DitailError
-from ..images import LATENT_SCALE
-from ..schedule import alphas_cumprod_at, scaled_linear_alphas_cumprod
-from ..sites import Architecture, architecture_of
+from ..method.schedule import alphas_cumprod_at, scaled_linear_alphas_cumprod
+from ..unet.sites import Architecture, architecture_of
 
 TOKENS = 75
 UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."

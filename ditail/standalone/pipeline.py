@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..content.images import LATENT_SCALE
 from ..errors import DitailError
-from ..images import LATENT_SCALE
-from ..injection import Injection, inject
-from ..inversion import combine_conds, invert
-from ..latents import SourceLatents
-from ..schedule import InjectionSteps
+from ..method.inversion import combine_conds, invert
+from ..method.latents import SourceLatents
+from ..method.schedule import InjectionSteps
+from ..unet.injection import Injection, inject
 from .model import Model
 from .samplers import Sampler, seeded_noise
 

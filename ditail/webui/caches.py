@@ -13,9 +13,10 @@ from modules.ui_common import refresh_symbol
 from modules.ui_components import ToolButton
 from torch import Tensor
 
-from ..disk import LatentFolder
-from ..features import FeatureCache, Features
-from ..latents import LatentCache, latents_key
+from ..cache.features import FeatureCache, Features
+from ..cache.folder import LatentFolder
+from ..cache.latents import LatentCache
+from ..keys import cache_key
 from .target import describe_target
 
 log = logging.getLogger("ditail")
@@ -104,7 +105,7 @@ def features_for(p, source_keys: Sequence[str], null: Mapping[str, Tensor], size
     if not FEATURES.budget:
         return None
     try:
-        return FEATURES.under(latents_key({"sources": source_keys, "null": null, "size": size, **describe_target(p)}))
+        return FEATURES.under(cache_key({"sources": source_keys, "null": null, "size": size, **describe_target(p)}))
     except (AttributeError, TypeError, ValueError, RecursionError) as error:
         log.debug("features are not kept: %s", error)
         return None

@@ -10,10 +10,10 @@ from fastapi import HTTPException
 from modules import processing, sd_models
 from PIL import Image
 
+from ..content.further import WEIGHT
+from ..content.infotext import SOURCES, has_settings, sources_from_infotext, to_infotext, value_from_infotext
+from ..content.settings import BY_KEY, Field
 from ..errors import DitailError
-from ..infotext import SOURCES, has_settings, sources_from_infotext, to_infotext, value_from_infotext
-from ..settings import BY_KEY, Field
-from ..sources import WEIGHT
 from .request import SHOWN_FOR_EMPTY, Part, Request
 
 IMAGE_HASH = "Ditail image hash"

@@ -22,11 +22,12 @@ from modules import (
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from ..content.images import LATENT_SCALE
+from ..content.settings import BY_KEY
 from ..errors import DitailError, named
-from ..images import LATENT_SCALE
-from ..inversion import combine_conds
-from ..schedule import alphas_cumprod_at
-from ..settings import BY_KEY
+from ..keys import file_mark
+from ..method.inversion import combine_conds
+from ..method.schedule import alphas_cumprod_at
 
 log = logging.getLogger("ditail")
 
@@ -426,14 +427,6 @@ def fingerprint(p, info, vae_file: str | None, prompts: tuple[str, str], network
         "dtypes": [str(devices.dtype_unet), str(devices.dtype_vae)], "tiling": bool(p.tiling),
         "attention": str(sd_hijack.model_hijack.optimization_method),
     }
-
-
-def file_mark(path: str | None) -> list:
-    """What tells a file from what it was before it changed; just the name where there is none."""
-    if not path or not os.path.isfile(path):
-        return [path]
-    stat = os.stat(path)
-    return [os.path.abspath(path), stat.st_size, stat.st_mtime_ns]
 
 
 def _network_file(name: str) -> str | None:

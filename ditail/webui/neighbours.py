@@ -6,14 +6,10 @@ empty for a while. Its scripts are known by that list, as an extension's folder 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-
-from torch import Tensor, nn
 
 from ..errors import DitailError
-from ..injection import Injection
-from ..layers import ATTENTION
-from ..schedule import InjectionSteps
+from ..method.layers import ATTENTION
+from ..method.schedule import InjectionSteps
 
 
 def _controlnets(p) -> list:
@@ -50,14 +46,3 @@ def check_controlnet(p, steps: InjectionSteps) -> None:
     if "AttentionInjection" in kinds and attention:
         raise DitailError("attn_ratio: ControlNet's reference preprocessors rewrite the self-attention that Ditail "
                           "injects into; set it to 0, or switch that unit off", "attn_ratio")
-
-
-@dataclass
-class InjectionBesideControlNet(Injection):
-    """An injection into job `p`'s U-Net whose source run is without ControlNet."""
-
-    p: object = None
-
-    def run_source(self, unet: nn.Module, x: Tensor, timesteps: Tensor) -> None:
-        with without_controlnet(self.p):
-            super().run_source(unet, x, timesteps)

@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 
 from PIL import Image
 
-from ..collage import Piece, parse_collage
+from ..content.collage import Piece, parse_collage
+from ..content.further import FurtherSource, parse_sources
+from ..content.lists import check_mask, check_picture
+from ..content.settings import FIELDS, DitailSettings
 from ..errors import DitailError
-from ..parts import check_mask, check_picture
-from ..settings import FIELDS, DitailSettings
-from ..sources import FurtherSource, parse_sources
 from . import models
 
 PICTURES = ("image", "mask")

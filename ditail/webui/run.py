@@ -8,23 +8,23 @@ job, before sampling) and `sample` (once per batch), which are replaced on the i
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import wraps
+from functools import partial, wraps
 
 import torch
 from modules import images, processing, sd_unet, shared
 from PIL import Image, ImageChops
 from torch import Tensor, nn
 
-from ..collage import compose
+from ..content.collage import compose
+from ..content.images import LATENT_SCALE, fit, mask_to_latent, picture_to_tensor, tensor_to_pictures
 from ..errors import DitailError
-from ..images import LATENT_SCALE, fit, mask_to_latent, picture_to_tensor, tensor_to_pictures
-from ..injection import inject
-from ..latents import SourceLatents
-from ..layers import parse_layers
-from ..mixing import Mixed, start_latent
-from ..savings import Savings, is_untouched
-from ..schedule import InjectionSteps
-from ..sites import find_sites
+from ..method.blending import Mixed, start_latent
+from ..method.latents import SourceLatents
+from ..method.layers import parse_layers
+from ..method.schedule import InjectionSteps
+from ..unet.injection import Injection, inject
+from ..unet.shortcuts import Savings, is_untouched
+from ..unet.sites import find_sites
 from . import caches, models, neighbours
 from .failures import errors_for_the_user
 from .infotext import IMAGE_HASH, infotext_of, picture_hash, source_infotext
@@ -307,9 +307,9 @@ class Run:
         neighbours.check_controlnet(self.p, steps)
         unet, null = model.model.diffusion_model, models.null_conditioning(model, sampling.size)
         features = caches.features_for(self.p, keys, null, sampling.size)
-        self._hooks.enter_context(inject(unet, neighbours.InjectionBesideControlNet(
-            mixed, null, steps, sampling.mask, row_images, Savings(upcast_attention=shared.opts.upcast_attn),
-            features=features, p=self.p)))
+        self._hooks.enter_context(inject(unet, Injection(
+            mixed, null, steps, sampling.mask, row_images, Savings(upcast_attention=shared.opts.upcast_attn), features,
+            partial(neighbours.without_controlnet, self.p))))
         self._hooked = unet
 
     def _keep_recording(self) -> None:

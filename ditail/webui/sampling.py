@@ -13,9 +13,9 @@ import torch
 from modules import devices, processing, prompt_parser, rng, sd_models, sd_samplers, shared
 from torch import Tensor
 
+from ..content.images import LATENT_SCALE
 from ..errors import DitailError
-from ..images import LATENT_SCALE
-from ..latents import SourceLatents
+from ..method.latents import SourceLatents
 
 PROBE_SIZE = 8
 

@@ -5,7 +5,7 @@ import logging
 from modules import script_callbacks, sd_models
 
 from ..errors import DitailError
-from ..injection import remove
+from ..unet.injection import remove
 from . import caches
 from .request import Request, is_enabled, settings_from
 from .run import PLAIN, RUN, Run, release

@@ -11,10 +11,11 @@ from modules import devices, extra_networks, sd_hijack, sd_vae, shared
 from PIL import Image
 from torch import Tensor
 
-from ..images import LATENT_SCALE, fit, picture_to_tensor, tensor_to_pictures
-from ..inversion import invert
-from ..latents import SourceLatents, latents_key
-from ..mixing import Mixed, Share, mix_over
+from ..content.images import LATENT_SCALE, fit, picture_to_tensor, tensor_to_pictures
+from ..keys import cache_key
+from ..method.blending import Mixed, Share, mix_over
+from ..method.inversion import invert
+from ..method.latents import SourceLatents
 from . import models
 from .progress import Progress
 from .request import Part, Request
@@ -146,7 +147,7 @@ def sources_of(p, request: Request, sampling: Sampling, pictures: Sequence[Tenso
     info = request.checkpoint or target
     keeps_vae = info.filename == target.filename and not settings.source_vae
     vae_file = sd_vae.loaded_vae_file if keeps_vae else models.vae_file_of(info, request.vae)
-    pixel_keys = [latents_key({"pixels": picture}) for picture in pictures]
+    pixel_keys = [cache_key({"pixels": picture}) for picture in pictures]
     by_image = []
     for i, texts in enumerate(zip(p.all_prompts, p.all_negative_prompts, strict=True)):
         prompt, networks = extra_networks.parse_prompt(settings.source_prompt or texts[0])
@@ -158,7 +159,7 @@ def sources_of(p, request: Request, sampling: Sampling, pictures: Sequence[Tenso
         elif pictures:
             source = replace(source, pixels=pictures[i % len(pictures)])
             pixels_key = pixel_keys[i % len(pictures)]
-        by_image.append(replace(source, key=latents_key(source.depends_on(p, pixels_key))))
+        by_image.append(replace(source, key=cache_key(source.depends_on(p, pixels_key))))
     return [_in_its_batch(source, by_image[i - i % p.batch_size :][: p.batch_size])
             for i, source in enumerate(by_image)]
 
@@ -169,7 +170,7 @@ def _in_its_batch(source: Source, mates: Sequence[Source]) -> Source:
         return replace(source, batch=(source.key,))
     keys = list(dict.fromkeys(mate.key for mate in mates if mate.needs == source.needs))
     if len(keys) > 1:
-        keys = {key: latents_key({"batch": keys, "place": place}) for place, key in enumerate(keys)}
+        keys = {key: cache_key({"batch": keys, "place": place}) for place, key in enumerate(keys)}
         return replace(source, key=keys[source.key], batch=tuple(keys.values()))
     return replace(source, batch=tuple(keys))
 

@@ -12,7 +12,7 @@ from modules import devices, paths_internal, sd_hijack, sd_unet, shared
 from PIL import Image
 from torch import Tensor, nn
 
-from . import models
+from ..keys import file_mark
 
 # Folders of scripts that do to a U-Net nothing but what is asked for here.
 KNOWN_SCRIPTS = tuple(Path(folder).resolve() for folder in (
@@ -34,7 +34,7 @@ def describe_target(p) -> dict:
     unet = model.model.diffusion_model
     _put_loras_in(unet)
     return {
-        "checkpoint": models.file_mark(model.sd_checkpoint_info.filename), "weights": _some_weights(unet),
+        "checkpoint": file_mark(model.sd_checkpoint_info.filename), "weights": _some_weights(unet),
         "networks": _networks(p), "scripts": _other_scripts(p),
         "dtypes": [*map(str, (devices.dtype, devices.dtype_unet, devices.dtype_inference)), devices.unet_needs_upcast],
         "weight_dtypes": sorted({str(parameter.dtype) for parameter in unet.parameters()}),
@@ -92,7 +92,7 @@ def _networks(p) -> list:
         for kind, found in (tags or {}).items():
             if kind not in KNOWN_NETWORKS or not all(map(_has_plain_weights, found)):
                 raise ValueError(f"<{kind}:...> may be more than this extension knows of")
-    marks = [[lora.name, lora.mtime, models.file_mark(lora.network_on_disk.filename), lora.te_multiplier,
+    marks = [[lora.name, lora.mtime, file_mark(lora.network_on_disk.filename), lora.te_multiplier,
               lora.unet_multiplier, lora.dyn_dim, _lora_functional()] for lora in _loras()]
     for network in shared.loaded_hypernetworks:
         layers = [layer for pair in network.layers.values() for layer in pair]

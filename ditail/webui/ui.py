@@ -9,8 +9,8 @@ from modules import sd_models, sd_vae
 from modules.ui_common import create_refresh_button
 from modules.ui_components import InputAccordion
 
-from ..settings import BY_KEY
-from ..sources import WEIGHT
+from ..content.further import WEIGHT
+from ..content.settings import BY_KEY
 from .infotext import TITLE, PasteKey, second_source_of
 from .request import AUTOMATIC_VAE, COLLAGE_SLOTS, PICTURES, SAME_CHECKPOINT, SECOND_SOURCE, TAB_FIELDS
 

@@ -6,8 +6,8 @@ from itertools import product
 
 from modules import scripts, sd_models, sd_vae
 
+from ..content.settings import BY_KEY, Field
 from ..errors import DitailError
-from ..settings import BY_KEY, Field
 from . import models
 from .failures import errors_for_the_user
 from .request import Request

@@ -6,7 +6,7 @@ import io
 import torch
 from PIL import Image, ImageChops, ImageStat
 
-from ditail.images import picture_to_tensor
+from ditail.content.images import picture_to_tensor
 
 SIDE = 128
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .errors import DitailError, shown
+from ..errors import DitailError, shown
 from .layers import ATTENTION, FEATURE, Layer, Layers
 
 TRAINING_STEPS = 1000

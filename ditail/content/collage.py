@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .errors import DitailError
+from ..errors import DitailError
 from .images import fit, picture_to_tensor, tensor_to_pictures
-from .parts import check_fractions, check_mask, check_picture, check_setting, parse_objects
+from .lists import check_fractions, check_mask, check_picture, check_setting, parse_objects
 
 MAX_PIECES = 16
 # Thirds and their like may add up to a little over 1.

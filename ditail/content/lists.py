@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from PIL import Image
 
-from .errors import DitailError, shown
+from ..errors import DitailError, shown
 from .images import decode_base64, read_mask, read_picture
 from .settings import BY_KEY
 

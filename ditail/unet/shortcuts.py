@@ -54,7 +54,7 @@ class Source(Protocol):
     def images(self, recorded: Tensor, rows: int) -> Sequence[int] | None:
         """The row of `recorded` that each of `rows` rows takes; None where they don't match."""
 
-    def fed_alike(self, name: str) -> bool:
+    def is_fed_alike(self, name: str) -> bool:
         """Whether an attention's to_q and to_k were handed one tensor, with nothing (a hypernetwork) in between."""
 
     def owns(self, hook_id: int) -> bool:
@@ -141,7 +141,7 @@ def _share(source: Source, attn1: nn.Module, name: str):
         if not is_from(type(attn1).forward, PLAIN_ATTENTION) or hooked(source, attn1.to_q, attn1.to_k):
             return None
         # Elsewhere (MPS and others) values wider than keys are not everywhere supported.
-        if x.device.type not in ("cpu", "cuda", "meta") or not source.fed_alike(name):
+        if x.device.type not in ("cpu", "cuda", "meta") or not source.is_fed_alike(name):
             return None
         q, k = source.recorded(keys[0], attn1.to_q), source.recorded(keys[1], attn1.to_k)
         images = source.images(q, len(x))

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from .errors import DitailError
-from .layers import ATTENTION, FEATURE, Layer, parse_layers
+from ..errors import DitailError
+from ..method.layers import ATTENTION, FEATURE, Layer, parse_layers
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .errors import DitailError
+from ..errors import DitailError
 from .latents import SourceLatents
 from .schedule import alphas_cumprod_at
 

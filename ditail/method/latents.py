@@ -1,12 +1,8 @@
-"""Source latents `z_t`: kept per timestep, looked up at any, saved with what they depend on, cached."""
+"""Source latents `z_t`: kept per timestep, looked up at any, saved with what they depend on."""
 
-import hashlib
 import json
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from threading import RLock
-from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import torch
@@ -14,11 +10,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from .errors import DitailError
+from ..errors import DitailError
+from ..keys import cache_key
 from .schedule import TRAINING_STEPS, alphas_cumprod_at
-
-if TYPE_CHECKING:
-    from .disk import LatentFolder
 
 FORMAT = "ditail source latents 1"
 
@@ -88,7 +82,7 @@ class SourceLatents:
         tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
         part = Path(f"{path}.{uuid4().hex}.part")
         try:
-            part.write_bytes(save(tensors, {**(metadata or {}), "format": FORMAT, "sha256": latents_key(tensors)}))
+            part.write_bytes(save(tensors, {**(metadata or {}), "format": FORMAT, "sha256": cache_key(tensors)}))
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
@@ -102,7 +96,7 @@ class SourceLatents:
             metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
             if metadata.pop("format", None) != FORMAT:
                 raise DitailError("another format")
-            checksum = latents_key(tensors)
+            checksum = cache_key(tensors)
             parts = [tensors[name] for name in ("timesteps", "latents", "alphas_cumprod")]
             if metadata.pop("sha256", checksum) != checksum or not _are_sound(*parts):
                 raise DitailError("damaged")
@@ -117,84 +111,3 @@ def _are_sound(timesteps: Tensor, latents: Tensor, alphas_cumprod: Tensor) -> bo
         (timesteps.ndim, latents.ndim, alphas_cumprod.shape) == (1, 5, (TRAINING_STEPS,))
         and all(t.double().isfinite().all() for t in (timesteps, latents, alphas_cumprod))
     )
-
-
-def latents_key(depends_on: Mapping) -> str:
-    """A cache key: the SHA-256 of everything that source latents depend on, as canonical JSON.
-
-    Tensors count by dtype, shape and bytes; floats exactly (by `repr`). Raises TypeError for what JSON can't say.
-    """
-    return hashlib.sha256(json.dumps(depends_on, sort_keys=True, default=_describe).encode()).hexdigest()
-
-
-def _describe(value) -> list:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{type(value).__name__} can't be part of a cache key")
-    data = value.detach().cpu().contiguous()
-    content = data.flatten().view(torch.uint8).numpy().tobytes()
-    return [str(data.dtype), list(data.shape), hashlib.sha256(content).hexdigest()]
-
-
-class LatentCache:
-    """Source latents in RAM and, with a `folder`, on disk too.
-
-    In RAM the least recently used are dropped first once they exceed `budget` bytes; the folder has its own budget.
-    Whoever changes a budget calls `trim`. Any thread may call any method.
-    """
-
-    def __init__(self, budget: int, folder: "LatentFolder | None" = None):
-        self.budget, self.folder = budget, folder
-        self._entries: OrderedDict[str, SourceLatents] = OrderedDict()
-        self._lock = RLock()
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes in RAM."""
-        with self._lock:
-            return sum(entry.nbytes for entry in self._entries.values())
-
-    def get(self, key: str) -> SourceLatents | None:
-        """An entry from RAM, else from the folder (and then kept in RAM, too), else None."""
-        with self._lock:
-            found = self._entries.get(key)
-            if found is not None:
-                self._entries.move_to_end(key)
-                if self.folder is not None:
-                    self.folder.touch(key)
-            elif self.folder is not None and (found := self.folder.get(key)):
-                self._keep(key, found)
-            return found
-
-    def put(self, key: str, latents: SourceLatents, metadata: Mapping[str, str] | None = None) -> None:
-        """Keep an entry; one larger than a whole budget is not kept there. metadata: what its file is to say of it."""
-        with self._lock:
-            self._keep(key, latents)
-            if self.folder is not None:
-                self.folder.put(key, latents, metadata or {})
-
-    def trim(self) -> None:
-        """Drop what exceeds the budgets."""
-        with self._lock:
-            self._trim_ram()
-            if self.folder is not None:
-                self.folder.trim()
-
-    def clear(self) -> None:
-        """Drop every entry, in RAM and in the folder."""
-        with self._lock:
-            self._entries.clear()
-            if self.folder is not None:
-                self.folder.clear()
-
-    def _keep(self, key: str, latents: SourceLatents) -> None:
-        self._entries.pop(key, None)
-        if latents.nbytes <= self.budget:
-            self._entries[key] = latents
-        self._trim_ram()
-
-    def _trim_ram(self) -> None:
-        while self.nbytes > self.budget:
-            self._entries.popitem(last=False)

@@ -8,7 +8,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from .errors import DitailError
+from ..errors import DitailError
 from .latents import SourceLatents
 from .schedule import Window
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from .errors import DitailError
-from .latents import FORMAT, SourceLatents
+from ..errors import DitailError
+from ..method.latents import FORMAT, SourceLatents
 
 log = logging.getLogger("ditail")
 
@@ -22,7 +22,7 @@ PART_SECONDS = 3600
 
 
 class LatentFolder:
-    """Source latents as files named by their keys (see `latents_key`), the least recently used deleted first once they
+    """Source latents as files named by their keys (see `cache_key`), the least recently used deleted first once they
     exceed `budget` bytes.
 
     Only what a name and a file's header say is ours is ever deleted. What goes wrong with the disk is a warning in the

@@ -7,11 +7,11 @@ raises DitailError naming the key.
 import json
 from collections.abc import Mapping, Sequence
 
-from .errors import DitailError, shown
-from .parts import check_setting
+from ..errors import DitailError, shown
+from .further import CHECKS as SOURCE_CHECKS
+from .further import MAX_SOURCES
+from .lists import check_setting
 from .settings import FIELDS, DitailSettings, Field
-from .sources import CHECKS as SOURCE_CHECKS
-from .sources import MAX_SOURCES
 
 PREFIX = "Ditail "
 SOURCES = "Ditail sources"

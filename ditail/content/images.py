@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from .errors import DitailError, shown
+from ..errors import DitailError, shown
 
 LATENT_SCALE = 8
 MAX_PIXELS = 100_000_000

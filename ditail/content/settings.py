@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 
-from .errors import DitailError, named, shown
-from .layers import parse_layers
+from ..errors import DitailError, named, shown
+from ..method.layers import parse_layers
 
 # A path has at most 4096 characters on the systems that the WebUI runs on.
 MAX_NAME = 4096

@@ -4,8 +4,8 @@ from dataclasses import dataclass, replace
 
 from PIL import Image
 
-from .errors import DitailError
-from .parts import check_fractions, check_mask, check_picture, check_setting, parse_objects
+from ..errors import DitailError
+from .lists import check_fractions, check_mask, check_picture, check_setting, parse_objects
 from .settings import BY_KEY, Field
 
 MAX_SOURCES = 8

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .errors import DitailError, named
+from ..errors import DitailError, named
 
 FEATURE, ATTENTION = "f", "a"
 # Every feature and attention of SD's 12 output blocks with a range each takes under 500 characters.

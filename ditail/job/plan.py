@@ -1,0 +1,164 @@
+"""The samplings of a job: their content images and masks, and the source of each image."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from PIL import Image, ImageChops
+from torch import Tensor
+
+from ..content.collage import compose
+from ..content.images import fit, mask_to_latent, picture_to_tensor, tensor_to_pictures
+from ..errors import DitailError
+from ..method.blending import Mixed, Share, mix_over
+from ..method.latents import SourceLatents
+from .host import Host, Pass, SamplingPlan
+from .request import Further, Request
+from .source import Source, distinct, sources_of, stacked
+
+WHITE = (255, 255)
+
+
+@dataclass(frozen=True)
+class FurtherSources:
+    """A further source of a mix in one sampling: its sources by image of the job, and its mask for the latents."""
+
+    share: Share
+    sources: list[Source]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """One sampling of a job, and where each image of it takes its content from.
+
+    size: (width, height) in pixels. mask: see `Injection`. contents: the content images `[1, 3, H, W]`, which the
+    images of the job take in turn; empty if they are generated. sources: by image of the job; further: those mixed
+    over them.
+    """
+
+    hires: bool
+    size: tuple[int, int]
+    plan: SamplingPlan
+    mask: Tensor | None
+    contents: Sequence[Tensor]
+    sources: list[Source]
+    further: list[FurtherSources] = field(default_factory=list)
+
+    @property
+    def all_sources(self) -> list[Source]:
+        """Every source that has to be made, once."""
+        return distinct([*self.sources, *(source for further in self.further for source in further.sources)])
+
+    def mixed(self, first: int, count: int, latents: Mapping[str, SourceLatents],
+              ) -> tuple[list[Mixed], list[int], list[str]]:
+        """What is injected into `count` images from number `first` on, as an `Injection` takes it; for each of these
+        images its row in the latents; and what the mix depends on. latents: by source key.
+        """
+        columns = [self.sources, *(further.sources for further in self.further)]
+        images = [tuple(column[i].key for column in columns)
+                  for i in range(first, min(first + count, len(self.sources)))]
+        rows = list(dict.fromkeys(images))
+        parts = [stacked([latents[row[k]] for row in rows]) for k in range(len(columns))]
+        shares = [further.share for further in self.further]
+        mixed = mix_over(parts[0], list(zip(parts[1:], shares, strict=True)), self.plan.timesteps)
+        keys = [key for row in rows for key in row]
+        keys += [repr((share.weight, share.steps, share.mask is None)) for share in shares]
+        return mixed, [rows.index(image) for image in images], keys
+
+
+def plan_job(host: Host, request: Request, init_images: Sequence[Tensor], *, is_plain: bool) -> dict[bool, Sampling]:
+    """The job's samplings with Ditail, by whether they are the hires pass.
+
+    init_images: `[1, 3, H, W]` each, the content images where the request has none. is_plain: the job is a plain image,
+    and only its sources are wanted. Raises DitailError for what the request and the job don't allow.
+    """
+    settings, samplings = request.settings, {}
+    is_generated = settings.source == "generate"
+    for a_pass in host.passes():
+        is_wanted = settings.hires and not is_plain if a_pass.hires else is_generated or a_pass.is_sampled
+        # A generated source has no latents at the second pass's size: its image is inverted there.
+        parents = samplings[False].sources if a_pass.hires and is_generated and False in samplings else None
+        plan = host.plan(hires=a_pass.hires) if is_wanted else None
+        if plan is not None:
+            samplings[a_pass.hires] = _plan_sampling(host, request, a_pass, plan, init_images, parents)
+        elif is_wanted:
+            host.comment("Ditail: nothing to do, as the denoising strength leaves no step")
+    return samplings
+
+
+def _plan_sampling(host: Host, request: Request, a_pass: Pass, plan: SamplingPlan, init_images: Sequence[Tensor],
+                   parents: Sequence[Source] | None) -> Sampling:
+    settings, size = request.settings, a_pass.size
+    mask = request.mask and fit(host.framed(request.mask, settings.resize_mode), *size, settings.resize_mode)
+    contents: Sequence[Tensor] = []
+    if settings.source == "image":
+        contents = _contents(host, request, size, init_images)
+        if request.collage:
+            contents, covered = _composed(request, contents, size)
+            mask = ImageChops.multiply(mask, covered) if mask else covered
+    # White everywhere is none: masks cost the shortcuts that take a layer as a whole.
+    latent_mask = mask_to_latent(mask, *size) if mask and mask.getextrema() != WHITE else None
+    sources = sources_of(host, request, size, plan, contents, parents)
+    further = [_further_sources(host, part, i, a_pass, plan, contents) for i, part in enumerate(request.further)]
+    return Sampling(a_pass.hires, size, plan, latent_mask, contents, sources, further)
+
+
+def _contents(host: Host, request: Request, size: tuple[int, int], init_images: Sequence[Tensor]) -> Sequence[Tensor]:
+    if request.image is not None:
+        return [_fitted(host, request, size)]
+    if not init_images and not request.collage:
+        raise DitailError("image: a content image is needed in txt2img", "image")
+    return init_images
+
+
+def _fitted(host: Host, request: Request, size: tuple[int, int]) -> Tensor:
+    resize_mode = request.settings.resize_mode
+    return picture_to_tensor(fit(host.framed(request.image, resize_mode), *size, resize_mode))
+
+
+def _composed(request: Request, grounds: Sequence[Tensor], size: tuple[int, int]) -> tuple[list[Tensor], Image.Image]:
+    """The collage over each content image (or over none), and the mask of where its pieces lie."""
+    composed = [compose(request.collage, *size, ground)
+                for ground in ([tensor_to_pictures(ground)[0] for ground in grounds] or [None])]
+    return [picture_to_tensor(image) for image, _ in composed], composed[0][1]
+
+
+def _further_sources(host: Host, part: Further, number: int, a_pass: Pass, plan: SamplingPlan,
+                     contents: Sequence[Tensor]) -> FurtherSources:
+    """A further source of a mix; one to be inverted without an image of its own takes the first one's."""
+    request, size, resize_mode = part.request, a_pass.size, part.request.settings.resize_mode
+    if request.checkpoint is not None:
+        host.check_family(request.checkpoint)
+    if request.settings.source == "generate":
+        if a_pass.hires:
+            raise DitailError("sources: none that is generated can be mixed in the hires pass; switch `hires` off",
+                              "sources")
+        contents = []
+    else:
+        contents = [_fitted(host, request, size)] if request.image is not None else contents
+        if not contents:
+            raise DitailError(f"sources: number {number + 1} needs an image, as the first is generated", "sources")
+    mask = mask_to_latent(host.framed(part.mask, resize_mode), *size, resize_mode) if part.mask else None
+    return FurtherSources(Share(part.weight, mask, part.steps), sources_of(host, request, size, plan, contents))
+
+
+def image_hashes(request: Request, samplings: Mapping[bool, Sampling], init_images: Sequence[Tensor]) -> list[str]:
+    """Hashes of the content images that the images of a batch take in turn; one if they are identical."""
+    if request.settings.source == "generate":
+        return []
+    if request.image is not None and not request.collage:
+        return [image_hash(request.image)]
+    if request.collage:
+        init_images = samplings[min(samplings)].contents if samplings else []
+    hashes = [hashlib.sha256(image.numpy().tobytes()).hexdigest()[:10] for image in init_images]
+    return hashes if len(set(hashes)) > 1 else hashes[:1]
+
+
+def image_hash(image: Image.Image) -> str:
+    """Ten hex digits that change with any pixel and with the size."""
+    return hashlib.sha256(f"{image.size}".encode() + image.convert("RGB").tobytes()).hexdigest()[:10]
+
+
+def rows_of(pixels: Sequence[Tensor]) -> list[Tensor]:
+    """The rows of the first batch of pixels as images `[1, 3, H, W]`."""
+    return list(pixels[0].split(1)) if pixels else []

@@ -1,0 +1,76 @@
+"""What one job asks for: settings checked, images read, names looked up; nothing is loaded yet."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from PIL import Image
+
+from ..content.collage import Piece, parse_collage
+from ..content.further import FurtherSource, parse_sources
+from ..content.lists import check_mask, check_picture
+from ..content.settings import DitailSettings
+from ..errors import DitailError
+from .host import Checkpoint, Library
+
+IMAGES = ("image", "mask")
+SOURCE_KEYS = ("source", "source_checkpoint", "source_vae", "source_prompt", "source_negative_prompt")
+
+
+@dataclass(frozen=True)
+class Request:
+    """Settings with their images read and their names looked up. checkpoint: None for the target itself."""
+
+    settings: DitailSettings
+    image: Image.Image | None
+    mask: Image.Image | None
+    checkpoint: Checkpoint | None
+    vae: str
+    further: tuple["Further", ...] = ()
+    collage: tuple[Piece, ...] = ()
+
+    @classmethod
+    def from_values(cls, values: Mapping, library: Library) -> "Request":
+        """Settings by key, images as base64 or PIL images. Raises DitailError naming the key that can't be used."""
+        values = dict(values)
+        images = {key: values.pop(key, None) for key in IMAGES}
+        encoded = {key: image for key, image in images.items() if not isinstance(image, Image.Image)}
+        settings = DitailSettings.from_dict({**values, **encoded})
+        if not settings.enabled:
+            return cls(settings, None, None, None, "")
+        collage = parse_collage(settings.collage)
+        if collage and settings.source == "generate":
+            raise DitailError('collage: makes a content image, so `source` must be "image"', "collage")
+        further = tuple(_further(settings, source, i, library)
+                        for i, source in enumerate(parse_sources(settings.sources)))
+        return cls(
+            settings, check_picture("image", images["image"]), check_mask("mask", images["mask"]),
+            library.find_checkpoint(settings.source_checkpoint), library.find_vae(settings.source_vae), further,
+            collage,
+        )
+
+    def with_values(self, values: Mapping, library: Library) -> "Request":
+        """The same request with other settings, whose names are looked up again."""
+        settings = replace(self.settings, **values)
+        return replace(self, settings=settings, checkpoint=library.find_checkpoint(settings.source_checkpoint),
+                       vae=library.find_vae(settings.source_vae))
+
+
+def _further(first: DitailSettings, source: FurtherSource, number: int, library: Library) -> "Further":
+    """A further source; what it has no key for is as in the first one."""
+    settings = replace(first, **{key: getattr(source, key) for key in SOURCE_KEYS})
+    try:
+        request = Request(settings, source.image, source.mask, library.find_checkpoint(source.source_checkpoint),
+                          library.find_vae(source.source_vae))
+    except DitailError as error:
+        raise DitailError(f"sources[{number}].{error}", "sources") from error
+    return Further(request, source.weight, source.mask, source.steps)
+
+
+@dataclass(frozen=True)
+class Further:
+    """A further source of a mix: what it is, its weight beside the first's 1, where and when it takes part."""
+
+    request: Request
+    weight: float
+    mask: Image.Image | None
+    steps: tuple[float, float]

@@ -1,0 +1,139 @@
+"""Content sources of a job: one for each image, made once for all that are identical."""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..content.images import LATENT_SCALE, tensor_to_pictures
+from ..keys import cache_key
+from ..method.latents import SourceLatents
+from .host import Checkpoint, Host, Networks, Prompts, SamplingPlan
+from .request import Request
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """One source at one size: what its latents are made from, and the key under which they are cached.
+
+    kind: "image" inverts `pixels` `[1, 3, H, W]` (None: the image of `parent`), "generate" samples from the seeds of
+    the job's image number `image`. vae_file: None for the checkpoint's own. networks: the extra networks of its prompt,
+    which `prompts` is without. size: (width, height) in pixels. batch: the keys of the sources that are made at once
+    with this one, in order.
+    """
+
+    kind: str
+    request: Request
+    checkpoint: Checkpoint
+    vae_file: str | None
+    prompts: Prompts
+    networks: Networks
+    size: tuple[int, int]
+    plan: SamplingPlan
+    image: int
+    pixels: Tensor | None = None
+    parent: "Source | None" = None
+    key: str = ""
+    batch: tuple[str, ...] = ()
+
+    @property
+    def latent_hw(self) -> tuple[int, int]:
+        return self.size[1] // LATENT_SCALE, self.size[0] // LATENT_SCALE
+
+    @property
+    def needs(self) -> tuple:
+        """What has to be in place to make it."""
+        networks = {kind: [network.items for network in found] for kind, found in self.networks.items()}
+        return self.checkpoint.path, self.vae_file or "", repr(networks)
+
+    def depends_on(self, host: Host, pixels_key: str) -> dict:
+        """All that the latents depend on, for the key."""
+        settings = self.request.settings
+        known = host.fingerprint(self.checkpoint, self.vae_file, self.prompts, self.networks)
+        if self.kind == "image":
+            return {**known, "pixels": pixels_key,
+                    "settings": [settings.alpha, settings.beta, self.size, self.plan.timesteps]}
+        return {**known, "size": self.size, **host.generation_fingerprint(self.image)}
+
+    def metadata(self, host: Host) -> dict[str, str]:
+        """Metadata shown for a cache entry."""
+        settings, (width, height) = self.request.settings, self.size
+        vae = os.path.basename(self.vae_file) if self.vae_file else "the checkpoint's own"
+        known = {"checkpoint": self.checkpoint.title, "vae": vae, "prompt": self.prompts[0],
+                 "negative prompt": self.prompts[1], "size": f"{width}x{height}", "kind": self.kind}
+        if self.kind == "image":
+            return {**known, "alpha": f"{settings.alpha:g}", "beta": f"{settings.beta:g}"}
+        return {**known, **host.generation_metadata(self.image)}
+
+    def content_image(self, latents: Mapping[str, SourceLatents]) -> Image.Image:
+        """The image that the content comes from, at the size of the sampling. latents: by source key."""
+        if self.kind == "generate":
+            return Image.fromarray(latents[self.key].picture.numpy())
+        return tensor_to_pictures(self.pixels)[0]
+
+
+def sources_of(host: Host, request: Request, size: tuple[int, int], plan: SamplingPlan, contents: Sequence[Tensor],
+               parents: Sequence[Source] | None = None) -> list[Source]:
+    """The sources of one sampling, by image of the job.
+
+    contents: the content images `[1, 3, H, W]`, which the images of the job take in turn; empty if they are generated.
+    parents: the generated sources whose images are inverted, by image of the job.
+    """
+    settings, checkpoint = request.settings, request.checkpoint or host.target()
+    keeps_vae = checkpoint.path == host.target().path and not settings.source_vae
+    vae_file = host.vae_file(checkpoint, "" if keeps_vae else request.vae)
+    content_keys = [cache_key({"pixels": content}) for content in contents]
+    sources = []
+    for i, texts in enumerate(host.prompts()):
+        prompt, networks = host.parse_prompt(settings.source_prompt or texts[0])
+        source = Source("image" if contents or parents else "generate", request, checkpoint, vae_file,
+                        (prompt, settings.source_negative_prompt or texts[1]), networks, size, plan, i)
+        pixels_key = ""
+        if parents:
+            source, pixels_key = replace(source, parent=parents[i]), parents[i].key
+        elif contents:
+            source = replace(source, pixels=contents[i % len(contents)])
+            pixels_key = content_keys[i % len(contents)]
+        sources.append(replace(source, key=cache_key(source.depends_on(host, pixels_key))))
+    return [_in_its_batch(source, sources[i - i % host.batch_size :][: host.batch_size])
+            for i, source in enumerate(sources)]
+
+
+def _in_its_batch(source: Source, mates: Sequence[Source]) -> Source:
+    """A generated source with the others of its batch in its key: rounding differs with what is sampled at once."""
+    if source.kind == "image":
+        return replace(source, batch=(source.key,))
+    keys = list(dict.fromkeys(mate.key for mate in mates if mate.needs == source.needs))
+    if len(keys) > 1:
+        in_batch = {key: cache_key({"batch": keys, "place": place}) for place, key in enumerate(keys)}
+        return replace(source, key=in_batch[source.key], batch=tuple(in_batch.values()))
+    return replace(source, batch=tuple(keys))
+
+
+def distinct(sources: Iterable[Source]) -> list[Source]:
+    """One source for each key."""
+    return list({source.key: source for source in sources}.values())
+
+
+def batches_of(sources: Sequence[Source], target: Checkpoint) -> list[list[Source]]:
+    """What is made at once, in the order that loads least: first what the target makes, while it is still in place.
+
+    Generated ones come before inverted ones, as their images may be inverted. A batch is given whole or not at all.
+    """
+    by_key = {source.key: source for source in sources}
+    batches = dict.fromkeys(source.batch for source in sources)
+    firsts = sorted((by_key[batch[0]] for batch in batches),
+                    key=lambda s: (s.checkpoint.path != target.path, s.needs, s.kind == "image"))
+    return [[by_key[key] for key in first.batch] for first in firsts]
+
+
+def stacked(sources: Sequence[SourceLatents]) -> SourceLatents:
+    """Source latents of one row each as one of several rows, at the timesteps of the first."""
+    first = sources[0]
+    if len(sources) == 1:
+        return first
+    rows = [torch.cat([latents.at(t) for latents in sources]) for t in first.timesteps.tolist()]
+    return SourceLatents(first.timesteps.tolist(), torch.stack(rows), first.alphas_cumprod)

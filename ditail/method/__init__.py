@@ -1,0 +1,1 @@
+"""The method on tensors: schedules, layers, source latents, inversion, blending."""

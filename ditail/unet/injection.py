@@ -1,0 +1,240 @@
+"""Injection: hooks that put what the target U-Net computes on the source latents into the rows being denoised.
+
+Everything happens at the U-Net's border. When the U-Net is called at a timestep, it first runs on the source latent of
+that timestep with the null prompt, and hooks record q and k of the chosen self-attentions and the hidden state of the
+chosen ResBlock; in the run that was asked for, the same hooks replace those tensors in every row. Nothing is
+re-implemented, so LoRA, hypernetworks and every attention implementation that calls `to_q` and `to_k` keep working.
+`shortcuts.py` leaves out work that is not needed; it can be switched off without changing a result.
+
+Three lifetimes, three objects: `Injection` is what is asked for and never changes, `InjectionHooks` is one U-Net with
+its hooks, `Step` is one timestep.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..cache.features import Features
+from ..errors import DitailError
+from ..method.blending import Mixed, active_at, as_mixed, images_of
+from ..method.latents import SourceLatents
+from ..method.schedule import InjectionSteps
+from .shortcuts import Savings, is_untouched, shortcuts, spread
+from .sites import find_sites
+from .step import Step, mask_on_layer, mixed_at
+
+# Where a U-Net keeps what takes an injection off again.
+INSTALLED = "_ditail_installed"
+RowImages = Callable[[int], Sequence[int]]
+
+
+class _LastLayerReached(Exception):
+    """Ends the source run once every layer that is needed has been recorded."""
+
+
+@dataclass(frozen=True)
+class Injection:
+    """What is injected into a U-Net.
+
+    source: the source latents, `b` rows (1 for one content image; one per image of a batch otherwise), or several of
+    them to mix: what is computed on each is blended by their shares before it is injected.
+    null: the U-Net's keyword arguments for the source rows, batch 1: `context` `[1, tokens, width]`, for SDXL also `y`.
+    steps: which layers at which timesteps. mask: None or `[1, 1, h, w]` in 0..1 at the latents' size, 1 = inject.
+    row_images: for a run of `n` rows, the source row of each (default: the rows repeat the source rows in order).
+    savings: which needless work is left out (exact, and cheaper).
+    features: where the source runs are kept for a later generation; None = nowhere.
+    around_source: a context for the source runs (a host may switch off what is meant for the image alone).
+    """
+
+    source: SourceLatents | Sequence[Mixed]
+    null: Mapping[str, Tensor]
+    steps: InjectionSteps
+    mask: Tensor | None = None
+    row_images: RowImages | None = None
+    savings: Savings = Savings()
+    features: Features | None = None
+    around_source: Callable[[], AbstractContextManager] = nullcontext
+
+    def install(self, unet: nn.Module) -> None:
+        """Hook `unet`, after removing whatever an earlier injection left on it; nothing is left if this raises."""
+        remove(unet)
+        with ExitStack() as installed:
+            InjectionHooks(self, unet).install(installed)
+            setattr(unet, INSTALLED, installed.pop_all())
+
+
+def remove(unet: nn.Module) -> None:
+    """Take every hook of Ditail off `unet`, also if taking off one of them raises; without any, nothing happens."""
+    unet.__dict__.pop(INSTALLED, ExitStack()).close()
+
+
+@contextmanager
+def inject(unet: nn.Module, injection: Injection) -> Iterator[Injection]:
+    """Run a block with `injection` installed on `unet`; the hooks go when it ends or raises."""
+    try:
+        injection.install(unet)
+        yield injection
+    finally:
+        remove(unet)
+
+
+class InjectionHooks:
+    """An injection on one U-Net: its hooks, the step at hand, and the rows of the call at hand."""
+
+    def __init__(self, injection: Injection, unet: nn.Module):
+        self.injection, self.unet = injection, unet
+        self.savings = injection.savings
+        self.mixed = as_mixed(injection.source)
+        self.sites = find_sites(unet, injection.steps.windows)
+        self.layers = {site.name: site.layer for site in self.sites.features} | {
+            f"{site.name}.{part}": site.layer for site in self.sites.attention for part in ("to_q", "to_k")}
+        self._step: Step | None = None
+        self._recording = False
+        self._hook_ids: frozenset[int] = frozenset()
+        # Of the call at hand: height and width of its latents, and the image of each row.
+        self._grid: tuple[int, int] = (0, 0)
+        self._rows: Sequence[int] = ()
+
+    def install(self, installed: ExitStack) -> None:
+        """Hook the U-Net; `installed` takes the hooks off again."""
+        handles = [self.unet.register_forward_pre_hook(self._before_unet, with_kwargs=True)]
+        installed.callback(handles[0].remove)
+        for key in self.layers:
+            handles.append(self.unet.get_submodule(key).register_forward_hook(self._hook(key)))
+            installed.callback(handles[-1].remove)
+        self._hook_ids = frozenset(handle.id for handle in handles)
+        blocks = [(site.name, self.unet.get_submodule(site.name.removesuffix(".out_layers")))
+                  for site in self.sites.features]
+        for shortcut in shortcuts(self, blocks, [(site.name, site.module) for site in self.sites.attention]):
+            installed.enter_context(shortcut)
+
+    def _before_unet(self, unet: nn.Module, args: tuple, kwargs: dict) -> None:
+        """Have the source run recorded for the timestep that the U-Net is called at."""
+        if self._recording:
+            return
+        x, timesteps = args[0], args[1] if len(args) > 1 else kwargs["timesteps"]
+        self._grid = tuple(x.shape[-2:])
+        self._rows = self._images_of_rows(len(x))
+        t = float(timesteps.flatten()[0])
+        places = active_at(self.mixed, t)
+        wanted = frozenset(key for key, layer in self.layers.items() if places and self.injection.steps.wants(layer, t))
+        before, self._step = self._step, None
+        if not wanted:
+            return
+        # cond and uncond in two calls, or a sampler that asks twice at one timestep, find the first call's record.
+        is_same = before is not None and (before.timestep, before.wanted) == (t, wanted)
+        # Not before it is recorded: after a source run that raised, the next call starts another.
+        self._step = before if is_same else self._recorded_step(x, timesteps, mixed_at(self.mixed, t, wanted, places))
+
+    def _images_of_rows(self, rows: int) -> Sequence[int]:
+        count, row_images = images_of(self.mixed), self.injection.row_images
+        images = list(row_images(rows)) if row_images and count > 1 else [i % count for i in range(rows)]
+        if len(images) != rows or (row_images is None and rows % count):
+            raise DitailError(f"injection: {rows} rows can't be matched with {count} source latents")
+        return images
+
+    def _recorded_step(self, x: Tensor, timesteps: Tensor, step: Step) -> Step:
+        """`step` with what the source run records, or with what an earlier generation kept."""
+        features, name = self.injection.features, self._name_of_features(x, step)
+        kept = features.get(name) if name else None
+        if kept and step.layers_to_keep <= kept.keys():
+            step.recall(kept, x.device, self._grid)
+            return step
+        self._run_source(x, timesteps, step)
+        if name and step.layers_to_keep <= step.to_keep.keys():
+            features.put(name, step.to_keep)
+        return step
+
+    def _name_of_features(self, x: Tensor, step: Step) -> tuple | None:
+        """What names a step among the kept features; None where they are not to be kept."""
+        # An inpainting U-Net's further channels are the denoised rows' own.
+        channels = self.mixed[0].latents.latents.shape[2]
+        if self.injection.features is None or x.shape[1] != channels or not is_untouched(self.unet, self):
+            return None
+        return step.timestep, tuple(x.shape[-2:]), x.dtype, x.device.type, step.places
+
+    def _run_source(self, x: Tensor, timesteps: Tensor, step: Step) -> None:
+        """Run the U-Net on the source latents, for the hooks to record what it computes."""
+        z = torch.cat([self._source_rows(mixed.latents, x, step.timestep) for mixed in step.active])
+        null = {k: v.to(x.device).expand(len(z), *v.shape[1:]) for k, v in self.injection.null.items()}
+        with self.injection.around_source(), self._recorded_into(step), suppress(_LastLayerReached):
+            self.unet(z, timesteps.flatten()[:1].expand(len(z)), **null)
+        if missing := step.wanted - step.recorded.keys():
+            raise DitailError(f"injection: {min(missing)} was not called in the source run")
+
+    @contextmanager
+    def _recorded_into(self, step: Step) -> Iterator[None]:
+        before, self._step, self._recording = self._step, step, True
+        try:
+            yield
+        finally:
+            self._step, self._recording = before, False
+
+    def _source_rows(self, latents: SourceLatents, x: Tensor, t: float) -> Tensor:
+        z = latents.at(t).to(x)
+        if z.shape[-2:] != x.shape[-2:]:
+            raise DitailError(f"injection: the source latents are {tuple(z.shape[-2:])}, the sampler's "
+                              f"{tuple(x.shape[-2:])} (height, width)")
+        if x.shape[1] > z.shape[1]:
+            # An inpainting U-Net's further channels (mask, masked image) are the denoised rows' own.
+            first = [self._rows.index(i) if i in self._rows else 0 for i in range(len(z))]
+            z = torch.cat([z, x[first, z.shape[1] :]], 1)
+        return z
+
+    def _hook(self, key: str):
+        def hook(module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
+            step = self._step
+            if step is None or key not in step.wanted:
+                return None
+            if not self._recording:
+                return self._injected(step, output, self.recorded(key, module), key)
+            step.record(key, args[0], output, self._grid, keep=self.injection.features is not None)
+            if self.savings.early_exit and step.kept is None and step.is_recorded:
+                raise _LastLayerReached
+            return None
+
+        return hook
+
+    def _injected(self, step: Step, output: Tensor, recorded: Tensor, key: str) -> Tensor:
+        """`m * recorded + (1 - m) * output`, the recorded rows spread over the rows of `output`."""
+        images = self.images(recorded, len(output))
+        if images is None or output.shape[1:] != recorded.shape[1:]:
+            raise DitailError(f"injection: {key} gave {tuple(recorded.shape)} for the source and "
+                              f"{tuple(output.shape)} for the image")
+        source = spread(recorded, images)
+        for mask in (self.injection.mask, step.reach):
+            if mask is not None:
+                m = mask_on_layer(mask, output, self._grid, key).to(output)
+                source = m * source + (1 - m) * output
+        return source
+
+    # What the shortcuts ask: see `shortcuts.Source`.
+
+    def replaces(self, *keys: str) -> bool:
+        step = self._step
+        return (step is not None and not self._recording and self.injection.mask is step.reach is None
+                and step.wanted.issuperset(keys))
+
+    def recorded(self, key: str, module: nn.Module) -> Tensor:
+        step = self._step
+        if key not in step.recorded:
+            # Of kept features, q and k are projected when they are first asked for.
+            with self._recorded_into(step):
+                module(step.kept[key.rpartition(".")[0]])
+        return step.recorded[key]
+
+    def is_fed_alike(self, attention: str) -> bool:
+        return self._step.is_fed_alike(attention)
+
+    def owns(self, hook_id: int) -> bool:
+        return hook_id in self._hook_ids
+
+    def images(self, recorded: Tensor, rows: int) -> Sequence[int] | None:
+        # Tiling extensions fold tiles into rows; a source row is then several rows, in the same order.
+        tiles, rest = divmod(len(recorded), images_of(self.mixed))
+        if rest or rows != tiles * len(self._rows):
+            return None
+        return [image * tiles + tile for image in self._rows for tile in range(tiles)]
