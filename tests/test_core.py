@@ -15,7 +15,7 @@ from ditail.method.inversion import combine_conds
 from ditail.method.layers import Layer
 from ditail.method.schedule import InjectionSteps, alphas_cumprod_at, ddim_timesteps, scaled_linear_alphas_cumprod
 from ditail.mix import ddim_step
-from ditail.unet import injection
+from ditail.unet import injection, step
 from ditail.unet.sites import architecture_of, find_sites
 
 ABAR = scaled_linear_alphas_cumprod()

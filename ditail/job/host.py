@@ -89,7 +89,7 @@ class Progress(Protocol):
 
 
 class Library(Protocol):
-    """A host's checkpoints and VAEs."""
+    """A host's checkpoints and VAEs by their names."""
 
     def find_checkpoint(self, name: str) -> Checkpoint | None:
         """The checkpoint of a name; None for "". Raises DitailError if there is none."""
@@ -98,12 +98,29 @@ class Library(Protocol):
         """A VAE's name as the host writes it. Raises DitailError if there is none."""
 
 
-class Host(Library, Protocol):
-    """A host with one job. Whatever it changes of its own state is undone when the context that it is in ends."""
+class Checkpoints(Protocol):
+    """The checkpoints of a job, and what sources that are made with them depend on."""
+
+    def target(self) -> Checkpoint:
+        """The checkpoint that the job samples with."""
+
+    def check_family(self, checkpoint: Checkpoint) -> None:
+        """Raise DitailError unless a checkpoint is of the target's architecture."""
+
+    def vae_file(self, checkpoint: Checkpoint, vae: str) -> str | None:
+        """The file of the VAE that a source uses; None for the checkpoint's own. vae: "" keeps the one in place."""
+
+    def parse_prompt(self, text: str) -> tuple[str, Networks]:
+        """A prompt without its extra networks' tags, and those."""
+
+    def fingerprint(self, checkpoint: Checkpoint, vae_file: str | None, prompts: Prompts, networks: Networks) -> dict:
+        """What a source model's answers depend on, for a cache key."""
+
+
+class HostJob(Protocol):
+    """The job as the host has it."""
 
     batch_size: int
-
-    # The job.
 
     def prompts(self) -> Sequence[Prompts]:
         """(prompt, negative prompt) of each image of the job."""
@@ -117,33 +134,18 @@ class Host(Library, Protocol):
     def framed(self, image: Image.Image, resize_mode: str) -> Image.Image:
         """The part of an image over the whole init image that is sampled (inpainting "only masked")."""
 
+    def generation_fingerprint(self, image: int) -> dict:
+        """What generating the job's image of this number depends on besides model, prompts and size; for a key."""
+
+    def generation_metadata(self, image: int) -> dict[str, str]:
+        """Metadata of that for a cache entry, "seed" among it."""
+
     def comment(self, text: str) -> None:
         """Tell the user something beside the images."""
 
-    # Checkpoints.
 
-    def target(self) -> Checkpoint:
-        """The checkpoint that the job samples with."""
-
-    def check_family(self, checkpoint: Checkpoint) -> None:
-        """Raise DitailError unless a checkpoint is of the target's architecture."""
-
-    def vae_file(self, checkpoint: Checkpoint, vae: str) -> str | None:
-        """The file of the VAE that a source uses; None for the checkpoint's own. vae: "" keeps the target's choice."""
-
-    def parse_prompt(self, text: str) -> tuple[str, Networks]:
-        """A prompt without its extra networks' tags, and those."""
-
-    def fingerprint(self, checkpoint: Checkpoint, vae_file: str | None, prompts: Prompts, networks: Networks) -> dict:
-        """What a source model's answers depend on, for a cache key."""
-
-    def generation_fingerprint(self, image: int) -> dict:
-        """What the generation of the job's image of this number depends on besides, for a cache key."""
-
-    def generation_metadata(self, image: int) -> dict[str, str]:
-        """Metadata shown for a cache entry."""
-
-    # The source pass.
+class SourceModels(Protocol):
+    """The source pass: source models in place, and what is made with them."""
 
     def source_pass(self, steps: Sequence[int]) -> AbstractContextManager[Progress]:
         """A context for making sources in batches of so many steps each.
@@ -175,10 +177,21 @@ class Host(Library, Protocol):
         the sampling ends early.
         """
 
-    # The sampling.
+
+class Target(Protocol):
+    """The target's U-Net while the host samples."""
 
     def unet(self) -> nn.Module:
-        """The target's U-Net as it is now (a refiner may have replaced it)."""
+        """As it is now: a refiner may have replaced it."""
+
+    def is_plain(self) -> bool:
+        """Whether nothing but the target's weights is at work in it."""
+
+    def keep_attention_whole(self) -> None:
+        """For the rest of the job, let the host shorten no attention of the target (token merging, tiles)."""
+
+    def check_injection(self, steps: InjectionSteps) -> None:
+        """Raise DitailError where something else rewrites what is to be injected."""
 
     def null(self, size: tuple[int, int]) -> Mapping[str, Tensor]:
         """The U-Net's keyword arguments for the empty prompt: see `Injection`."""
@@ -193,11 +206,12 @@ class Host(Library, Protocol):
     def without_others(self) -> AbstractContextManager:
         """A context in which other extensions leave the U-Net alone."""
 
-    def keep_attention_whole(self) -> None:
-        """For the rest of the job, let the host shorten no attention of the target (token merging, tiles)."""
 
-    def is_plain(self) -> bool:
-        """Whether nothing but the target's weights is at work in its U-Net."""
+class Host(Protocol):
+    """A host with one job. Whatever it changes of its own state is undone when the context that it is in ends."""
 
-    def check_injection(self, steps: InjectionSteps) -> None:
-        """Raise DitailError where something else rewrites what is to be injected."""
+    library: Library
+    checkpoints: Checkpoints
+    job: HostJob
+    models: SourceModels
+    target: Target

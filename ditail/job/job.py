@@ -47,10 +47,10 @@ class Job:
         Raises DitailError, and Interrupted if the user ends it.
         """
         host, settings = self.host, self.request.settings
-        host.check_family(self.request.checkpoint or host.target())
-        find_sites(host.unet(), parse_layers(settings.layers))
+        host.checkpoints.check_family(self.request.checkpoint or host.checkpoints.target())
+        find_sites(host.target.unet(), parse_layers(settings.layers))
         if not self.is_plain:
-            host.keep_attention_whole()
+            host.target.keep_attention_whole()
         self.samplings = plan_job(host, self.request, init_images, is_plain=self.is_plain)
         sources = self.sources
         self.latents = cached_latents(self.cache, sources, with_images=settings.show_source)
@@ -73,11 +73,11 @@ class Job:
     def _is_its_own_source(self) -> bool:
         """Whether the plain sampling is the generation of its source, and nothing but the latents is needed."""
         return (self.is_plain and self.request.settings.source == "generate" and not self.request.settings.show_source
-                and self.host.is_plain())
+                and self.host.target.is_plain())
 
     def keep_recorded(self, first: int, latents: Sequence[SourceLatents]) -> None:
         """Cache what the plain sampling of the images from number `first` on passed through, by image."""
-        sources = self.samplings[False].sources[first : first + self.host.batch_size]
+        sources = self.samplings[False].sources[first : first + self.host.job.batch_size]
         # Only of a batch that is what the source pass would have sampled at once.
         if [source.key for source in sources] == list(sources[0].batch):
             for source, one in zip(sources, latents, strict=True):
@@ -94,7 +94,7 @@ class Job:
             return
         self._hook(sampling, first)
         if self.request.settings.start == "source" and not hires:
-            mixed, order, _ = sampling.mixed(first, self.host.batch_size, self.latents)
+            mixed, order, _ = sampling.mixed(first, self.host.job.batch_size, self.latents)
             sampling.plan.start_from(start_latent(mixed, sampling.plan.timesteps[-1])[order], x, noise)
 
     def follow(self, rows: Sequence[int], *, hires: bool, first: int) -> None:
@@ -102,7 +102,7 @@ class Job:
         if self._unet is None:
             return
         self._rows = list(rows)
-        if self.host.unet() is not self._unet:
+        if self.host.target.unet() is not self._unet:
             self._hook(self.samplings[hires], first)
 
     def detach(self) -> None:
@@ -112,8 +112,8 @@ class Job:
 
     def _hook(self, sampling: Sampling, first: int) -> None:
         host, settings = self.host, self.request.settings
-        host.keep_attention_whole()
-        mixed, order, keys = sampling.mixed(first, host.batch_size, self.latents)
+        host.target.keep_attention_whole()
+        mixed, order, keys = sampling.mixed(first, host.job.batch_size, self.latents)
 
         def row_images(count: int) -> list[int]:
             taken, self._rows = self._rows[:count], self._rows[count:]
@@ -121,9 +121,9 @@ class Job:
 
         steps = InjectionSteps.from_ratios(sampling.plan.timesteps, settings.conv_ratio, settings.attn_ratio,
                                            parse_layers(settings.layers))
-        host.check_injection(steps)
-        unet, null = host.unet(), host.null(sampling.size)
+        host.target.check_injection(steps)
+        unet, null = host.target.unet(), host.target.null(sampling.size)
         self._hooks.enter_context(inject(unet, Injection(
-            mixed, null, steps, sampling.mask, row_images, host.savings(), host.features(keys, null, sampling.size),
-            host.without_others)))
+            mixed, null, steps, sampling.mask, row_images, host.target.savings(),
+            host.target.features(keys, null, sampling.size), host.target.without_others)))
         self._unet = unet

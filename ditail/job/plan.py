@@ -74,22 +74,22 @@ def plan_job(host: Host, request: Request, init_images: Sequence[Tensor], *, is_
     """
     settings, samplings = request.settings, {}
     is_generated = settings.source == "generate"
-    for a_pass in host.passes():
+    for a_pass in host.job.passes():
         is_wanted = settings.hires and not is_plain if a_pass.hires else is_generated or a_pass.is_sampled
         # A generated source has no latents at the second pass's size: its image is inverted there.
         parents = samplings[False].sources if a_pass.hires and is_generated and False in samplings else None
-        plan = host.plan(hires=a_pass.hires) if is_wanted else None
+        plan = host.job.plan(hires=a_pass.hires) if is_wanted else None
         if plan is not None:
             samplings[a_pass.hires] = _plan_sampling(host, request, a_pass, plan, init_images, parents)
         elif is_wanted:
-            host.comment("Ditail: nothing to do, as the denoising strength leaves no step")
+            host.job.comment("Ditail: nothing to do, as the denoising strength leaves no step")
     return samplings
 
 
 def _plan_sampling(host: Host, request: Request, a_pass: Pass, plan: SamplingPlan, init_images: Sequence[Tensor],
                    parents: Sequence[Source] | None) -> Sampling:
     settings, size = request.settings, a_pass.size
-    mask = request.mask and fit(host.framed(request.mask, settings.resize_mode), *size, settings.resize_mode)
+    mask = request.mask and fit(host.job.framed(request.mask, settings.resize_mode), *size, settings.resize_mode)
     contents: Sequence[Tensor] = []
     if settings.source == "image":
         contents = _contents(host, request, size, init_images)
@@ -113,7 +113,7 @@ def _contents(host: Host, request: Request, size: tuple[int, int], init_images: 
 
 def _fitted(host: Host, request: Request, size: tuple[int, int]) -> Tensor:
     resize_mode = request.settings.resize_mode
-    return picture_to_tensor(fit(host.framed(request.image, resize_mode), *size, resize_mode))
+    return picture_to_tensor(fit(host.job.framed(request.image, resize_mode), *size, resize_mode))
 
 
 def _composed(request: Request, grounds: Sequence[Tensor], size: tuple[int, int]) -> tuple[list[Tensor], Image.Image]:
@@ -128,7 +128,7 @@ def _further_sources(host: Host, part: Further, number: int, a_pass: Pass, plan:
     """A further source of a mix; one to be inverted without an image of its own takes the first one's."""
     request, size, resize_mode = part.request, a_pass.size, part.request.settings.resize_mode
     if request.checkpoint is not None:
-        host.check_family(request.checkpoint)
+        host.checkpoints.check_family(request.checkpoint)
     if request.settings.source == "generate":
         if a_pass.hires:
             raise DitailError("sources: none that is generated can be mixed in the hires pass; switch `hires` off",
@@ -138,7 +138,7 @@ def _further_sources(host: Host, part: Further, number: int, a_pass: Pass, plan:
         contents = [_fitted(host, request, size)] if request.image is not None else contents
         if not contents:
             raise DitailError(f"sources: number {number + 1} needs an image, as the first is generated", "sources")
-    mask = mask_to_latent(host.framed(part.mask, resize_mode), *size, resize_mode) if part.mask else None
+    mask = mask_to_latent(host.job.framed(part.mask, resize_mode), *size, resize_mode) if part.mask else None
     return FurtherSources(Share(part.weight, mask, part.steps), sources_of(host, request, size, plan, contents))
 
 

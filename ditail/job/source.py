@@ -52,11 +52,11 @@ class Source:
     def depends_on(self, host: Host, pixels_key: str) -> dict:
         """All that the latents depend on, for the key."""
         settings = self.request.settings
-        known = host.fingerprint(self.checkpoint, self.vae_file, self.prompts, self.networks)
+        known = host.checkpoints.fingerprint(self.checkpoint, self.vae_file, self.prompts, self.networks)
         if self.kind == "image":
             return {**known, "pixels": pixels_key,
                     "settings": [settings.alpha, settings.beta, self.size, self.plan.timesteps]}
-        return {**known, "size": self.size, **host.generation_fingerprint(self.image)}
+        return {**known, "size": self.size, **host.job.generation_fingerprint(self.image)}
 
     def metadata(self, host: Host) -> dict[str, str]:
         """Metadata shown for a cache entry."""
@@ -66,7 +66,7 @@ class Source:
                  "negative prompt": self.prompts[1], "size": f"{width}x{height}", "kind": self.kind}
         if self.kind == "image":
             return {**known, "alpha": f"{settings.alpha:g}", "beta": f"{settings.beta:g}"}
-        return {**known, **host.generation_metadata(self.image)}
+        return {**known, **host.job.generation_metadata(self.image)}
 
     def content_image(self, latents: Mapping[str, SourceLatents]) -> Image.Image:
         """The image that the content comes from, at the size of the sampling. latents: by source key."""
@@ -82,13 +82,13 @@ def sources_of(host: Host, request: Request, size: tuple[int, int], plan: Sampli
     contents: the content images `[1, 3, H, W]`, which the images of the job take in turn; empty if they are generated.
     parents: the generated sources whose images are inverted, by image of the job.
     """
-    settings, checkpoint = request.settings, request.checkpoint or host.target()
-    keeps_vae = checkpoint.path == host.target().path and not settings.source_vae
-    vae_file = host.vae_file(checkpoint, "" if keeps_vae else request.vae)
+    settings, checkpoint = request.settings, request.checkpoint or host.checkpoints.target()
+    keeps_vae = checkpoint.path == host.checkpoints.target().path and not settings.source_vae
+    vae_file = host.checkpoints.vae_file(checkpoint, "" if keeps_vae else request.vae)
     content_keys = [cache_key({"pixels": content}) for content in contents]
     sources = []
-    for i, texts in enumerate(host.prompts()):
-        prompt, networks = host.parse_prompt(settings.source_prompt or texts[0])
+    for i, texts in enumerate(host.job.prompts()):
+        prompt, networks = host.checkpoints.parse_prompt(settings.source_prompt or texts[0])
         source = Source("image" if contents or parents else "generate", request, checkpoint, vae_file,
                         (prompt, settings.source_negative_prompt or texts[1]), networks, size, plan, i)
         pixels_key = ""
@@ -98,7 +98,7 @@ def sources_of(host: Host, request: Request, size: tuple[int, int], plan: Sampli
             source = replace(source, pixels=contents[i % len(contents)])
             pixels_key = content_keys[i % len(contents)]
         sources.append(replace(source, key=cache_key(source.depends_on(host, pixels_key))))
-    return [_in_its_batch(source, sources[i - i % host.batch_size :][: host.batch_size])
+    return [_in_its_batch(source, sources[i - i % host.job.batch_size :][: host.job.batch_size])
             for i, source in enumerate(sources)]
 
 

@@ -44,7 +44,7 @@ def missing_sources(sources: Sequence[Source], latents: Mapping[str, SourceLaten
 def sources_along(host: Host, cache: LatentCache, requests: Sequence[Request], samplings: Sequence[Sampling],
                   missing: Sequence[Source]) -> list[Source]:
     """Inverted sources that later jobs of a sweep need (`requests`), where a model has to be loaded anyway."""
-    if all(source.checkpoint.path == host.target().path for source in missing):
+    if all(source.checkpoint.path == host.checkpoints.target().path for source in missing):
         return []
     known = {source.key for source in missing}
     further = distinct(source for request in requests for sampling in samplings
@@ -60,11 +60,11 @@ def make_sources(host: Host, cache: LatentCache, sources: Sequence[Source], know
     """The latents of sources by key, which are in the cache afterwards, too.
 
     known: latents that are there already, for sources whose parents are not among these. with_images: generated ones
-    get the image that they end in. What is complete when this is interrupted or raises is in the cache, and nothing else.
+    get the image that they end in. When this is interrupted or raises, what is complete is in the cache, and no more.
     """
-    batches, made = batches_of(sources, host.target()), {}
-    with (host.source_pass([len(batch[0].plan.timesteps) for batch in batches]) as progress,
-          host.borrowed_models() as borrow):
+    batches, made = batches_of(sources, host.checkpoints.target()), {}
+    with (host.models.source_pass([len(batch[0].plan.timesteps) for batch in batches]) as progress,
+          host.models.borrowed_models() as borrow):
         for source, latents in _made(host, batches, dict(known), progress, borrow, with_images):
             made[source.key] = latents
             cache.put(source.key, latents, source.metadata(host))
@@ -91,8 +91,8 @@ def _make_batch(host: Host, model: Model, batch: list[Source], known: Mapping[st
                 with_images: bool) -> list[SourceLatents]:
     first = batch[0]
     if first.kind == "generate":
-        latents = host.generate(model, [(source.prompts, source.image) for source in batch], first.size, first.plan,
-                                progress.check, decoded=with_images)
+        images = [(source.prompts, source.image) for source in batch]
+        latents = host.models.generate(model, images, first.size, first.plan, progress.check, decoded=with_images)
     else:
         latents = [_inverted(host, model, first, known, progress)]
     progress.check()
@@ -103,7 +103,7 @@ def _make_batch(host: Host, model: Model, batch: list[Source], known: Mapping[st
 
 def _message(host: Host, source: Source, steps: int) -> tuple:
     if source.kind == "generate":
-        seed = host.generation_metadata(source.image)["seed"]
+        seed = host.job.generation_metadata(source.image)["seed"]
         return "generated the source picture (seed %s) with %s, %d steps", seed, source.checkpoint.name, steps
     settings = source.request.settings
     return ("inverted the content image (alpha %g, beta %g) with %s, %d steps", settings.alpha, settings.beta,
@@ -116,6 +116,7 @@ def _inverted(host: Host, model: Model, source: Source, known: Mapping[str, Sour
     if pixels is None:
         image = Image.fromarray(known[source.parent.key].picture.numpy())
         pixels = picture_to_tensor(fit(image, *source.size, settings.resize_mode))
-    z0 = host.encode(model, pixels, source.latent_hw)
-    denoise = host.denoiser(model, source.prompts, settings.alpha, settings.beta, source.size, source.plan.timesteps)
-    return invert(denoise, z0, source.plan.timesteps, host.alphas_cumprod(model), progress.step)
+    z0 = host.models.encode(model, pixels, source.latent_hw)
+    timesteps = source.plan.timesteps
+    denoise = host.models.denoiser(model, source.prompts, settings.alpha, settings.beta, source.size, timesteps)
+    return invert(denoise, z0, timesteps, host.models.alphas_cumprod(model), progress.step)

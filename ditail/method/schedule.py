@@ -81,6 +81,13 @@ class InjectionSteps:
                    for layer, steps in (layers or {}).items()}
         return cls(_first_steps(timesteps, conv_ratio), _first_steps(timesteps, attn_ratio), windows)
 
+    @property
+    def has_attention(self) -> bool:
+        """Whether any attention is injected at any timestep."""
+        if self.windows:
+            return any(layer.kind == ATTENTION for layer in self.windows)
+        return self.attention_above < float("inf")
+
     def wants(self, layer: Layer, timestep: float) -> bool:
         """Whether a layer is injected at a timestep."""
         if self.windows:

@@ -5,19 +5,15 @@ The caches hold tensors, never a model. As globals of this package they outlive 
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
 
 import gradio as gr
 from modules import cache, devices, shared
 from modules.ui_common import refresh_symbol
 from modules.ui_components import ToolButton
-from torch import Tensor
 
-from ..cache.features import FeatureCache, Features
+from ..cache.features import FeatureCache
 from ..cache.folder import LatentFolder
 from ..cache.latents import LatentCache
-from ..keys import cache_key
-from .target import describe_target
 
 log = logging.getLogger("ditail")
 
@@ -95,17 +91,3 @@ def _sizes_and_buttons(label: str, value, elem_id: str):
     refresh.click(sizes, outputs=[shown], show_progress=False)
     empty.click(clear).then(sizes, outputs=[shown], show_progress=False)
     return gr.HTML(value, elem_id=elem_id, elem_classes="settings-info")
-
-
-def features_for(p, source_keys: Sequence[str], null: Mapping[str, Tensor], size: tuple[int, int]) -> Features | None:
-    """Where to keep what the loaded model computes on these source latents; None where features are off.
-
-    null: see `Injection`. None, too, where something is at work of which it can't be told what it makes of the U-Net.
-    """
-    if not FEATURES.budget:
-        return None
-    try:
-        return FEATURES.under(cache_key({"sources": source_keys, "null": null, "size": size, **describe_target(p)}))
-    except (AttributeError, TypeError, ValueError, RecursionError) as error:
-        log.debug("features are not kept: %s", error)
-        return None

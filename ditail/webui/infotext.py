@@ -1,20 +1,20 @@
 """Ditail's settings in a picture's infotext, and from there back into the tab."""
 
 import copy
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from fastapi import HTTPException
 from modules import processing, sd_models
-from PIL import Image
 
 from ..content.further import WEIGHT
 from ..content.infotext import SOURCES, has_settings, sources_from_infotext, to_infotext, value_from_infotext
 from ..content.settings import BY_KEY, Field
 from ..errors import DitailError
-from .request import SHOWN_FOR_EMPTY, Part, Request
+from ..job.plan import image_hash
+from ..job.request import Further, Request
+from .controls import SHOWN_FOR_EMPTY
 
 IMAGE_HASH = "Ditail image hash"
 TITLE = "Ditail"
@@ -29,7 +29,7 @@ def infotext_of(request: Request, picture_hashes: Sequence[str]) -> dict:
     written = to_infotext(request.settings, described, with_image=bool(picture_hashes))
     written = {key: _protected(key, value) for key, value in written.items()}
     if request.checkpoint is not None:
-        written["Ditail source checkpoint"] = request.checkpoint.short_title
+        written["Ditail source checkpoint"] = request.checkpoint.handle.short_title
     if request.collage:
         written["Ditail collage"] = "; ".join(" ".join(f"{edge:g}" for edge in piece.box) for piece in request.collage)
     if len(picture_hashes) > 1:
@@ -52,20 +52,15 @@ def _protected(key: str, value):
     return value
 
 
-def _described(part: Part) -> dict:
+def _described(part: Further) -> dict:
     """A further source without its pictures, which infotext can't hold."""
     settings = part.request.settings
     said = {"source": settings.source, "weight": part.weight, "steps": list(part.steps), "mask": part.mask is not None}
     if part.request.image is not None:
-        said["image hash"] = picture_hash(part.request.image)
+        said["image hash"] = image_hash(part.request.image)
     if part.request.checkpoint is not None:
-        said["source_checkpoint"] = part.request.checkpoint.short_title
+        said["source_checkpoint"] = part.request.checkpoint.handle.short_title
     return said
-
-
-def picture_hash(image: Image.Image) -> str:
-    """Ten hex digits that change with any pixel and with the size."""
-    return hashlib.sha256(f"{image.size}".encode() + image.convert("RGB").tobytes()).hexdigest()[:10]
 
 
 def source_infotext(p, checkpoint, prompts: tuple[str, str], image: int) -> str:

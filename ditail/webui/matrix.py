@@ -11,10 +11,13 @@ from modules import images, infotext_utils, processing, shared
 from PIL import Image
 
 from ..errors import DitailError, shown
-from . import models
+from ..job.matrix import Cell, MatrixModel, cells_of, in_loading_order
+from ..job.request import Request
+from .checkpoints import WebuiLibrary, check_family, checkpoint_of, find_checkpoint
+from .controls import settings_from
 from .failures import Ditail, errors_for_the_user
 from .infotext import TITLE
-from .request import Request, settings_from
+from .loading import restored_models
 from .run import PLAIN
 
 log = logging.getLogger("ditail")
@@ -30,33 +33,7 @@ CONTROLS = ("checkpoints", "further", "one_source", "margin")
 TAG = re.compile(r"<\w+:[^<>]+>")
 
 
-@dataclass(frozen=True)
-class Model:
-    """A checkpoint, with extra networks' tags if it has any."""
-
-    info: object
-    tags: str = ""
-
-    @property
-    def name(self) -> str:
-        return f"{self.info.name_for_extra} {self.tags}".strip()
-
-
-@dataclass(frozen=True)
-class Cell:
-    """Content of `source`, style of `target`, at a place of the grid."""
-
-    row: int
-    column: int
-    source: Model
-    target: Model
-
-    @property
-    def is_plain(self) -> bool:
-        return self.source == self.target
-
-
-def parse_models(texts: Sequence[str]) -> list[Model]:
+def parse_models(texts: Sequence[str]) -> list[MatrixModel]:
     """Models from `checkpoint` or `checkpoint + <lora:name:weight>` texts. Raises DitailError naming "checkpoints"."""
     if not isinstance(texts, Sequence) or isinstance(texts, str) or not all(isinstance(t, str) for t in texts):
         raise DitailError(f"checkpoints: must be a list of names, got {shown(texts)}", "checkpoints")
@@ -72,33 +49,16 @@ def parse_models(texts: Sequence[str]) -> list[Model]:
     return list(found)
 
 
-def _parse_model(text: str) -> Model:
+def _parse_model(text: str) -> MatrixModel:
     name, plus, tags = text.partition("+ <") if "+ <" in text else text.partition("+<")
     tags = f"<{tags.strip()}" if plus else ""
     if any(bracket in TAG.sub("", tags) for bracket in "<>"):
         raise DitailError(f"checkpoints: a tag must look like <lora:name:0.7>, got {shown(tags)}", "checkpoints")
-    info = models.find_checkpoint(name.strip())
-    if info is None:
+    checkpoint = find_checkpoint(name.strip())
+    if checkpoint is None:
         raise DitailError("checkpoints: one of them is empty", "checkpoints")
-    models.check_architecture(info, shared.sd_model.model.diffusion_model)
-    return Model(info, tags)
-
-
-def grid_of(chosen: Sequence[Model], source: Model | None) -> list[Cell]:
-    """All cells, row by row; one row if all have one `source`."""
-    rows = [source] if source else chosen
-    return [Cell(i, j, row, column) for i, row in enumerate(rows) for j, column in enumerate(chosen)]
-
-
-def in_working_order(cells: Sequence[Cell]) -> list[Cell]:
-    """The order that loads each model twice at the most.
-
-    First each model's own picture, which leaves its latents in the cache; then what the models make of others' content,
-    beginning with the model that is in place by then. Those with one checkpoint follow one another.
-    """
-    plain = sorted((c for c in cells if c.is_plain), key=lambda c: c.target.info.filename)
-    mixed = sorted((c for c in cells if not c.is_plain), key=lambda c: c.target.info.filename, reverse=bool(plain))
-    return plain + mixed
+    check_family(checkpoint)
+    return MatrixModel(checkpoint, tags)
 
 
 def run(p, values: dict, names: Sequence[str], *, one_source: bool = False, margin: int = 0):
@@ -106,21 +66,21 @@ def run(p, values: dict, names: Sequence[str], *, one_source: bool = False, marg
 
     values: Ditail's settings, as the API takes them or with pictures of the tab. Interrupting gives what is done.
     """
-    with models.restored_models(is_sound=_is_refusal) as before:
+    with restored_models(is_sound=_is_refusal) as before:
         before.check_files()
         values = _complete(values)
-        request = Request.from_values({**values, "enabled": True})
+        request = Request.from_values({**values, "enabled": True}, WebuiLibrary())
         source = None
         if one_source:
-            source = Model(request.checkpoint or shared.sd_model.sd_checkpoint_info)
+            source = MatrixModel(request.checkpoint or checkpoint_of(shared.sd_model.sd_checkpoint_info))
         chosen = parse_models(names)
         processing.fix_seed(p)
-        cells = grid_of(chosen, source)
+        cells = cells_of(chosen, source)
         shared.state.job_count = len(cells) * p.n_iter
         shared.total_tqdm.updateTotal(len(cells) * p.n_iter * p.steps)
         tagged = any(model.tags for model in (*chosen, source or chosen[0]))
         made = {}
-        for done, cell in enumerate(in_working_order(cells)):
+        for done, cell in enumerate(in_loading_order(cells)):
             if shared.state.interrupted or shared.state.stopping_generation:
                 break
             shared.state.job = f"{done + 1} out of {len(cells)}"
@@ -143,10 +103,10 @@ def _job(p, cell: Cell, values: dict, tagged: bool):
     """A copy of the job for one cell."""
     job = copy.copy(p)
     job.styles = list(p.styles)
-    job.override_settings = {**p.override_settings, "sd_model_checkpoint": cell.target.info.name}
+    job.override_settings = {**p.override_settings, "sd_model_checkpoint": cell.target.checkpoint.handle.name}
     job.extra_generation_params, job.comments = dict(p.extra_generation_params), {}
     job.do_not_save_grid = True
-    values = {**values, "enabled": True, "source_checkpoint": cell.source.info.title}
+    values = {**values, "enabled": True, "source_checkpoint": cell.source.checkpoint.title}
     if tagged:
         own = values.get("source_prompt") or shared.prompt_styles.apply_styles_to_prompt(p.prompt, p.styles)
         values["source_prompt"] = f"{own} {cell.source.tags}".strip()

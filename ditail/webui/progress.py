@@ -7,13 +7,11 @@ from contextlib import contextmanager
 from modules import sd_samplers_common, shared
 from torch import Tensor
 
-
-class Interrupted(Exception):
-    """The user pressed Interrupt or Skip during the source pass."""
+from ..job.host import Interrupted
 
 
-class Progress:
-    """What the source pass tells of itself; raises Interrupted once the user has stopped it."""
+class WebuiProgress:
+    """See `job.host.Progress`: raises Interrupted once the user has pressed Interrupt or Skip."""
 
     def show(self, text: str) -> None:
         shared.state.textinfo = f"Ditail: {text}"
@@ -24,7 +22,7 @@ class Progress:
         shared.state.sampling_steps, shared.state.sampling_step = steps, 0
         self.check()
 
-    def progress(self, index: int, z: Tensor) -> None:
+    def step(self, index: int, z: Tensor) -> None:
         shared.state.sampling_step = index + 1
         sd_samplers_common.store_latent(z)
         shared.total_tqdm.update()
@@ -40,7 +38,7 @@ class Progress:
 
 
 @contextmanager
-def source_job(p, target_steps: list[int], source_steps: list[int]) -> Iterator[Progress]:
+def source_job(p, target_steps: list[int], source_steps: list[int]) -> Iterator[WebuiProgress]:
     """Count the source pass into the job's total, and give the state's texts back afterwards."""
     state = copy.copy(shared.state.__dict__)
     if shared.state.job_count == -1:
@@ -50,7 +48,7 @@ def source_job(p, target_steps: list[int], source_steps: list[int]) -> Iterator[
     total = known.total if known is not None else p.n_iter * sum(target_steps)
     shared.total_tqdm.updateTotal(total + sum(source_steps))
     try:
-        yield Progress()
+        yield WebuiProgress()
     finally:
         for name in ("job", "textinfo", "sampling_steps"):
             setattr(shared.state, name, state.get(name, getattr(type(shared.state), name)))

@@ -5,42 +5,29 @@ none of that is repeated here: the WebUI's own sampler runs on a tiny latent, an
 """
 
 import copy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import wraps
 
 import torch
-from modules import devices, processing, prompt_parser, rng, sd_models, sd_samplers, shared
+from modules import sd_models, sd_samplers, shared
+from PIL import Image
 from torch import Tensor
 
-from ..content.images import LATENT_SCALE
-from ..errors import DitailError
-from ..method.latents import SourceLatents
+from ..content.images import LATENT_SCALE, fit
+from ..job.host import Pass, Prompts, SamplingPlan
 
 PROBE_SIZE = 8
+# What a generated source depends on, besides its model and prompts.
+SAMPLING_ATTRIBUTES = ("sampler_name", "scheduler", "steps", "cfg_scale", "subseed_strength", "seed_resize_from_h",
+                       "seed_resize_from_w", "eta", "s_churn", "s_tmin", "s_tmax", "s_noise", "s_min_uncond")
+SAMPLING_OPTIONS = ("eta_ancestral", "eta_ddim", "eta_noise_seed_delta", "randn_source", "sgm_noise_multiplier",
+                    "always_discard_next_to_last_sigma", "sigma_min", "sigma_max", "rho", "skip_early_cond",
+                    "no_dpmpp_sde_batch_determinism", "uni_pc_variant", "uni_pc_skip_type", "uni_pc_order",
+                    "uni_pc_lower_order_final", "s_min_uncond_all", "beta_dist_alpha", "beta_dist_beta",
+                    "enable_quantization", "use_old_karras_scheduler_sigmas", "pad_cond_uncond", "pad_cond_uncond_v0",
+                    "batch_cond_uncond")
 
 
-@dataclass(frozen=True)
-class SamplingPlan:
-    """One sampling to come.
-
-    timesteps: where the U-Net will be asked, ascending; the last one is where sampling starts. steps: what the WebUI's
-    progress counts. The sampler begins at `image_scale * x + noise_scale * noise`; the VP latent `z` of the first
-    timestep is `start_scale * z` there. is_adaptive: the sampler takes other steps on a real model.
-    """
-
-    timesteps: tuple[float, ...]
-    steps: int
-    image_scale: float
-    noise_scale: float
-    start_scale: float
-    is_adaptive: bool = False
-
-    def start_from(self, z: Tensor, x: Tensor, noise: Tensor) -> None:
-        """Overwrite `noise` so that the sampler begins at the VP latent `z`; `x` (the init latent) stays."""
-        start = self.start_scale * z.to(noise)
-        # In txt2img x and noise are one tensor, and image_scale is 0.
-        noise.copy_((start - self.image_scale * x.to(noise)) / self.noise_scale)
 
 
 class _NoNoise:
@@ -67,7 +54,7 @@ def plan_sampling(p, *, hires: bool = False) -> SamplingPlan | None:
     """The plan of `p`'s sampling (`hires`: of its second pass) with the model that is loaded; None for no steps."""
     # The WebUI does this only right before sampling, and the settings may have changed since the last job.
     sd_models.apply_alpha_schedule_override(shared.sd_model)
-    probe = _probe_of(p, hires)
+    probe = probe_of(p, hires)
     sampler = sd_samplers.create_sampler((p.hr_sampler_name if hires else None) or p.sampler_name, shared.sd_model)
     model = _StandIn(sampler.model_wrap_cfg.inner_model)
     seen = _watch(sampler, model)
@@ -109,7 +96,7 @@ def _watch(sampler, model: _StandIn) -> dict:
     return seen
 
 
-def _probe_of(p, hires: bool):
+def probe_of(p, hires: bool):
     """A copy of `p` whose changes touch nothing of `p`."""
     probe = copy.copy(p)
     probe.extra_generation_params = {}
@@ -139,101 +126,44 @@ def _timesteps(sampler, probe, asked: list[float], seen: dict) -> tuple[tuple[fl
     return tuple(sorted(set(to_timestep(sigmas[sigmas > 0]).double().tolist()))), first
 
 
-class Recorder:
-    """Notes the VP latents that a sampler passes through, and whether it came to its end.
+class WebuiJob:
+    """The WebUI's job `p`: see `job.host.HostJob`."""
 
-    The WebUI ends a sampling early without an exception for the caller: when it is interrupted, skipped or stopped, and
-    after a RecursionError. What was noted until then is not what a source has.
-    """
+    def __init__(self, p):
+        self.p = p
+        self.batch_size = p.batch_size
 
-    def __init__(self, plan: SamplingPlan):
-        self._plan = plan
-        self._kept: dict[float, Tensor] = {}
-        self._returned = False
+    def prompts(self) -> Sequence[Prompts]:
+        return list(zip(self.p.all_prompts, self.p.all_negative_prompts, strict=True))
 
-    def attach(self, sampler) -> None:
-        """Listen to a sampler that is about to start; its object is for one sampling, so nothing is undone."""
-        denoiser, kept = sampler.model_wrap_cfg, {}
-        forward, func = denoiser.forward, sampler.func
-        to_timestep = getattr(sampler.model_wrap, "sigma_to_t", None)
+    def passes(self) -> Sequence[Pass]:
+        p = self.p
+        passes = [Pass(False, (p.width, p.height), not getattr(p, "txt2img_upscale", False))]
+        if getattr(p, "enable_hr", False):
+            width = p.hr_upscale_to_x - p.truncate_x * LATENT_SCALE
+            passes.append(Pass(True, (width, p.hr_upscale_to_y - p.truncate_y * LATENT_SCALE)))
+        return passes
 
-        @wraps(forward)
-        def recorded(x, sigma, *args, **kwargs):
-            at = to_timestep(sigma) if to_timestep else sigma
-            # A sampler that asks twice at one timestep starts its next step from the second latent.
-            kept[float(at.flatten()[0])] = x / (1 + float(sigma.flatten()[0]) ** 2) ** 0.5 if to_timestep else x
-            return forward(x, sigma, *args, **kwargs)
+    def plan(self, *, hires: bool) -> SamplingPlan | None:
+        return plan_sampling(self.p, hires=hires)
 
-        @wraps(func)
-        def to_the_end(*args, **kwargs):
-            samples = func(*args, **kwargs)
-            self._returned = True
-            return samples
+    def framed(self, image: Image.Image, resize_mode: str) -> Image.Image:
+        if getattr(self.p, "paste_to", None) is None:
+            return image
+        x, y, width, height = self.p.paste_to
+        whole = fit(image, *self.p.init_images[0].size, resize_mode)
+        return whole.crop((x, y, x + width, y + height))
 
-        denoiser.forward, sampler.func = recorded, to_the_end
-        self._kept, self._returned = kept, False
+    def generation_fingerprint(self, image: int) -> dict:
+        p = self.p
+        named = {name: getattr(p, name, None) for name in SAMPLING_ATTRIBUTES}
+        options = {name: getattr(shared.opts, name, None) for name in SAMPLING_OPTIONS}
+        seeds = [p.all_seeds[image], p.all_subseeds[image] if p.subseed_strength else None]
+        return {"generate": {**named, **options}, "seeds": seeds}
 
-    @property
-    def is_complete(self) -> bool:
-        """Whether the sampling was planned as it ran, and ended after its last step."""
-        state = shared.state
-        if not self._returned or state.interrupted or state.skipped or state.stopping_generation:
-            return False
-        return self._plan.is_adaptive or len(self._kept) >= len(self._plan.timesteps)
+    def generation_metadata(self, image: int) -> dict[str, str]:
+        p = self.p
+        return {"seed": str(p.all_seeds[image]), "sampler": str(p.sampler_name), "steps": str(p.steps)}
 
-    def latents(self, alphas_cumprod: Tensor) -> list[SourceLatents]:
-        """What was noted, by row; only for a complete sampling."""
-        timesteps = sorted(self._kept)
-        rows = torch.stack([self._kept[t].float().cpu() for t in timesteps]).split(1, 1)
-        return [SourceLatents(timesteps, row.clone(), alphas_cumprod.float().cpu()) for row in rows]
-
-
-def _generation_of(p, model, prompts: list[str], numbers: list[int], size: tuple[int, int]):
-    """A copy of `p` for the images of these numbers in the job, with their seeds and in txt2img's way."""
-    probe = _probe_of(p, hires=False)
-    probe.all_seeds, probe.all_subseeds = [p.all_seeds[i] for i in numbers], [p.all_subseeds[i] for i in numbers]
-    probe.seeds, probe.batch_size, probe.refiner_checkpoint_info = probe.all_seeds, len(numbers), None
-    probe.prompts = prompts
-    shape = (getattr(model, "latent_channels", 4), size[1] // LATENT_SCALE, size[0] // LATENT_SCALE)
-    probe.rng = rng.ImageRNG(shape, probe.all_seeds, subseeds=probe.all_subseeds, subseed_strength=p.subseed_strength,
-                             seed_resize_from_h=p.seed_resize_from_h, seed_resize_from_w=p.seed_resize_from_w)
-    return probe
-
-
-@torch.no_grad()
-def record_generation(p, model, images: Sequence[tuple[tuple[str, str], int]], size: tuple[int, int],
-                      plan: SamplingPlan, progress: Callable[[], None], *, decoded: bool) -> list[SourceLatents]:
-    """The VP latents that `model` passes through as it samples as the job's txt2img would, by image.
-
-    images: for each (prompt, negative prompt) and its number in the job, whose seeds it takes. progress: called before
-    each evaluation of the model, and at the end. decoded: give the latents their picture, too. Raises DitailError if
-    the sampler ended early for another reason than the user's wish, at which `progress` raises.
-    """
-    texts = [[prompts[i] for prompts, _ in images] for i in (0, 1)]
-    probe = _generation_of(p, model, texts[0], [number for _, number in images], size)
-    sampler, recorder = sd_samplers.create_sampler(p.sampler_name, model), Recorder(plan)
-    forward = sampler.model_wrap_cfg.forward
-
-    def checked(*args, **kwargs):
-        progress()
-        return forward(*args, **kwargs)
-
-    sampler.model_wrap_cfg.forward = checked
-    recorder.attach(sampler)
-    conds = [prompt_parser.SdConditioning(text, is_negative, *size)
-             for text, is_negative in zip(texts, (False, True), strict=True)]
-    steps = sampler.config.total_steps(p.steps)
-    cond = prompt_parser.get_multicond_learned_conditioning(model, conds[0], steps)
-    uncond = prompt_parser.get_learned_conditioning(model, conds[1], steps)
-    x = probe.rng.next()
-    samples = sampler.sample(probe, x, cond, uncond,
-                             image_conditioning=processing.txt2img_image_conditioning(model, x, *size))
-    progress()
-    if not recorder.is_complete:
-        raise DitailError(f"source: the sampler {p.sampler_name} ended before its last step", "source")
-    made = recorder.latents(model.alphas_cumprod)
-    if decoded:
-        pictures = processing.decode_latent_batch(model, samples, target_device=devices.cpu, check_for_nans=True)
-        made = [latents.with_picture(((picture.float().clamp(-1, 1) + 1) * 127.5).byte().permute(1, 2, 0).contiguous())
-                for latents, picture in zip(made, pictures, strict=True)]
-    return made
+    def comment(self, text: str) -> None:
+        self.p.comment(text)

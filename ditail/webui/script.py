@@ -5,9 +5,11 @@ import logging
 from modules import script_callbacks, sd_models
 
 from ..errors import DitailError
+from ..job.request import Request
 from ..unet.injection import remove
 from . import caches
-from .request import Request, is_enabled, settings_from
+from .checkpoints import WebuiLibrary
+from .controls import is_enabled, settings_from
 from .run import PLAIN, RUN, Run, release
 from .xyz import AXES, add_axes, at_cell, sweep
 
@@ -22,7 +24,7 @@ def before_process(p, args: tuple) -> None:
         return
     request, error, further = None, None, []
     try:
-        request = Request.from_values(settings_from(args) | ({"enabled": True} if axes else {}))
+        request = Request.from_values(settings_from(args) | ({"enabled": True} if axes else {}), WebuiLibrary())
         if axes:
             request = at_cell(request, axes, (str(p.prompt), str(p.negative_prompt)))
             further = sweep(request, axes)
@@ -31,7 +33,7 @@ def before_process(p, args: tuple) -> None:
     except Exception as unexpected:
         log.exception("reading the settings")
         error = DitailError(f"args: can't be read ({unexpected})", "args")
-    Run(p, request, error, sweep=further, plain=getattr(p, PLAIN, False)).install()
+    Run(p, request, error, sweep=further, is_plain=getattr(p, PLAIN, False)).install()
 
 
 def before_sampling(p, x, noise) -> None:

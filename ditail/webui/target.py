@@ -1,18 +1,27 @@
-"""What the target's features depend on: everything that may change what the loaded U-Net computes in a job."""
+"""The target's U-Net in a job, and all that its answers depend on, for the features that are kept of it."""
 
+import logging
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from enum import Enum
 from pathlib import Path
 
 import numpy as np
 import torch
-from modules import devices, paths_internal, sd_hijack, sd_unet, shared
+from modules import devices, paths_internal, prompt_parser, sd_hijack, sd_unet, shared
 from PIL import Image
 from torch import Tensor, nn
 
-from ..keys import file_mark
+from ..cache.features import Features
+from ..errors import DitailError
+from ..keys import cache_key, file_mark
+from ..method.schedule import InjectionSteps
+from ..unet.shortcuts import Savings, is_untouched
+from . import caches, hijacks
+
+log = logging.getLogger("ditail")
 
 # Folders of scripts that do to a U-Net nothing but what is asked for here.
 KNOWN_SCRIPTS = tuple(Path(folder).resolve() for folder in (
@@ -131,3 +140,57 @@ def _by_value(argument):
     if not hasattr(argument, "__dict__"):
         raise TypeError(f"a script's argument is a {type(argument).__name__}")
     return [type(argument).__qualname__, _by_value(vars(argument))]
+
+
+class WebuiTarget:
+    """The target's U-Net in the WebUI's job `p`: see `job.host.Target`."""
+
+    def __init__(self, p):
+        self.p = p
+
+    def unet(self) -> nn.Module:
+        return shared.sd_model.model.diffusion_model
+
+    def is_plain(self) -> bool:
+        return not hijacks.shortens_attention(shared.sd_model) and is_untouched(self.unet())
+
+    def keep_attention_whole(self) -> None:
+        """Merged tokens and tiles are others in the source than in the image. The WebUI undoes both at a job's end."""
+        hijacks.turn_off_hypertile(self.p)
+        hijacks.turn_off_token_merging(self.p)
+
+    def check_injection(self, steps: InjectionSteps) -> None:
+        if "AttentionInjection" in hijacks.controlnet_kinds(self.p) and steps.has_attention:
+            raise DitailError("attn_ratio: ControlNet's reference preprocessors rewrite the self-attention that Ditail "
+                              "injects into; set it to 0, or switch that unit off", "attn_ratio")
+
+    def null(self, size: tuple[int, int]) -> Mapping[str, Tensor]:
+        return null_conditioning(shared.sd_model, size)
+
+    def savings(self) -> Savings:
+        return Savings(upcast_attention=shared.opts.upcast_attn)
+
+    def features(self, source_keys: Sequence[str], null: Mapping[str, Tensor],
+                 size: tuple[int, int]) -> Features | None:
+        """None, too, where something is at work of which it can't be told what it makes of the U-Net."""
+        if not caches.FEATURES.budget:
+            return None
+        try:
+            return caches.FEATURES.under(cache_key({"sources": list(source_keys), "null": dict(null), "size": size,
+                                                    **describe_target(self.p)}))
+        except (AttributeError, TypeError, ValueError, RecursionError) as error:
+            log.debug("features are not kept: %s", error)
+            return None
+
+    def without_others(self) -> AbstractContextManager:
+        return hijacks.without_controlnet(self.p)
+
+
+@torch.no_grad()
+def null_conditioning(model, size: tuple[int, int]) -> dict[str, Tensor]:
+    """The U-Net's keyword arguments for "" in the model's own text encoder."""
+    with devices.autocast():
+        cond = model.get_learned_conditioning(prompt_parser.SdConditioning([""], True, *size))
+    if isinstance(cond, dict):
+        return {"context": devices.cond_cast_unet(cond["crossattn"]), "y": devices.cond_cast_unet(cond["vector"])}
+    return {"context": devices.cond_cast_unet(cond)}

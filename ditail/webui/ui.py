@@ -11,8 +11,8 @@ from modules.ui_components import InputAccordion
 
 from ..content.further import WEIGHT
 from ..content.settings import BY_KEY
+from .controls import AUTOMATIC_VAE, COLLAGE_SLOTS, PICTURES, SAME_CHECKPOINT, SECOND_SOURCE, TAB_FIELDS
 from .infotext import TITLE, PasteKey, second_source_of
-from .request import AUTOMATIC_VAE, COLLAGE_SLOTS, PICTURES, SAME_CHECKPOINT, SECOND_SOURCE, TAB_FIELDS
 
 STEP = 0.05
 

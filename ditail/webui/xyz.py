@@ -1,16 +1,16 @@
 """Axes for the WebUI's X/Y/Z plot, one per setting that can be written as a number or a word."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 
 from modules import scripts, sd_models, sd_vae
 
 from ..content.settings import BY_KEY, Field
 from ..errors import DitailError
-from . import models
+from ..job.request import Request
+from .checkpoints import WebuiLibrary, find_checkpoint, find_vae
 from .failures import errors_for_the_user
-from .request import Request
 
 AXES = "_ditail_axes"
 KEYS = ("alpha", "beta", "conv_ratio", "attn_ratio", "start", "resize_mode", "source", "source_checkpoint",
@@ -64,9 +64,9 @@ def _confirm(field: Field):
                 setting = _setting(field.key, value)
                 field.check(setting)
                 if field.key == "source_checkpoint":
-                    models.find_checkpoint(setting)
+                    find_checkpoint(setting)
                 if field.key == "source_vae":
-                    models.find_vae(setting)
+                    find_vae(setting)
 
     return confirm
 
@@ -92,14 +92,14 @@ def at_cell(request: Request, axes: Mapping[str, Axis], prompts: tuple[str, str]
     Raises DitailError naming the key that can't be used.
     """
     values = {key: _setting(key, axis.value) for key, axis in axes.items() if key != SEARCH_REPLACE}
-    made = with_values(request, values)
+    made = request.with_values(values, WebuiLibrary())
     if SEARCH_REPLACE not in axes:
         return made
     old, new = axes[SEARCH_REPLACE].values[0], axes[SEARCH_REPLACE].value
     texts = {key: getattr(made.settings, key) or own for key, own in zip(PROMPTS, prompts, strict=True)}
     if not any(old in text for text in texts.values()):
         raise DitailError(f'source_prompt: S/R did not find "{old}" in the source prompts', "source_prompt")
-    return with_values(made, {key: text.replace(old, new) for key, text in texts.items()})
+    return made.with_values({key: text.replace(old, new) for key, text in texts.items()}, WebuiLibrary())
 
 
 def sweep(request: Request, axes: Mapping[str, Axis]) -> list[Request]:
@@ -108,11 +108,4 @@ def sweep(request: Request, axes: Mapping[str, Axis]) -> list[Request]:
     if not keys or request.settings.source != "image" or SEARCH_REPLACE in axes:
         return []
     cells = [dict(zip(keys, values, strict=True)) for values in product(*(axes[key].values for key in keys))]
-    return [with_values(request, cell) for cell in cells[:SWEEP_AT_MOST]]
-
-
-def with_values(request: Request, values: Mapping) -> Request:
-    """A request with other settings, its names looked up again."""
-    settings = replace(request.settings, **values)
-    return replace(request, settings=settings, checkpoint=models.find_checkpoint(settings.source_checkpoint),
-                   vae=models.find_vae(settings.source_vae))
+    return [request.with_values(cell, WebuiLibrary()) for cell in cells[:SWEEP_AT_MOST]]

@@ -1,0 +1,145 @@
+"""The WebUI's checkpoints and VAEs: finding them, their families, and what sources made with them depend on."""
+
+import os
+import sys
+
+from modules import devices, extra_networks, sd_hijack, sd_models, sd_vae, shared
+from safetensors import SafetensorError
+
+from ..content.settings import BY_KEY
+from ..errors import DitailError, named
+from ..job.host import Checkpoint, Networks, Prompts
+from ..keys import file_mark
+from ..unet.families import SUPPORTED, SUPPORTED_IN_WORDS, family_of_file, family_of_unet
+
+# Everything in the settings that changes what a model or a text encoder computes.
+OPTIONS_THAT_COUNT = (
+    "CLIP_stop_at_last_layers", "comma_padding_backtrack", "emphasis", "fp8_storage", "sd_hypernetwork", "sd_lora",
+    "sd_noise_schedule", "sd_vae_encode_method", "sdxl_clip_l_skip", "sdxl_crop_left", "sdxl_crop_top", "upcast_attn",
+    "use_downcasted_alpha_bar", "use_old_emphasis_implementation", "use_old_scheduling",
+)
+
+
+def checkpoint_of(info) -> Checkpoint:
+    """A CheckpointInfo of the WebUI's as the job layer's Checkpoint."""
+    return Checkpoint(info.filename, info.name_for_extra, info.title, info)
+
+
+def find_checkpoint(name: str) -> Checkpoint | None:
+    """The checkpoint of a title, name or hash; None for "". Raises DitailError if there is none."""
+    if not name:
+        return None
+    BY_KEY["source_checkpoint"].check(name)  # its length: the pattern below takes its square
+    plain = sd_models.re_strip_checksum.sub("", name)
+    info = sd_models.checkpoint_aliases.get(name) or sd_models.checkpoint_aliases.get(plain)
+    if info is None:
+        raise DitailError(f'source_checkpoint: there is no checkpoint "{named(name)}"', "source_checkpoint")
+    if not os.path.isfile(info.filename):
+        raise DitailError(f"source_checkpoint: the file of {info.name} is gone", "source_checkpoint")
+    return checkpoint_of(info)
+
+
+def find_vae(name: str) -> str:
+    """A value for the WebUI's `sd_vae` option. Raises DitailError for a VAE that is not there."""
+    if name in ("", "Automatic", "None"):
+        return name or "Automatic"
+    path = sd_vae.vae_dict.get(name)
+    if path is None or not os.path.isfile(path):
+        raise DitailError(f'source_vae: there is no VAE "{named(name)}"', "source_vae")
+    return name
+
+
+def vae_file_of(path: str, vae: str) -> str | None:
+    """The file of the VAE that the checkpoint at `path` is used with; None for the checkpoint's own.
+
+    vae: see `find_vae`. This is `sd_vae.resolve_vae` for a choice of ours: that function reads the WebUI's settings,
+    which belong to every thread and to `config.json`, so they are not changed for it.
+    """
+    if shared.cmd_opts.vae_path is not None:
+        return shared.cmd_opts.vae_path
+    if vae != "Automatic":
+        return sd_vae.vae_dict.get(vae)
+    chosen = sd_vae.resolve_vae_from_user_metadata(path)
+    return chosen.vae if chosen.resolved else sd_vae.find_vae_near_checkpoint(path)
+
+
+def check_family(checkpoint: Checkpoint) -> None:
+    """Raise DitailError unless the target and the checkpoint are of one family that Ditail knows.
+
+    Of the checkpoint only the file's header is read; a pickle has none, so it is looked at again once it is loaded.
+    """
+    wanted = family_of_target()
+    if not checkpoint.handle.is_safetensors:
+        return
+    try:
+        family = family_of_file(checkpoint.path)
+    except (SafetensorError, OSError) as error:
+        raise wrong_source(checkpoint.name, f"can't be read ({error})") from error
+    check_same_family(checkpoint, family, shared.sd_model.sd_checkpoint_info, wanted)
+
+
+def family_of_target() -> str:
+    """The family of the loaded model. Raises DitailError for one that Ditail doesn't know."""
+    family = family_of_unet(shared.sd_model.model.diffusion_model)
+    if family not in SUPPORTED:
+        raise DitailError(f"the target {shared.sd_model.sd_checkpoint_info.name_for_extra} is {family}: Ditail needs "
+                          f"a checkpoint of {SUPPORTED_IN_WORDS}")
+    return family
+
+
+def check_same_family(source: Checkpoint, family: str, target, wanted: str) -> None:
+    """Raise DitailError unless the source's family is known and the target's. target: its CheckpointInfo."""
+    if family not in SUPPORTED:
+        raise wrong_source(source.name, f"is {family}: Ditail needs a checkpoint of {SUPPORTED_IN_WORDS}")
+    if family != wanted:
+        raise wrong_source(source.name, f"is {family}, the target {target.name_for_extra} is {wanted}")
+
+
+def wrong_source(name: str, what: str) -> DitailError:
+    return DitailError(f"source_checkpoint: {name} {what}", "source_checkpoint")
+
+
+class WebuiLibrary:
+    """See `job.host.Library`."""
+
+    find_checkpoint = staticmethod(find_checkpoint)
+    find_vae = staticmethod(find_vae)
+
+
+class WebuiCheckpoints:
+    """The checkpoints of the WebUI's job `p`: see `job.host.Checkpoints`."""
+
+    check_family = staticmethod(check_family)
+
+    def __init__(self, p):
+        self.p = p
+
+    def target(self) -> Checkpoint:
+        return checkpoint_of(shared.sd_model.sd_checkpoint_info)
+
+    def vae_file(self, checkpoint: Checkpoint, vae: str) -> str | None:
+        return vae_file_of(checkpoint.path, vae) if vae else sd_vae.loaded_vae_file
+
+    def parse_prompt(self, text: str) -> tuple[str, Networks]:
+        return extra_networks.parse_prompt(text)
+
+    def fingerprint(self, checkpoint: Checkpoint, vae_file: str | None, prompts: Prompts, networks: Networks) -> dict:
+        options = {key: shared.opts.data.get(key, shared.opts.get_default(key)) for key in OPTIONS_THAT_COUNT
+                   if key in shared.opts.data_labels}
+        return {
+            "checkpoint": file_mark(checkpoint.path), "vae": file_mark(vae_file), "prompts": prompts,
+            "options": options,
+            "networks": {name: [[*map(str, n.items), file_mark(_network_file(n.items[0]))] for n in found]
+                         for name, found in networks.items()},
+            "embeddings": {name: e.checksum() for name, e in sd_hijack.model_hijack.embedding_db.word_embeddings.items()
+                           if any(name in text for text in prompts)},
+            "dtypes": [str(devices.dtype_unet), str(devices.dtype_vae)], "tiling": bool(self.p.tiling),
+            "attention": str(sd_hijack.model_hijack.optimization_method),
+        }
+
+
+def _network_file(name: str) -> str | None:
+    """The file of a LoRA, from the WebUI's built-in extension if that is loaded."""
+    lora = sys.modules.get("networks")
+    found = getattr(lora, "available_network_aliases", {}).get(name)
+    return getattr(found, "filename", None)
