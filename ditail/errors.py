@@ -5,14 +5,14 @@ MAX_SHOWN = 60
 
 
 class DitailError(ValueError):
-    """A sentence that tells the user what is wrong; `key` is the setting it is about, if it is about one.
+    """What is wrong, for the user: `key` is the setting or file that it is about (None: none), `sentence` the rest.
 
-    The sentence is one line of at most MAX_SENTENCE printable characters, whatever was put into it.
+    As a text it is one line of at most MAX_SENTENCE printable characters, whatever was put into it.
     """
 
-    def __init__(self, sentence: str, key: str | None = None):
-        super().__init__(_one_line(sentence, MAX_SENTENCE))
-        self.key = key
+    def __init__(self, key: str | None, sentence: str):
+        super().__init__(_one_line(sentence if key is None else f"{key}: {sentence}", MAX_SENTENCE))
+        self.key, self.sentence = key, sentence
 
 
 def shown(value) -> str:

@@ -67,7 +67,7 @@ def mix(
             z = ddim_step(z, eps, alphas_cumprod[t], alphas_cumprod[max(t - TRAINING_STEPS // steps, 0)])
             samples.append(z)
     if not torch.isfinite(z).all():
-        raise DitailError("sampling: the latents are no longer finite; lower omega or alpha")
+        raise DitailError(None, "sampling: the latents are no longer finite; lower omega or alpha")
     source_latents = source.latents.flip(0).to(z)
     samples = torch.stack(samples)
     return (source_latents[:, 0], samples[:, 0]) if rows == 1 else (source_latents, samples)
@@ -96,18 +96,19 @@ def check_numbers(**numbers: float) -> None:
     for key, value in numbers.items():
         highest = 1 if key.endswith("_ratio") else LARGEST
         if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value <= highest:
-            raise DitailError(f"{key}: must be a number from 0 to {highest}, got {shown(value)}", key)
+            raise DitailError(key, f"must be a number from 0 to {highest}, got {shown(value)}")
 
 
 def check_unets(source: nn.Module, target: nn.Module) -> None:
     """Raise DitailError unless two U-Nets can be mixed."""
     source_kind, target_kind = architecture_of(source), architecture_of(target)
     if source_kind != target_kind:
-        raise DitailError(f"the source is {source_kind.name}, the target {target_kind.name}: both must be the same")
+        raise DitailError(None, f"the source is {source_kind.name}, the target {target_kind.name}: both must be the "
+                          "same")
     for what, count in (("latent channels", latent_channels), ("numbers a token", context_width)):
         if len({count(source), count(target)} - {None}) > 1:
-            raise DitailError(f"the source takes {count(source)} {what}, the target {count(target)}: both must be the "
-                              "same")
+            raise DitailError(None, f"the source takes {count(source)} {what}, the target {count(target)}: both must "
+                              "be the same")
 
 
 def check_tensors(z0: Tensor, alphas_cumprod: Tensor, mask: Tensor | None, unet: nn.Module, **conds: Tensor) -> None:
@@ -115,31 +116,31 @@ def check_tensors(z0: Tensor, alphas_cumprod: Tensor, mask: Tensor | None, unet:
     _check_tensor("z0", z0, "b", latent_channels(unet) or "c", "h", "w")
     unit = architecture_of(unet).unit
     if z0.shape[-2] % unit or z0.shape[-1] % unit:
-        raise DitailError(f"z0: its height and width must be multiples of {unit}, got {tuple(z0.shape[-2:])}", "z0")
+        raise DitailError("z0", f"its height and width must be multiples of {unit}, got {tuple(z0.shape[-2:])}")
     _check_tensor("alphas_cumprod", alphas_cumprod, TRAINING_STEPS)
     if not 0 < alphas_cumprod.min() <= alphas_cumprod.max() <= 1 or (alphas_cumprod.diff() > 0).any():
-        raise DitailError("alphas_cumprod: must fall from at most 1 to above 0", "alphas_cumprod")
+        raise DitailError("alphas_cumprod", "must fall from at most 1 to above 0")
     for key, cond in conds.items():
         _check_tensor(key, cond, "rows", "tokens", context_width(unet) or "width")
     rows = max(len(z0), len(conds["cond"]), len(conds["uncond"]))
     for key, x in {"z0": z0, **conds}.items():
         if len(x) not in (1, rows):
-            raise DitailError(f"{key}: must have 1 row or {rows}, got {len(x)}", key)
+            raise DitailError(key, f"must have 1 row or {rows}, got {len(x)}")
     if mask is not None and (not isinstance(mask, Tensor) or mask.shape != (1, 1, *z0.shape[-2:]) or mask.is_meta
                              or not 0 <= mask.min() <= mask.max() <= 1):
-        raise DitailError(f"mask: must be [1, 1, {z0.shape[-2]}, {z0.shape[-1]}] with values in 0..1", "mask")
+        raise DitailError("mask", f"must be [1, 1, {z0.shape[-2]}, {z0.shape[-1]}] with values in 0..1")
 
 
 def _check_tensor(key: str, x: Tensor, *shape: int | str) -> None:
     """shape: a size that is fixed, or the name of one that must be at least 1."""
     wanted = f"a floating-point tensor [{', '.join(map(str, shape))}]"
     if not isinstance(x, Tensor) or not x.is_floating_point():
-        raise DitailError(f"{key}: must be {wanted}, got {x.dtype if isinstance(x, Tensor) else shown(x)}", key)
+        raise DitailError(key, f"must be {wanted}, got {x.dtype if isinstance(x, Tensor) else shown(x)}")
     sizes = zip(x.shape, shape, strict=False)
     if x.ndim != len(shape) or not all(size == fixed if isinstance(fixed, int) else size for size, fixed in sizes):
-        raise DitailError(f"{key}: must be {wanted}, got {tuple(x.shape)}", key)
+        raise DitailError(key, f"must be {wanted}, got {tuple(x.shape)}")
     if x.is_meta or not x.isfinite().all():
-        raise DitailError(f"{key}: must hold finite numbers only", key)
+        raise DitailError(key, "must hold finite numbers only")
 
 
 def _as_weights(x: Tensor, unet: nn.Module) -> Tensor:

@@ -36,7 +36,7 @@ class Task:
 
     def run(self, state):
         if self.fault == "bad":
-            raise DitailError("steps: 0 is too few")
+            raise DitailError(None, "steps: 0 is too few")
         if self.fault and count(self.counter) <= self.times:
             if self.fault == "die":
                 os.kill(os.getpid(), signal.SIGKILL)

@@ -37,9 +37,9 @@ def parse_collage(values) -> tuple[Piece, ...]:
     for i, keys in enumerate(parse_objects(values, "collage", CHECKS, MAX_PIECES)):
         keys = {key: value for key, value in keys.items() if value is not None}
         if "image" not in keys:
-            raise DitailError(f"collage[{i}].image: is missing", "collage")
+            raise DitailError(f"collage[{i}].image", "is missing")
         if not keys.keys() & {"box", "mask"}:
-            raise DitailError(f"collage[{i}]: needs a box or a mask", "collage")
+            raise DitailError(f"collage[{i}]", "needs a box or a mask")
         pieces.append(Piece(**keys))
     return tuple(pieces)
 
@@ -54,7 +54,7 @@ def compose(pieces: Sequence[Piece], width: int, height: int,
     Raises DitailError if there are no pieces or a mask leaves nothing of its piece.
     """
     if not pieces:
-        raise DitailError("collage: has no pieces", "collage")
+        raise DitailError("collage", "has no pieces")
     # Colours in -1..1, already weighted by how much of the ground they cover.
     colours, cover = torch.zeros(1, 3, height, width), torch.zeros(1, 1, height, width)
     for i, piece in enumerate(pieces):
@@ -62,7 +62,7 @@ def compose(pieces: Sequence[Piece], width: int, height: int,
         size = columns.stop - columns.start, rows.stop - rows.start
         here = _cover(piece.mask, size, piece.resize_mode)
         if not here.any():
-            raise DitailError(f"collage[{i}].mask: leaves nothing of the piece at {size[0]}x{size[1]}", "collage")
+            raise DitailError(f"collage[{i}].mask", f"leaves nothing of the piece at {size[0]}x{size[1]}")
         colour = picture_to_tensor(fit(piece.image, *size, piece.resize_mode))
         colours[..., rows, columns] = here * colour + (1 - here) * colours[..., rows, columns]
         cover[..., rows, columns] = here + (1 - here) * cover[..., rows, columns]
@@ -92,7 +92,7 @@ def _check_box(name: str, value) -> Box | None:
         return None
     x, y, w, h = check_fractions(name, value, 4)
     if not w or not h or x + w > 1 + ROUNDING or y + h > 1 + ROUNDING:
-        raise DitailError(f"{name}: [{x:g}, {y:g}, {w:g}, {h:g}] (left, top, width, height) is empty or reaches out of "
+        raise DitailError(name, f"[{x:g}, {y:g}, {w:g}, {h:g}] (left, top, width, height) is empty or reaches out of "
                           "the picture")
     return x, y, w, h
 

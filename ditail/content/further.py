@@ -43,7 +43,7 @@ def _check_weight(name: str, value) -> float:
 def _check_steps(name: str, value) -> tuple[float, ...]:
     begin, end = check_fractions(name, value, 2)
     if end <= begin:
-        raise DitailError(f"{name}: must end after its beginning, got [{begin:g}, {end:g}]")
+        raise DitailError(name, f"must end after its beginning, got [{begin:g}, {end:g}]")
     return begin, end
 
 

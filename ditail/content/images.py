@@ -36,7 +36,7 @@ def decode_base64(text: str, key: str = "image") -> bytes:
     try:
         return base64.b64decode("".join(text.split(",", 1)[-1].split()), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise DitailError(f"{key}: is not base64 ({error})", key) from error
+        raise DitailError(key, f"is not base64 ({error})") from error
 
 
 def _read(source: str | Path | bytes | Image.Image, key: str, ground: tuple[int, int, int], mode: str) -> Image.Image:
@@ -46,13 +46,13 @@ def _read(source: str | Path | bytes | Image.Image, key: str, ground: tuple[int,
     except DitailError:
         raise
     except FileNotFoundError as error:
-        raise DitailError(f"{key}: {name} does not exist", key) from error
+        raise DitailError(key, f"{name} does not exist") from error
     except UnidentifiedImageError as error:
-        raise DitailError(f"{key}: {name} is not an image that can be read", key) from error
+        raise DitailError(key, f"{name} is not an image that can be read") from error
     except Image.DecompressionBombError as error:
-        raise DitailError(f"{key}: {name} is over {MAX_PIXELS // 10**6} megapixels; scale it down", key) from error
+        raise DitailError(key, f"{name} is over {MAX_PIXELS // 10**6} megapixels; scale it down") from error
     except Exception as error:  # a decoder stumbles over damaged data in any way: struct.error, KeyError, ...
-        raise DitailError(f"{key}: {name} can't be read as an image ({error})", key) from error
+        raise DitailError(key, f"{name} can't be read as an image ({error})") from error
 
 
 def _upright(source: str | Path | bytes | Image.Image, key: str) -> Image.Image:
@@ -60,7 +60,7 @@ def _upright(source: str | Path | bytes | Image.Image, key: str) -> Image.Image:
         io.BytesIO(source) if isinstance(source, bytes) else source)
     width, height = image.size
     if width * height > MAX_PIXELS:
-        raise DitailError(f"{key}: {width}x{height} is over {MAX_PIXELS // 10**6} megapixels; scale it down", key)
+        raise DitailError(key, f"{width}x{height} is over {MAX_PIXELS // 10**6} megapixels; scale it down")
     if image.mode.startswith("I") or image.mode == "F":
         image = _to_8_bits(image)
     return ImageOps.exif_transpose(image)
@@ -93,7 +93,7 @@ def fit(image: Image.Image, width: int, height: int, resize_mode: str = "crop") 
         return image.resize((width, height), Image.Resampling.LANCZOS)
     if resize_mode == "fill":
         return _fill(image, width, height)
-    raise DitailError(f'resize_mode: must be "crop", "fill" or "stretch", got {shown(resize_mode)}', "resize_mode")
+    raise DitailError("resize_mode", f'must be "crop", "fill" or "stretch", got {shown(resize_mode)}')
 
 
 def _reduced(image: Image.Image, width: int, height: int) -> Image.Image:

@@ -62,20 +62,17 @@ def sources_from_infotext(params: Mapping[str, object]) -> list[dict]:
     try:
         described = json.loads(text)
     except (ValueError, TypeError, RecursionError) as error:
-        raise DitailError(f"sources: must be a list of objects in JSON, got {shown(text)}", "sources") from error
+        raise DitailError("sources", f"must be a list of objects in JSON, got {shown(text)}") from error
     if not isinstance(described, list) or not all(isinstance(source, dict) for source in described):
-        raise DitailError(f"sources: must be a list of objects in JSON, got {shown(text)}", "sources")
+        raise DitailError("sources", f"must be a list of objects in JSON, got {shown(text)}")
     if len(described) > MAX_SOURCES:
-        raise DitailError(f"sources: has {len(described)} entries, at most {MAX_SOURCES} are possible", "sources")
+        raise DitailError("sources", f"has {len(described)} entries, at most {MAX_SOURCES} are possible")
     return [_source(source, f"sources[{i}]") for i, source in enumerate(described)]
 
 
 def _source(described: dict, name: str) -> dict:
-    try:
-        # Keys of an older or later version are left alone.
-        return {key: SOURCE_CHECKS[key](f"{name}.{key}", described[key]) for key in SOURCE_KEYS if key in described}
-    except DitailError as error:
-        raise DitailError(str(error), "sources") from error
+    # Keys of an older or later version are left alone.
+    return {key: SOURCE_CHECKS[key](f"{name}.{key}", described[key]) for key in SOURCE_KEYS if key in described}
 
 
 def _number(value):

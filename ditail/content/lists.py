@@ -16,25 +16,22 @@ Check = Callable[[str, object], object]
 def parse_objects(values, key: str, checks: Mapping[str, Check], limit: int) -> list[dict]:
     """The checked keys of each object of the list `values` of the setting `key`; None is an empty list.
 
-    Raises DitailError about `key` whose sentence begins with the place, as in `sources[1].weight: ...`.
+    Raises DitailError whose key is the place, as in `sources[1].weight`.
     """
     values = [] if values is None else values
     if not isinstance(values, list | tuple):
-        raise DitailError(f"{key}: must be a list of objects, got {type(values).__name__}", key)
+        raise DitailError(key, f"must be a list of objects, got {type(values).__name__}")
     if len(values) > limit:
-        raise DitailError(f"{key}: has {len(values)} entries, at most {limit} are possible", key)
-    try:
-        return [_parse_object(value, f"{key}[{i}]", checks) for i, value in enumerate(values)]
-    except DitailError as error:
-        raise DitailError(str(error), key) from error
+        raise DitailError(key, f"has {len(values)} entries, at most {limit} are possible")
+    return [_parse_object(value, f"{key}[{i}]", checks) for i, value in enumerate(values)]
 
 
 def _parse_object(value, name: str, checks: Mapping[str, Check]) -> dict:
     if not isinstance(value, Mapping):
-        raise DitailError(f"{name}: must be an object, got {type(value).__name__}")
+        raise DitailError(name, f"must be an object, got {type(value).__name__}")
     for key in value:
         if key not in checks:
-            raise DitailError(f"{name}: {shown(key)} is not one of its keys ({', '.join(checks)})")
+            raise DitailError(name, f"{shown(key)} is not one of its keys ({', '.join(checks)})")
     return {key: checks[key](f"{name}.{key}", item) for key, item in value.items()}
 
 
@@ -57,7 +54,7 @@ def _read(name: str, value, read: Callable[[bytes, str], Image.Image]) -> Image.
     if value is None or value == "":
         return None
     if not isinstance(value, str | Image.Image):
-        raise DitailError(f"{name}: must be a base64 image or null, got {type(value).__name__}")
+        raise DitailError(name, f"must be a base64 image or null, got {type(value).__name__}")
     return read(decode_base64(value, name) if isinstance(value, str) else value, name)
 
 
@@ -65,5 +62,5 @@ def check_fractions(name: str, value, count: int) -> tuple[float, ...]:
     """`count` numbers from 0 to 1."""
     numbers = value if isinstance(value, list | tuple) and len(value) == count else ()
     if not numbers or not all(isinstance(n, int | float) and not isinstance(n, bool) and 0 <= n <= 1 for n in numbers):
-        raise DitailError(f"{name}: must be a list of {count} numbers from 0 to 1")
+        raise DitailError(name, f"must be a list of {count} numbers from 0 to 1")
     return tuple(map(float, numbers))

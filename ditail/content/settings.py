@@ -77,7 +77,7 @@ class Field:
         return float(value)
 
     def _error(self, what: str, value) -> DitailError:
-        return DitailError(f"{self.key}: {what}, got {shown(value)}", self.key)
+        return DitailError(self.key, f"{what}, got {shown(value)}")
 
 
 FIELDS = (
@@ -151,10 +151,10 @@ class DitailSettings:
     def from_dict(cls, values: Mapping) -> "DitailSettings":
         """Settings from an API's or a file's mapping; an unknown key raises DitailError naming it."""
         if not isinstance(values, Mapping):
-            raise DitailError(f"args: must be one object of settings, got {type(values).__name__}", "args")
+            raise DitailError("args", f"must be one object of settings, got {type(values).__name__}")
         known = {f.name for f in fields(cls)}
         for key in values:
             if key not in known:
                 key = named(key)
-                raise DitailError(f"{key}: is not a setting of Ditail (known: {', '.join(sorted(known))})", key)
+                raise DitailError(key, f"is not a setting of Ditail (known: {', '.join(sorted(known))})")
         return cls(**values)

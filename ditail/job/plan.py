@@ -107,7 +107,7 @@ def _contents(host: Host, request: Request, size: tuple[int, int], init_images: 
     if request.image is not None:
         return [_fitted(host, request, size)]
     if not init_images and not request.collage:
-        raise DitailError("image: a content image is needed in txt2img", "image")
+        raise DitailError("image", "a content image is needed in txt2img")
     return init_images
 
 
@@ -131,13 +131,12 @@ def _further_sources(host: Host, part: Further, number: int, a_pass: Pass, plan:
         host.checkpoints.check_family(request.checkpoint)
     if request.settings.source == "generate":
         if a_pass.hires:
-            raise DitailError("sources: none that is generated can be mixed in the hires pass; switch `hires` off",
-                              "sources")
+            raise DitailError("sources", "none that is generated can be mixed in the hires pass; switch `hires` off")
         contents = []
     else:
         contents = [_fitted(host, request, size)] if request.image is not None else contents
         if not contents:
-            raise DitailError(f"sources: number {number + 1} needs an image, as the first is generated", "sources")
+            raise DitailError("sources", f"number {number + 1} needs an image, as the first is generated")
     mask = mask_to_latent(host.job.framed(part.mask, resize_mode), *size, resize_mode) if part.mask else None
     return FurtherSources(Share(part.weight, mask, part.steps), sources_of(host, request, size, plan, contents))
 

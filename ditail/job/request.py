@@ -39,7 +39,7 @@ class Request:
             return cls(settings, None, None, None, "")
         collage = parse_collage(settings.collage)
         if collage and settings.source == "generate":
-            raise DitailError('collage: makes a content image, so `source` must be "image"', "collage")
+            raise DitailError("collage", 'makes a content image, so `source` must be "image"')
         further = tuple(_further(settings, source, i, library)
                         for i, source in enumerate(parse_sources(settings.sources)))
         return cls(
@@ -62,7 +62,7 @@ def _further(first: DitailSettings, source: FurtherSource, number: int, library:
         request = Request(settings, source.image, source.mask, library.find_checkpoint(source.source_checkpoint),
                           library.find_vae(source.source_vae))
     except DitailError as error:
-        raise DitailError(f"sources[{number}].{error}", "sources") from error
+        raise DitailError(f"sources[{number}].{error.key}", error.sentence) from error
     return Further(request, source.weight, source.mask, source.steps)
 
 

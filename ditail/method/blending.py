@@ -44,17 +44,16 @@ def as_mixed(source: SourceLatents | Sequence[Mixed]) -> tuple[Mixed, ...]:
     """
     mixed = (Mixed(source),) if isinstance(source, SourceLatents) else tuple(source)
     if not any(m.weight > 0 for m in mixed):
-        raise DitailError("sources: at least one needs a weight above 0", "sources")
+        raise DitailError("sources", "at least one needs a weight above 0")
     count = images_of(mixed)
     for i, m in enumerate(mixed):
         if not 0 <= m.weight < float("inf"):
-            raise DitailError(f"sources: the weight of source {i} is {m.weight}", "sources")
+            raise DitailError("sources", f"the weight of source {i} is {m.weight}")
         if m.size != mixed[0].size or m.rows not in (1, count):
-            raise DitailError(f"sources: source {i} has {m.rows} latents of {m.size} (height, width), the first "
-                              f"{mixed[0].rows} of {mixed[0].size}", "sources")
+            raise DitailError("sources", f"source {i} has {m.rows} latents of {m.size} (height, width), the first "
+                              f"{mixed[0].rows} of {mixed[0].size}")
         if m.mask is not None and m.mask.shape != (1, 1, *m.size):
-            raise DitailError(f"sources: the mask of source {i} is {tuple(m.mask.shape)}, not {(1, 1, *m.size)}",
-                              "sources")
+            raise DitailError("sources", f"the mask of source {i} is {tuple(m.mask.shape)}, not {(1, 1, *m.size)}")
     return mixed
 
 

@@ -53,7 +53,7 @@ def invert(
         z = now**0.5 * x0 + (1 - now) ** 0.5 * eps
         if not torch.isfinite(z).all():
             raise DitailError(
-                f"inversion: the latents are no longer finite at step {i + 1} of {len(ascending)} (t = {t:g}); "
+                None, f"inversion: the latents are no longer finite at step {i + 1} of {len(ascending)} (t = {t:g}); "
                 "lower alpha or beta, or run the source model in full precision"
             )
         kept.append(z.cpu())

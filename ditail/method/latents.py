@@ -28,9 +28,9 @@ class SourceLatents:
     def __init__(self, timesteps: Sequence[float], latents: Tensor, alphas_cumprod: Tensor, *,
                  picture: Tensor | None = None):
         if latents.ndim != 5 or len(timesteps) != len(latents) or not len(latents):
-            raise DitailError(f"source latents: {len(timesteps)} timesteps for latents {tuple(latents.shape)}")
+            raise DitailError(None, f"source latents: {len(timesteps)} timesteps for latents {tuple(latents.shape)}")
         if picture is not None and (picture.ndim, picture.shape[-1], picture.dtype) != (3, 3, torch.uint8):
-            raise DitailError(f"source latents: a picture is [h, w, 3] uint8, not {tuple(picture.shape)} "
+            raise DitailError(None, f"source latents: a picture is [h, w, 3] uint8, not {tuple(picture.shape)} "
                               f"{picture.dtype}")
         order = sorted(range(len(timesteps)), key=lambda i: float(timesteps[i]))
         self.timesteps = torch.tensor([float(timesteps[i]) for i in order], dtype=torch.float64)
@@ -95,14 +95,14 @@ class SourceLatents:
             tensors = load(data)
             metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
             if metadata.pop("format", None) != FORMAT:
-                raise DitailError("another format")
+                raise DitailError(None, "another format")
             checksum = cache_key(tensors)
             parts = [tensors[name] for name in ("timesteps", "latents", "alphas_cumprod")]
             if metadata.pop("sha256", checksum) != checksum or not _are_sound(*parts):
-                raise DitailError("damaged")
+                raise DitailError(None, "damaged")
             return cls(parts[0].tolist(), *parts[1:], picture=tensors.get("picture")), metadata
         except (SafetensorError, OSError, KeyError, DitailError) as error:
-            raise DitailError(f"{path}: can't be read as source latents ({error})") from error
+            raise DitailError(str(path), f"can't be read as source latents ({error})") from error
 
 
 def _are_sound(timesteps: Tensor, latents: Tensor, alphas_cumprod: Tensor) -> bool:

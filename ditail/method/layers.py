@@ -36,9 +36,9 @@ def parse_layers(text: str) -> Layers:
     Raises DitailError naming the term that is wrong. Whether a U-Net has them is `sites.find_sites`'s to say.
     """
     if not isinstance(text, str):
-        raise DitailError(f"layers: must be a text, got {type(text).__name__}", "layers")
+        raise DitailError("layers", f"must be a text, got {type(text).__name__}")
     if len(text) > MAX_LENGTH:
-        raise DitailError(f"layers: has {len(text)} characters, at most {MAX_LENGTH} make sense", "layers")
+        raise DitailError("layers", f"has {len(text)} characters, at most {MAX_LENGTH} make sense")
     layers = {}
     for term in text.split():
         kind, blocks, steps = _parse_term(term)
@@ -71,4 +71,4 @@ def _fraction(term: str, text: str, begin: str | None = None) -> float:
 
 
 def _error(term: str, what: str) -> DitailError:
-    return DitailError(f'layers: "{named(term)}": {what}', "layers")
+    return DitailError("layers", f'"{named(term)}": {what}')

@@ -24,7 +24,7 @@ def ddim_timesteps(steps: int) -> list[int]:
     Raises DitailError unless `steps` is a whole number from 1 to 999.
     """
     if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps < TRAINING_STEPS:
-        raise DitailError(f"steps: must be a whole number from 1 to {TRAINING_STEPS - 1}, got {shown(steps)}", "steps")
+        raise DitailError("steps", f"must be a whole number from 1 to {TRAINING_STEPS - 1}, got {shown(steps)}")
     return [1 + i * (TRAINING_STEPS // steps) for i in range(steps)]
 
 

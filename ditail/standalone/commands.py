@@ -88,7 +88,7 @@ def copy_to_webui(folder: Path) -> None:
     """Write the house checkpoints into a WebUI's models folder."""
     models = folder / "models" / "Stable-diffusion"
     if not models.is_dir():
-        raise DitailError(f"--webui: {folder} has no models/Stable-diffusion folder")
+        raise DitailError("--webui", f"{folder} has no models/Stable-diffusion folder")
     for path in house.write_checkpoints(models).values():
         print(path)
 
@@ -101,7 +101,7 @@ def mix(args: Namespace) -> None:
     """`mix`: invert with the source, drop it, sample with the target."""
     quiet()
     if args.out.suffix.lower() != ".png":
-        raise DitailError(f"--out: must be a .png file, got {args.out}")
+        raise DitailError("--out", f"must be a .png file, got {args.out}")
     check_writable(args.out, "--out")
     if args.save_latents:
         check_writable(args.save_latents, "--save-latents")
@@ -134,7 +134,7 @@ def check_partner_files(*paths: Path) -> None:
     blocks = [check_checkpoint(p) for p in paths]
     for path, count in zip(paths, blocks, strict=True):
         if count != blocks[0]:
-            raise DitailError(f"{paths[0]} has {blocks[0]} output blocks, {path} has {count}: both must be of one "
+            raise DitailError(None, f"{paths[0]} has {blocks[0]} output blocks, {path} has {count}: both must be of one "
                               "architecture")
 
 
@@ -161,10 +161,10 @@ def prompts_of(args: Namespace) -> list[str]:
         try:
             lines = args.prompts.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise DitailError(f"--prompts: {args.prompts} can't be read ({error})") from error
+            raise DitailError("--prompts", f"{args.prompts} can't be read ({error})") from error
         prompts = prompts + [line.strip() for line in lines if line.strip()]
     if not prompts:
-        raise DitailError("--prompt: give one or more prompts, or a file of them with --prompts")
+        raise DitailError("--prompt", "give one or more prompts, or a file of them with --prompts")
     return list(dict.fromkeys(prompts))
 
 
@@ -173,9 +173,9 @@ def checkpoint_paths(given: Sequence[Path]) -> list[Path]:
     paths = [p for g in given for p in (sorted(g.glob("*.safetensors")) if g.is_dir() else [g])]
     paths = list(dict.fromkeys(paths))
     if len(paths) < 2:
-        raise DitailError(f"matrix: needs two checkpoints or more, got {len(paths)}")
+        raise DitailError("matrix", f"needs two checkpoints or more, got {len(paths)}")
     if len({p.stem for p in paths}) < len(paths):
-        raise DitailError("matrix: two checkpoints have the same file name")
+        raise DitailError("matrix", "two checkpoints have the same file name")
     return paths
 
 
@@ -214,7 +214,7 @@ def size_of(args: Namespace, sides: tuple[int, int], picture: Image.Image | None
     unit, native = sides
     own = picture.size if picture else (native, native)
     if not args.width and not args.height and math.prod(own) > MOST_PIXELS:
-        raise DitailError(f"image: {own[0]}x{own[1]} is more than can be made at once; give --width and --height")
+        raise DitailError("image", f"{own[0]}x{own[1]} is more than can be made at once; give --width and --height")
     width = args.width or max(unit, own[0] // unit * unit)
     height = args.height or max(unit, own[1] // unit * unit)
     check_size(width, height, unit)
@@ -224,11 +224,11 @@ def size_of(args: Namespace, sides: tuple[int, int], picture: Image.Image | None
 def check_writable(path: Path, option: str) -> None:
     """Raise DitailError naming the option for a file that can't be written, before there is any work to lose."""
     if path.is_dir():
-        raise DitailError(f"{option}: {path} is a folder")
+        raise DitailError(option, f"{path} is a folder")
     if not path.parent.is_dir():
-        raise DitailError(f"{option}: the folder {path.parent} does not exist")
+        raise DitailError(option, f"the folder {path.parent} does not exist")
     if not os.access(path.parent, os.W_OK):
-        raise DitailError(f"{option}: the folder {path.parent} can't be written to")
+        raise DitailError(option, f"the folder {path.parent} can't be written to")
 
 
 def save_picture(picture: Image.Image, path: Path, made: Mapping) -> None:

@@ -130,7 +130,7 @@ def choose_rows(only: str | None) -> list[Row]:
     rows = [r for r in all_rows() if any(p in r.name.lower() for p in parts)]
     if not rows:
         names = ", ".join(dict.fromkeys(r.method for r in all_rows()))
-        raise DitailError(f"rows: nothing is called {only!r}; there are {names}", "rows")
+        raise DitailError("rows", f"nothing is called {only!r}; there are {names}")
     return rows
 
 
@@ -277,10 +277,10 @@ def read_records(path: Path, key: dict) -> list[dict]:
         kept = json.loads(path.read_text())
         before, records = kept["settings"], kept["records"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DitailError(f"{path}: can't be read as an evaluation's results ({error!r})", "out") from error
+        raise DitailError(str(path), f"can't be read as an evaluation's results ({error!r})") from error
     if before != key:
         changed = [k for k in key if before.get(k) != key[k]]
-        raise DitailError(f"{path}: was made with other {' and '.join(changed)}; choose another folder", "out")
+        raise DitailError(str(path), f"was made with other {' and '.join(changed)}; choose another folder")
     return records
 
 
@@ -296,7 +296,7 @@ def check_settings(settings: Settings, held_out: int) -> None:
     for name, most in (("scenes", held_out), ("steps", 999), ("thinning", settings.scenes)):
         value = getattr(settings, name)
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-            raise DitailError(f"{name}: must be a whole number from 1 to {most}, got {value!r}", name)
+            raise DitailError(name, f"must be a whole number from 1 to {most}, got {value!r}")
 
 
 def run(out: Path, *, scenes: int = Settings.scenes, rows: str | None = None, steps: int = Settings.steps,

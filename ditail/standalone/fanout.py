@@ -172,7 +172,7 @@ class OnRay:
         resources = ray.cluster_resources()
         gpus = int(resources.get("GPU", 0))
         if threads > max(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]):
-            raise DitailError(f"--threads: no machine of the Ray cluster has {threads} cores", "threads")
+            raise DitailError("--threads", f"no machine of the Ray cluster has {threads} cores")
         self.size = size or gpus or max(1, int(resources.get("CPU", 1) // threads))
         task = ray.remote(num_cpus=threads, num_gpus=min(gpus, 1), max_retries=0)(_run_on_ray)
         arguments = uuid.uuid4().hex, ray.put(start), threads
@@ -264,7 +264,7 @@ def import_ray():
     try:
         import ray
     except ImportError as error:
-        raise DitailError(f"--ray: Ray can't be imported ({error}); pip install ray", "ray") from error
+        raise DitailError("--ray", f"Ray can't be imported ({error}); pip install ray") from error
     return ray
 
 
@@ -288,7 +288,7 @@ def joined_ray(options: Options) -> Iterator[None]:
             check_reachable(address)
             ray.init(address, **own, log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": MALLOC})
         except (OSError, ValueError, RuntimeError) as error:
-            raise DitailError(f"--address: can't join Ray at {address!r} ({error})", "address") from error
+            raise DitailError("--address", f"can't join Ray at {address!r} ({error})") from error
         try:
             with _interruptible():
                 yield

@@ -226,8 +226,7 @@ def is_current(path: Path, made: dict | None, marks: dict) -> bool:
     """Whether a file is there (`made` is not None). Raises DitailError if it was not made with `marks`."""
     if made is not None and not is_made_with(made, marks):
         changed = ", ".join(key for key, value in marks.items() if made.get(key) != value)
-        raise DitailError(f"{path}: was made with other settings or checkpoints ({changed}); choose another folder",
-                          "out")
+        raise DitailError(str(path), f"was made with other settings or checkpoints ({changed}); choose another folder")
     return made is not None
 
 

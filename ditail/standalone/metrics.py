@@ -113,5 +113,5 @@ def load_classifier(path: Path, styles: int = 3) -> StyleClassifier:
     try:
         classifier.load_state_dict({k: v.float() for k, v in load_file(path).items()})
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise DitailError(f"{path}: can't be read as a style classifier ({error})") from error
+        raise DitailError(str(path), f"can't be read as a style classifier ({error})") from error
     return classifier.eval().requires_grad_(False)

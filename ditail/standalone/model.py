@@ -89,7 +89,7 @@ class Model:
         """Pictures `[b, 3, h, w]` in about -1..1."""
         x = self.vae.decode(z.to(next(self.vae.parameters()).dtype) / self.scale_factor).float()
         if not torch.isfinite(x).all():
-            raise DitailError(f"{self.name}: its VAE gives pixels that are not finite")
+            raise DitailError(None, f"{self.name}: its VAE gives pixels that are not finite")
         return x
 
     def check_size(self, width: int, height: int) -> None:
@@ -101,7 +101,7 @@ def check_size(width: int, height: int, unit: int) -> None:
     """Raise DitailError for a size in pixels that is not made of a model's `unit`."""
     for key, side in (("width", width), ("height", height)):
         if side < unit or side % unit:
-            raise DitailError(f"{key}: must be a multiple of {LATENT_SCALE}, here of {unit} pixels, got {side}", key)
+            raise DitailError(key, f"must be a multiple of {LATENT_SCALE}, here of {unit} pixels, got {side}")
 
 
 def read_sides(params: dict) -> tuple[int, int]:
@@ -161,11 +161,11 @@ def read_config(path: Path) -> dict:
     """`model.params` of the yaml beside a checkpoint, checked for the parts that are needed."""
     config = path.with_suffix(".yaml")
     if not path.is_file():
-        raise DitailError(f"{path}: does not exist")
+        raise DitailError(str(path), "does not exist")
     if path.suffix != ".safetensors":
-        raise DitailError(f"{path}: must be a .safetensors file")
+        raise DitailError(str(path), "must be a .safetensors file")
     if not config.is_file():
-        raise DitailError(f"{path}: has no {config.name} beside it")
+        raise DitailError(str(path), f"has no {config.name} beside it")
     with blaming_the_yaml(path):
         params = yaml.safe_load(config.read_text())["model"]["params"]
         for part in ("unet_config", "first_stage_config", "cond_stage_config"):
@@ -181,7 +181,7 @@ def blaming_the_yaml(path: Path) -> Iterator[None]:
         yield
     except Exception as error:
         what = " ".join(f"{type(error).__name__}: {error}".split())
-        raise DitailError(f"{path.with_suffix('.yaml')}: is not the yaml of a latent diffusion model "
+        raise DitailError(None, f"{path.with_suffix('.yaml')}: is not the yaml of a latent diffusion model "
                           f"({what[:200]})") from error
 
 
@@ -194,14 +194,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def unreadable(path: str | Path, error: Exception) -> DitailError:
-    return DitailError(f"{path}: can't be read; it may be truncated ({error})")
+    return DitailError(str(path), f"can't be read; it may be truncated ({error})")
 
 
 def build(path: Path, config: dict, state: dict[str, Tensor], prefix: str) -> nn.Module:
     """The ldm module of `config` with the weights below `prefix`, float32."""
     target = config["target"].replace("ldm_patched", "ldm")
     if target not in CLASSES:
-        raise DitailError(f"{path}: {target} is not a module that the command line can load")
+        raise DitailError(str(path), f"{target} is not a module that the command line can load")
     module, name = target.rsplit(".", 1)
     # ldm prints as it builds and trips deprecation warnings; neither is the user's business.
     with blaming_the_yaml(path), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
@@ -216,7 +216,7 @@ def build_text(path: Path, config: dict, state: dict[str, Tensor]) -> tuple[nn.M
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
     if not config["target"].endswith(".FrozenCLIPEmbedder"):
-        raise DitailError(f"{path}: {config['target']} is not a text encoder that the command line can load")
+        raise DitailError(str(path), f"{config['target']} is not a text encoder that the command line can load")
     with blaming_the_yaml(path):
         version = (config.get("params") or {}).get("version", "openai/clip-vit-large-patch14")
         if not Path(version).is_dir() and (path.parent / version).is_dir():
@@ -225,7 +225,7 @@ def build_text(path: Path, config: dict, state: dict[str, Tensor]) -> tuple[nn.M
         tokenizer = CLIPTokenizer.from_pretrained(version)
         model = CLIPTextModel(CLIPTextConfig.from_pretrained(version))
     except (OSError, ValueError) as error:
-        raise DitailError(f"{path}: its text encoder's folder {version} can't be read ({error})") from error
+        raise DitailError(str(path), f"its text encoder's folder {version} can't be read ({error})") from error
     # transformers 5 dropped the `text_model.` level from the keys; checkpoints have it.
     level = "" if any(k.startswith("text_model.") for k in model.state_dict()) else "text_model."
     weights = {k.removeprefix(TEXT + level): v for k, v in state.items() if k.startswith(TEXT)}
@@ -241,5 +241,5 @@ def load_weights(path: Path, module: nn.Module, weights: dict[str, Tensor], pref
     wrong = [k for k in own if k not in ours and not k.endswith("position_ids")] + [
         k for k, v in ours.items() if v.shape != own[k].shape]
     if wrong:
-        raise DitailError(f"{path}: {prefix}{wrong[0]} is missing or of another shape than its yaml says")
+        raise DitailError(str(path), f"{prefix}{wrong[0]} is missing or of another shape than its yaml says")
     module.load_state_dict(ours, strict=False)

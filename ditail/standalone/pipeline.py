@@ -64,7 +64,7 @@ def sample(model: Model, job: Job, sampler: Sampler, z: Tensor, progress: Progre
         if keep is not None:
             keep[t] = asked.cpu()
     if not torch.isfinite(z).all():
-        raise DitailError("sampling: the latents are no longer finite; lower the CFG scale or alpha")
+        raise DitailError(None, "sampling: the latents are no longer finite; lower the CFG scale or alpha")
     return z
 
 

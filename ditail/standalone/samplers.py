@@ -37,9 +37,9 @@ class Sampler:
     def __init__(self, name: str, steps: int, alphas_cumprod: Tensor, seed: int = 0, strength: float = 1.0):
         """`strength`: the share of the steps that img2img does. Raises DitailError for what can't be sampled."""
         if name not in SAMPLERS:
-            raise DitailError(f"sampler: {name!r} is not one of {', '.join(SAMPLERS)}", "sampler")
+            raise DitailError("sampler", f"{name!r} is not one of {', '.join(SAMPLERS)}")
         if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= 999:
-            raise DitailError(f"steps: must be a whole number from 1 to 999, got {steps!r}", "steps")
+            raise DitailError("steps", f"must be a whole number from 1 to 999, got {steps!r}")
         cls, options = SAMPLERS[name]
         if cls is diffusers.DPMSolverSDEScheduler:
             options = {**options, "noise_sampler_seed": seed}
@@ -53,7 +53,7 @@ class Sampler:
         if name in SKIPS_LAST:
             self.schedule = self.schedule[:-1]
         if not len(self.schedule):
-            raise DitailError(f"steps: {steps} steps leave nothing to sample with {name}", "steps")
+            raise DitailError("steps", f"{steps} steps leave nothing to sample with {name}")
         self.timesteps = sorted({float(t) for t in self.schedule}, reverse=True)
         self._generator = torch.Generator().manual_seed(seed)
         if hasattr(self.scheduler, "set_begin_index"):

@@ -133,7 +133,7 @@ class InjectionHooks:
         count, row_images = images_of(self.mixed), self.injection.row_images
         images = list(row_images(rows)) if row_images and count > 1 else [i % count for i in range(rows)]
         if len(images) != rows or (row_images is None and rows % count):
-            raise DitailError(f"injection: {rows} rows can't be matched with {count} source latents")
+            raise DitailError(None, f"injection: {rows} rows can't be matched with {count} source latents")
         return images
 
     def _recorded_step(self, x: Tensor, timesteps: Tensor, step: Step) -> Step:
@@ -163,7 +163,7 @@ class InjectionHooks:
         with self.injection.around_source(), self._recorded_into(step), suppress(_LastLayerReached):
             self.unet(z, timesteps.flatten()[:1].expand(len(z)), **null)
         if missing := step.wanted - step.recorded.keys():
-            raise DitailError(f"injection: {min(missing)} was not called in the source run")
+            raise DitailError(None, f"injection: {min(missing)} was not called in the source run")
 
     @contextmanager
     def _recorded_into(self, step: Step) -> Iterator[None]:
@@ -176,7 +176,7 @@ class InjectionHooks:
     def _source_rows(self, latents: SourceLatents, x: Tensor, t: float) -> Tensor:
         z = latents.at(t).to(x)
         if z.shape[-2:] != x.shape[-2:]:
-            raise DitailError(f"injection: the source latents are {tuple(z.shape[-2:])}, the sampler's "
+            raise DitailError(None, f"injection: the source latents are {tuple(z.shape[-2:])}, the sampler's "
                               f"{tuple(x.shape[-2:])} (height, width)")
         if x.shape[1] > z.shape[1]:
             # An inpainting U-Net's further channels (mask, masked image) are the denoised rows' own.
@@ -202,7 +202,7 @@ class InjectionHooks:
         """`m * recorded + (1 - m) * output`, the recorded rows spread over the rows of `output`."""
         images = self.images(recorded, len(output))
         if images is None or output.shape[1:] != recorded.shape[1:]:
-            raise DitailError(f"injection: {key} gave {tuple(recorded.shape)} for the source and "
+            raise DitailError(None, f"injection: {key} gave {tuple(recorded.shape)} for the source and "
                               f"{tuple(output.shape)} for the image")
         source = spread(recorded, images)
         for mask in (self.injection.mask, step.reach):

@@ -62,7 +62,7 @@ def architecture_of(unet: nn.Module) -> Architecture:
             return architecture
     what = f"{count} output blocks" if count else "no output blocks"
     known = " and ".join(a.name for a in ARCHITECTURES)
-    raise DitailError(f"{type(unet).__name__} has {what}: Ditail needs a U-Net of {known}")
+    raise DitailError(None, f"{type(unet).__name__} has {what}: Ditail needs a U-Net of {known}")
 
 
 def latent_channels(unet: nn.Module) -> int | None:
@@ -88,26 +88,27 @@ def find_sites(unet: nn.Module, layers: Iterable[Layer] = ()) -> Sites:
         try:
             found[layer.kind] += _sites_of(unet, architecture, layer)
         except DitailError as error:
-            raise DitailError(f"layers: {error}", "layers") if chosen else error from None
+            raise DitailError("layers", f"{error}") if chosen else error from None
     return Sites(architecture, tuple(found[FEATURE]), tuple(found[ATTENTION]))
 
 
 def _sites_of(unet: nn.Module, architecture: Architecture, layer: Layer) -> list[Site]:
     if layer.block >= architecture.blocks:
-        raise DitailError(f"{architecture.name} has output blocks 0 to {architecture.blocks - 1}, and no {layer.block}")
+        raise DitailError(None, f"{architecture.name} has output blocks 0 to {architecture.blocks - 1}, and no "
+                          f"{layer.block}")
     block, path = unet.output_blocks[layer.block], f"output_blocks.{layer.block}"
     if layer.kind == FEATURE:
         out_layers = getattr(block[0], "out_layers", None)
         if out_layers is None:
-            raise DitailError(f"{architecture.name}: {path}.0 is not a ResBlock with out_layers")
+            raise DitailError(None, f"{architecture.name}: {path}.0 is not a ResBlock with out_layers")
         return [Site(layer, f"{path}.0.out_layers", out_layers)]
     found = [Site(layer, f"{path}.{n}", m) for n, m in block.named_modules() if n.endswith("attn1")]
     usable = [m for m in (site.module for site in found)
               if hasattr(m, "to_q") and hasattr(m, "to_k") and not is_cross_attention(m)]
     if not found:
-        raise DitailError(f"{architecture.name}: {path} has no self-attention")
+        raise DitailError(None, f"{architecture.name}: {path} has no self-attention")
     if len(usable) != len(found) or architecture.depth not in (None, len(found)):
-        raise DitailError(f"{architecture.name}: {path} has {len(usable)} self-attentions of {len(found)}, "
+        raise DitailError(None, f"{architecture.name}: {path} has {len(usable)} self-attentions of {len(found)}, "
                           f"expected {architecture.depth or 'one or more'}")
     return found
 

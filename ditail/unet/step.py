@@ -72,7 +72,7 @@ class Step:
             return output
         tiles, rest = divmod(len(output), sum(m.rows for m in self.active))
         if rest:
-            raise DitailError(f"injection: {key} gave {len(output)} rows for {len(self.active)} sources")
+            raise DitailError(None, f"injection: {key} gave {len(output)} rows for {len(self.active)} sources")
         parts = [mask_on_layer(share, output, grid, key) if isinstance(share, Tensor) else share
                  for share in self.shares]
         return blend(output.split([m.rows * tiles for m in self.active]), parts, self.images * tiles)
@@ -94,7 +94,7 @@ def mask_on_layer(mask: Tensor, output: Tensor, grid: tuple[int, int], key: str)
     while height * width > output.shape[1]:
         height, width = -(-height // 2), -(-width // 2)
     if height * width != output.shape[1]:
-        raise DitailError(f"injection: {key} has {output.shape[1]} tokens, which no level of {grid} latents has, "
+        raise DitailError(None, f"injection: {key} has {output.shape[1]} tokens, which no level of {grid} latents has, "
                           "so the mask can't be laid over it")
     return resize_mask(mask, (height, width)).flatten(2).transpose(1, 2)
 

@@ -33,9 +33,9 @@ def find_checkpoint(name: str) -> Checkpoint | None:
     plain = sd_models.re_strip_checksum.sub("", name)
     info = sd_models.checkpoint_aliases.get(name) or sd_models.checkpoint_aliases.get(plain)
     if info is None:
-        raise DitailError(f'source_checkpoint: there is no checkpoint "{named(name)}"', "source_checkpoint")
+        raise DitailError("source_checkpoint", f'there is no checkpoint "{named(name)}"')
     if not os.path.isfile(info.filename):
-        raise DitailError(f"source_checkpoint: the file of {info.name} is gone", "source_checkpoint")
+        raise DitailError("source_checkpoint", f"the file of {info.name} is gone")
     return checkpoint_of(info)
 
 
@@ -45,7 +45,7 @@ def find_vae(name: str) -> str:
         return name or "Automatic"
     path = sd_vae.vae_dict.get(name)
     if path is None or not os.path.isfile(path):
-        raise DitailError(f'source_vae: there is no VAE "{named(name)}"', "source_vae")
+        raise DitailError("source_vae", f'there is no VAE "{named(name)}"')
     return name
 
 
@@ -82,8 +82,8 @@ def family_of_target() -> str:
     """The family of the loaded model. Raises DitailError for one that Ditail doesn't know."""
     family = family_of_unet(shared.sd_model.model.diffusion_model)
     if family not in SUPPORTED:
-        raise DitailError(f"the target {shared.sd_model.sd_checkpoint_info.name_for_extra} is {family}: Ditail needs "
-                          f"a checkpoint of {SUPPORTED_IN_WORDS}")
+        raise DitailError(None, f"the target {shared.sd_model.sd_checkpoint_info.name_for_extra} is {family}: Ditail "
+                          f"needs a checkpoint of {SUPPORTED_IN_WORDS}")
     return family
 
 
@@ -96,7 +96,7 @@ def check_same_family(source: Checkpoint, family: str, target, wanted: str) -> N
 
 
 def wrong_source(name: str, what: str) -> DitailError:
-    return DitailError(f"source_checkpoint: {name} {what}", "source_checkpoint")
+    return DitailError("source_checkpoint", f"{name} {what}")
 
 
 class WebuiLibrary:

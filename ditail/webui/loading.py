@@ -38,8 +38,8 @@ class Loaded:
                 with safe_open(path, "pt") if path.endswith(".safetensors") else open(path, "rb"):
                     pass
             except (SafetensorError, OSError) as error:
-                raise DitailError(f"source_checkpoint: {os.path.basename(path)} is in use and could not be loaded back "
-                                  f"after another model ({error})", "source_checkpoint") from error
+                raise DitailError("source_checkpoint", f"{os.path.basename(path)} is in use and could not be loaded "
+                                  f"back after another model ({error})") from error
 
 
 class LoadError(DitailError):
@@ -83,8 +83,8 @@ def _put_back(before: Loaded, p, *, anew: bool = False) -> None:
         switch_to(before, p)
     except BaseException as error:
         _forget_models()
-        raise DitailError(f"{before.info.name_for_extra} can't be loaded back ({error}); the next image loads it again",
-                          "source_checkpoint") from error
+        raise DitailError("source_checkpoint", f"{before.info.name_for_extra}, the target, can't be loaded back "
+                          f"({error}); the next image loads it again") from error
 
 
 def _forget_models() -> None:
@@ -119,8 +119,7 @@ def borrowed_models(p) -> Iterator[Callable[..., AbstractContextManager[Model]]]
                 switch_to(source, p)
             except Exception as error:
                 log.exception("loading %s", checkpoint.path)
-                raise LoadError(f"source_checkpoint: {checkpoint.name} can't be loaded ({error})",
-                                "source_checkpoint") from error
+                raise LoadError("source_checkpoint", f"{checkpoint.name} can't be loaded ({error})") from error
             check_same_family(checkpoint, family_of_unet(shared.sd_model.model.diffusion_model), target.info, wanted)
             with active_extra_networks(p, networks):
                 yield shared.sd_model

@@ -36,16 +36,16 @@ TAG = re.compile(r"<\w+:[^<>]+>")
 def parse_models(texts: Sequence[str]) -> list[MatrixModel]:
     """Models from `checkpoint` or `checkpoint + <lora:name:weight>` texts. Raises DitailError naming "checkpoints"."""
     if not isinstance(texts, Sequence) or isinstance(texts, str) or not all(isinstance(t, str) for t in texts):
-        raise DitailError(f"checkpoints: must be a list of names, got {shown(texts)}", "checkpoints")
+        raise DitailError("checkpoints", f"must be a list of names, got {shown(texts)}")
     texts = dict.fromkeys(texts)
     if len(texts) > MOST_TEXTS:
-        raise DitailError(f"checkpoints: takes 2 to {MOST} different ones, got {len(texts)} names", "checkpoints")
+        raise DitailError("checkpoints", f"takes 2 to {MOST} different ones, got {len(texts)} names")
     try:
         found = dict.fromkeys(map(_parse_model, texts))
     except DitailError as error:
-        raise DitailError(str(error).replace("source_checkpoint", "checkpoints", 1), "checkpoints") from error
+        raise DitailError("checkpoints", error.sentence) from error
     if not 2 <= len(found) <= MOST:
-        raise DitailError(f"checkpoints: takes 2 to {MOST} different ones, got {len(found)}", "checkpoints")
+        raise DitailError("checkpoints", f"takes 2 to {MOST} different ones, got {len(found)}")
     return list(found)
 
 
@@ -53,10 +53,10 @@ def _parse_model(text: str) -> MatrixModel:
     name, plus, tags = text.partition("+ <") if "+ <" in text else text.partition("+<")
     tags = f"<{tags.strip()}" if plus else ""
     if any(bracket in TAG.sub("", tags) for bracket in "<>"):
-        raise DitailError(f"checkpoints: a tag must look like <lora:name:0.7>, got {shown(tags)}", "checkpoints")
+        raise DitailError("checkpoints", f"a tag must look like <lora:name:0.7>, got {shown(tags)}")
     checkpoint = find_checkpoint(name.strip())
     if checkpoint is None:
-        raise DitailError("checkpoints: one of them is empty", "checkpoints")
+        raise DitailError("checkpoints", "one of them is empty")
     check_family(checkpoint)
     return MatrixModel(checkpoint, tags)
 
@@ -190,13 +190,13 @@ def _from_controls(p, args: tuple) -> Asked:
     """The values of the tab's controls (`ui.build_matrix`), which the API may send by position, too."""
     count = _count_given(p, args)
     if count != len(CONTROLS):
-        raise DitailError(f"script_args: must be one object, or {len(CONTROLS)} values ({', '.join(CONTROLS)}), got "
-                          f"{count}", "script_args")
+        raise DitailError("script_args", f"must be one object, or {len(CONTROLS)} values ({', '.join(CONTROLS)}), got "
+                          f"{count}")
     names, further, one_source, margin = args
     if not isinstance(names, list | tuple | None):
-        raise DitailError(f"checkpoints: must be a list of names, got {shown(names)}", "checkpoints")
+        raise DitailError("checkpoints", f"must be a list of names, got {shown(names)}")
     if not isinstance(further, str | None):
-        raise DitailError(f"further: must be a text of one model a line, got {shown(further)}", "further")
+        raise DitailError("further", f"must be a text of one model a line, got {shown(further)}")
     names = [*(names or ()), *filter(None, (line.strip() for line in (further or "").splitlines()))]
     return Asked(settings_from(p.script_args[_own_arguments(p)]), names,
                  _check_one_source(False if one_source is None else one_source), _check_margin(margin))
@@ -213,11 +213,11 @@ def _count_given(p, args: tuple) -> int:
 
 def _check_one_source(value) -> bool:
     if not isinstance(value, bool):
-        raise DitailError(f"one_source: must be true or false, got {shown(value)}", "one_source")
+        raise DitailError("one_source", f"must be true or false, got {shown(value)}")
     return value
 
 
 def _check_margin(value) -> int:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_MARGIN:
-        raise DitailError(f"margin: must be a number of pixels from 0 to {MAX_MARGIN}, got {shown(value)}", "margin")
+        raise DitailError("margin", f"must be a number of pixels from 0 to {MAX_MARGIN}, got {shown(value)}")
     return int(value)

@@ -70,8 +70,7 @@ class Run:
     def _prepare(self, init_images: list[Tensor]) -> None:
         caches.apply_settings()
         if sd_unet.get_unet_option() is not None:
-            raise DitailError(f'sd_unet: "{shared.opts.sd_unet}" has no layers to inject into; set SD Unet to None',
-                              "sd_unet")
+            raise DitailError("sd_unet", f'"{shared.opts.sd_unet}" has no layers to inject into; set SD Unet to None')
         sd_unet.apply_unet()  # an earlier job's would answer in the source pass
         p, job = self.p, self.job
         can_record = not hasattr(p, "init_images") and not getattr(p, "enable_hr", False)
@@ -98,8 +97,8 @@ class Run:
             if self.error:
                 raise self.error
             if not self._is_attached and not shared.state.interrupted:
-                raise DitailError("enabled: a script that samples in its own way (img2img alternative, say) leaves "
-                                  "Ditail nothing to follow; switch one of the two off", "enabled")
+                raise DitailError("enabled", "a script that samples in its own way (img2img alternative, say) leaves "
+                                  "Ditail nothing to follow; switch one of the two off")
             if self._recorder and self._recorder.is_complete:
                 self.job.keep_recorded(self._first, self._recorder.latents(shared.sd_model.alphas_cumprod))
             return samples

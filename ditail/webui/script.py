@@ -32,7 +32,7 @@ def before_process(p, args: tuple) -> None:
         error = wrong
     except Exception as unexpected:
         log.exception("reading the settings")
-        error = DitailError(f"args: can't be read ({unexpected})", "args")
+        error = DitailError("args", f"can't be read ({unexpected})")
     Run(p, request, error, sweep=further, is_plain=getattr(p, PLAIN, False)).install()
 
 

@@ -81,8 +81,8 @@ def encode(model, pixels: Tensor, latent_size: tuple[int, int]) -> Tensor:
         is_sample = isinstance(encoding, Tensor)
         z0 = model.get_first_stage_encoding(encoding) if is_sample else model.scale_factor * encoding.mode()
     if not torch.isfinite(z0).all():
-        raise DitailError("source_vae: the VAE gives no finite latent for the content image; try --no-half-vae or "
-                          "another VAE", "source_vae")
+        raise DitailError("source_vae", "the VAE gives no finite latent for the content image; try --no-half-vae or "
+                          "another VAE")
     if z0.shape[-2:] != latent_size:
         # img2img's "latent upscale" encodes the picture at its own size.
         z0 = nn.functional.interpolate(z0.float(), latent_size, mode="bilinear")
@@ -177,7 +177,7 @@ def record_generation(p, model, images: Sequence[tuple[tuple[str, str], int]], s
                              image_conditioning=processing.txt2img_image_conditioning(model, x, *size))
     progress()
     if not recorder.is_complete:
-        raise DitailError(f"source: the sampler {p.sampler_name} ended before its last step", "source")
+        raise DitailError("source", f"the sampler {p.sampler_name} ended before its last step")
     made = recorder.latents(model.alphas_cumprod)
     if decoded:
         pictures = processing.decode_latent_batch(model, samples, target_device=devices.cpu, check_for_nans=True)

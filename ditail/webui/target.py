@@ -161,8 +161,8 @@ class WebuiTarget:
 
     def check_injection(self, steps: InjectionSteps) -> None:
         if "AttentionInjection" in hijacks.controlnet_kinds(self.p) and steps.has_attention:
-            raise DitailError("attn_ratio: ControlNet's reference preprocessors rewrite the self-attention that Ditail "
-                              "injects into; set it to 0, or switch that unit off", "attn_ratio")
+            raise DitailError("attn_ratio", "ControlNet's reference preprocessors rewrite the self-attention that "
+                              "Ditail injects into; set it to 0, or switch that unit off")
 
     def null(self, size: tuple[int, int]) -> Mapping[str, Tensor]:
         return null_conditioning(shared.sd_model, size)

@@ -98,7 +98,7 @@ def at_cell(request: Request, axes: Mapping[str, Axis], prompts: tuple[str, str]
     old, new = axes[SEARCH_REPLACE].values[0], axes[SEARCH_REPLACE].value
     texts = {key: getattr(made.settings, key) or own for key, own in zip(PROMPTS, prompts, strict=True)}
     if not any(old in text for text in texts.values()):
-        raise DitailError(f'source_prompt: S/R did not find "{old}" in the source prompts', "source_prompt")
+        raise DitailError("source_prompt", f'S/R did not find "{old}" in the source prompts')
     return made.with_values({key: text.replace(old, new) for key, text in texts.items()}, WebuiLibrary())
 
 
