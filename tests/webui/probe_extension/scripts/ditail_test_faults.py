@@ -106,6 +106,8 @@ POINTS = {
 }
 # Functions of everybody's, counted only while one of these points is being called.
 ONLY_IN = {"install.hook": "install", "install.pre_hook": "install", "disk.write": "disk.save"}
+# Where else a function may have been imported to by name.
+PACKAGES = ("modules", "ditail", "networks", "extra_networks_lora")
 ERRORS = {
     "ValueError": ValueError, "OutOfMemoryError": torch.cuda.OutOfMemoryError, "MemoryError": MemoryError,
     "OSError": OSError, "InterruptedException": sd_samplers_common.InterruptedException,
@@ -122,20 +124,21 @@ class Injector:
     """The fault that is armed, if any, and how often each point was called since."""
 
     def __init__(self):
-        self.active = {}
-        self.missing = []
+        self.active, self.missing, self.one_config = {}, [], False
         self.arm()
 
-    def arm(self, point: str = "", call: int = 1, action: str = "raise", error: str = "ValueError", when: str = "before",
-            lasting: bool = False, record: bool = False) -> None:
-        """action: "raise" the error, "interrupt", "skip", "stop", "reload" (the UI), "kill" (this process), "count".
+    def arm(self, point: str = "", call: int = 1, action: str = "raise", error: str = "ValueError",
+            when: str = "before", lasting: bool = False, record: bool = False) -> None:
+        """action: "raise" the error, "interrupt", "skip", "stop", "reload" (the UI), "save" (the settings), or
+        "kill" (this process).
 
-        when: "before" or "after" the function does its work. lasting: at each later call, too. record: note the state
-        of torch's generator at each call.
+        when: "before" or "after" the function does its work. lasting: at each later call, too. record: note at each
+        call the state of torch's generator, and the settings that other threads see.
         """
         self.point, self.call, self.action, self.error, self.when = point, call, action, error, when
         self.lasting, self.record = lasting, record
-        self.counts, self.fired, self.where, self.rng = {}, 0, [], {rng_digest()}
+        self.counts, self.fired, self.where = {}, 0, []
+        self.rng, self.options, self.options_seen = {rng_digest()}, options_of(), {}
 
     def called(self, name: str, function, args, kwargs):
         if name in ONLY_IN and not self.active.get(ONLY_IN[name]):
@@ -143,6 +146,7 @@ class Injector:
         count = self.counts[name] = self.counts.get(name, 0) + 1
         if self.record:
             self.rng.add(rng_digest())
+            self.note_options(name)
         due = name == self.point and (count == self.call or (self.lasting and count > self.call))
         if due and self.when == "before":
             self.fire(args)
@@ -153,7 +157,12 @@ class Injector:
             self.active[name] -= 1
         if due and self.when == "after":
             self.fire(args)
-        return result
+        return one_config(result) if name == "load.config" and self.one_config else result
+
+    def note_options(self, name: str) -> None:
+        for key, value in options_of().items():
+            if value != self.options.get(key):
+                self.options_seen.setdefault((key, value), name)
 
     def fire(self, args) -> None:
         self.fired += 1
@@ -166,8 +175,15 @@ class Injector:
         if self.action == "kill":
             die_writing(*args)
         presses = {"interrupt": state.interrupt, "skip": state.skip, "stop": state.stop_generating,
-                   "reload": state.request_restart}
+                   "reload": state.request_restart, "save": lambda: shared.opts.save(shared.config_filename)}
         presses[self.action]()
+
+
+def one_config(path: str) -> str:
+    """The same yaml for all house checkpoints, as checkpoints without a yaml of their own have: the WebUI then loads
+    weights into the model that is there."""
+    folder, name = os.path.split(path)
+    return os.path.join(folder, "house-ink.yaml") if name.startswith("house-") else path
 
 
 def die_writing(*args) -> None:
@@ -195,10 +211,9 @@ def wrap(injector: Injector, name: str, place: str) -> None:
 
     setattr(owner, attribute, counted)
     if not inspect.isclass(owner):
-        for other in [m for n, m in list(sys.modules.items()) if n.partition(".")[0] in ("modules", "ditail", "networks")
-                      or n.startswith("extra_networks_")]:
-            for key, value in list(vars(other).items()):
-                if value is original:
+        for name_of_other, other in list(sys.modules.items()):
+            if name_of_other.partition(".")[0] in PACKAGES:
+                for key in [key for key, value in vars(other).items() if value is original]:
                     setattr(other, key, counted)
 
 
@@ -208,6 +223,11 @@ def digest(data) -> str:
 
 def rng_digest() -> str:
     return digest(torch.get_rng_state().numpy().tobytes())
+
+
+def options_of() -> dict[str, str]:
+    """The settings as any thread sees them. The WebUI itself notes there the hash of whatever checkpoint it loads."""
+    return {key: str(value) for key, value in list(shared.opts.data.items()) if key != "sd_checkpoint_hash"}
 
 
 def rewind() -> None:
@@ -297,9 +317,15 @@ def arm(body: dict = Body()) -> None:  # noqa: B008 (fastapi's way)
 
 def disarm() -> dict:
     injector = sys.modules[MODULE].injector
-    seen = {"fired": injector.fired, "counts": injector.counts, "where": injector.where, "rng": sorted(injector.rng)}
+    seen = {"fired": injector.fired, "counts": injector.counts, "where": injector.where, "rng": sorted(injector.rng),
+            "options_seen": sorted([*change, name] for change, name in injector.options_seen.items())}
     injector.arm()
     return seen
+
+
+def share_config(on: bool = Body(embed=True)) -> None:  # noqa: B008 (fastapi's way)
+    """Whether all house checkpoints have one yaml, so that they are loaded into one model object."""
+    sys.modules[MODULE].injector.one_config = on
 
 
 def empty_caches() -> None:
@@ -338,7 +364,7 @@ def add_routes(_, app: FastAPI) -> None:
     app.add_api_route("/ditail-test/faults/points", lambda: {"points": list(POINTS), "errors": list(ERRORS),
                                                              "missing": sys.modules[MODULE].injector.missing})
     for path, route in (("arm", arm), ("disarm", disarm), ("rewind", rewind), ("empty-caches", empty_caches),
-                        ("repair", repair)):
+                        ("repair", repair), ("share-config", share_config)):
         app.add_api_route(f"/ditail-test/faults/{path}", route, methods=["POST"])
     app.add_api_route("/ditail-test/faults/fingerprint", fingerprint)
     app.add_api_route("/ditail-test/faults/memory", memory)
