@@ -105,7 +105,9 @@ class Faulty:
         """All pictures of a job that begins with known random generators."""
         self.post("rewind")
         answer = self.ask(kind, plain=plain)
-        return b"".join(image.tobytes() for image in answer.images) if answer.status == 200 else str(answer.json).encode()
+        if answer.status != 200:
+            return str(answer.json).encode()
+        return b"".join(image.tobytes() for image in answer.images)
 
 
 def differences(before: dict, after: dict, but: set[str] = frozenset()) -> dict:
