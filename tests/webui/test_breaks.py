@@ -9,7 +9,9 @@ from webui_helpers import difference, encode
 
 STEPS = 6
 LONG = "a fox on pink, " + ", ".join(["a fox"] * 40)
-FROM_NOTO = {"source": "generate", "source_checkpoint": NOTO}
+# Injected at every step, so that every source latent counts.
+EVERY_STEP = {"conv_ratio": 1.0, "attn_ratio": 1.0}
+FROM_NOTO = {"source": "generate", "source_checkpoint": NOTO, **EVERY_STEP}
 MODEL = {"model", "loaded_models", "vae_file", "base_vae"}
 # Functions that loading a model back calls.
 LOADING = ("load.read", "load.model", "load.weights", "load.state_dict", "load.callbacks", "load.to_cpu", "load.config",
@@ -100,11 +102,11 @@ def test_two_generated_sources_that_are_alike_are_mixed(webui):
 # 2. A matrix that ends early.
 
 MATRIX = Kind(None, {"steps": STEPS, "script_name": "Ditail matrix",
-                     "script_args": [{"checkpoints": [NOTO, "house-ink"]}]})
+                     "script_args": [{"checkpoints": [NOTO, "house-ink"], **EVERY_STEP}]})
 
 
 @pytest.mark.parametrize("action", ["interrupt", "skip", "stop", "raise"])
-@pytest.mark.parametrize("call", [3, STEPS + 3])
+@pytest.mark.parametrize("call", [2, STEPS + 2, 2 * STEPS])
 def test_a_matrix_that_ends_early_spoils_no_later_picture(faulty, action, call):
     generated = Kind(FROM_NOTO, {"steps": STEPS})
     matrix, alone = faulty.picture(MATRIX), faulty.picture(generated)
@@ -271,7 +273,7 @@ def test_hypertile_in_a_matrix_spoils_no_generated_source(webui, faulty):
     expected = picture(webui, FROM_NOTO)
     faulty.post("empty-caches")
     made = webui.generate(steps=STEPS, script_name="Ditail matrix",
-                          script_args=[{"checkpoints": [NOTO, "house-ink"]}], override_settings=tiles,
+                          script_args=[{"checkpoints": [NOTO, "house-ink"], **EVERY_STEP}], override_settings=tiles,
                           override_settings_restore_afterwards=True)
     assert made.status == 200
     assert picture(webui, FROM_NOTO) == expected
