@@ -1,0 +1,1 @@
+"""What no user of the extension loads: measurements for the documents."""
