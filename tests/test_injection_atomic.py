@@ -49,7 +49,7 @@ class Bomb:
     def __init__(self, monkeypatch, call: int, error: type[BaseException]):
         self.call, self.error, self.count = call, error, 0
         for owner, name in ((torch.nn.Module, "register_forward_hook"), (torch.nn.Module, "register_forward_pre_hook"),
-                            (Shortcut, "__init__")):
+                            (Shortcut, "__init__"), (Shortcut, "__enter__")):
             monkeypatch.setattr(owner, name, self.counted(getattr(owner, name)))
 
     def counted(self, function):

@@ -88,7 +88,7 @@ class Faulty:
 
     def ask(self, kind: Kind, *, plain: bool = False):
         """One job; without Ditail if it is to be `plain`. An answer of status 0: the connection was closed instead."""
-        asked = {"steps": STEPS, "width": SIZE, "height": SIZE, "override_settings": {},
+        asked = {"save_images": True, "steps": STEPS, "width": SIZE, "height": SIZE, "override_settings": {},
                  "override_settings_restore_afterwards": True, **kind.overrides}
         try:
             if "plot" in asked:

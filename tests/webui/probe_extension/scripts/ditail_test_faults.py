@@ -94,6 +94,7 @@ POINTS = {
     "install.hook": "torch.nn:Module.register_forward_hook",
     "install.pre_hook": "torch.nn:Module.register_forward_pre_hook",
     "install.shortcut": "ditail.savings:Shortcut.__init__",
+    "install.enter": "ditail.savings:Shortcut.__enter__",
     "source_run": "ditail.injection:Injection.run_source",
     "features.get": "ditail.features:FeatureCache.get",
     "features.put": "ditail.features:FeatureCache.put",
