@@ -11,7 +11,6 @@ import pytest
 from faulty import SEED
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
-from webui_helpers import encode
 
 from ditail.settings import FIELDS
 
