@@ -3,16 +3,16 @@
 import copy
 import logging
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from modules import images, infotext_utils, processing, sd_models, sd_vae, shared
+from fastapi import HTTPException
+from modules import images, infotext_utils, processing, shared
 from PIL import Image
 
 from ..errors import DitailError, shown
 from . import models
-from .failures import errors_for_the_user
+from .failures import Ditail, errors_for_the_user
 from .infotext import TITLE
 from .request import Request, settings_from
 from .run import PLAIN
@@ -106,7 +106,8 @@ def run(p, values: dict, names: Sequence[str], *, one_source: bool = False, marg
 
     values: Ditail's settings, as the API takes them or with pictures of the tab. Interrupting gives what is done.
     """
-    with _model_restored():
+    with models.restored_models(is_sound=_is_refusal) as before:
+        before.check_files()
         values = _complete(values)
         request = Request.from_values({**values, "enabled": True})
         source = None
@@ -163,13 +164,9 @@ def _own_arguments(p) -> slice:
     return slice(always.args_from, always.args_to)
 
 
-@contextmanager
-def _model_restored() -> Iterator[None]:
-    try:
-        yield
-    finally:
-        sd_models.reload_model_weights()
-        sd_vae.reload_vae_weights()
+def _is_refusal(error: BaseException) -> bool:
+    """Whether what a cell raised says nothing of the model that is loaded."""
+    return isinstance(error, DitailError | Ditail | HTTPException)
 
 
 def _joined(p, cells: Sequence[Cell], made: dict, margin: int):
