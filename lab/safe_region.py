@@ -13,6 +13,7 @@ from itertools import product
 from pathlib import Path
 
 import torch
+from ditail.standalone.evaluate import fast
 from torch import Tensor
 
 from ditail.errors import DitailError
@@ -21,7 +22,6 @@ from ditail.inversion import combine_conds, invert
 from ditail.latents import SourceLatents
 from ditail.standalone import house
 from ditail.standalone.commands import quiet
-from ditail.standalone.evaluate import fast
 from ditail.standalone.model import load_model
 from ditail.standalone.pipeline import Job, generate, new_sampler, transfer
 
