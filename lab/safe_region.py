@@ -1,36 +1,64 @@
-"""Which alpha, beta and CFG scale burn the colours: `python -m lab.safe_region OUT.json`.
+"""Which alpha, beta and CFG scale burn the colours: `python -m lab.safe_region OUT.jsonl`.
 
-Measured on the demo checkpoints through the command line's host, in float32 on the CPU, 10 DDIM steps. The raw values
-go to OUT.json, one record an image, and the tables to standard output; `--tables OUT.json` prints them again.
+Measured on the demo checkpoints through the command line's host, 10 DDIM steps, with the evaluation's precision (bf16
+autocast on a CPU). OUT gets one record an image as it is made, and a second run makes what is left. At the end the
+tables are printed.
 """
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 
 import torch
+from ditail.standalone.evaluate import fast
 from torch import Tensor
 
 from ditail.content.images import picture_to_tensor
 from ditail.errors import DitailError
+from ditail.method.inversion import combine_conds, invert
 from ditail.method.latents import SourceLatents
 from ditail.standalone import house
 from ditail.standalone.commands import quiet
-from ditail.standalone.model import Model, load_model
-from ditail.standalone.pipeline import Job, generate, invert_with, transfer
+from ditail.standalone.model import load_model
+from ditail.standalone.pipeline import Job, generate, new_sampler, transfer
 
 STEPS = 10
-SCENES = 2  # a direction, of its own: six directions make 12 images a cell
-PLAIN_SCENES = 64
+BATCH = 8
+PLAIN_SCENES = 32
 NEGATIVE = "blurry"
 USUAL_CFG = 7.0  # the WebUI's default
 USUAL_BETA = 0.5
-ALPHAS = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0)
-BETAS = (0.0, 0.5, 1.0, 2.0, 4.0, 7.0, 10.0)
+ALPHAS = (0.0, 1.0, 3.0, 5.0, 7.0, 10.0)
+BETAS = (0.0, 0.5, 1.0, 3.0, 6.0, 10.0)
 CFGS = (0.0, 1.0, 3.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0)
 CFG_ALPHAS = (1.0, 3.0, 6.0, 10.0)
+
+
+@dataclass(frozen=True)
+class Image:
+    """One image to make: a scene of the source style in the target's, or (source "") plain generation."""
+
+    scene: int
+    source: str
+    target: str
+    cfg: float
+    alpha: float = 0.0
+    beta: float = 0.0
+
+
+def plan() -> list[Image]:
+    """All images, by source, target and CFG scale; each direction has a scene of its own."""
+    plain = [Image(scene, "", target, cfg) for target, cfg in product(house.STYLES, CFGS)
+             for scene in range(PLAIN_SCENES if cfg == USUAL_CFG else BATCH)]
+    directions = [(s, t) for s, t in product(house.STYLES, house.STYLES) if s != t]
+    cells = [(USUAL_CFG, a, b) for a, b in product(ALPHAS, BETAS)]
+    cells += [(c, a, USUAL_BETA) for c, a in product(CFGS, CFG_ALPHAS) if c != USUAL_CFG or a not in ALPHAS]
+    mixed = [Image(number, source, target, *cell) for number, (source, target) in enumerate(directions)
+             for cell in cells]
+    return plain + sorted(mixed, key=lambda i: (i.source, i.target, i.cfg))
 
 
 def measure(images: Tensor) -> list[dict]:
@@ -46,56 +74,73 @@ def measure(images: Tensor) -> list[dict]:
             for c, s, b in zip(clipped, chroma, brightest, strict=True)]
 
 
-def decoded(model: Model, make, count: int) -> list[dict]:
-    """The measures of `count` images whose latents `make()` gives; non-finite ones have `finite` false."""
-    try:
-        return [{"finite": True, **values} for values in measure(model.decode(make()))]
-    except DitailError as error:
-        if "finite" not in str(error):
-            raise
-        return [{"finite": False}] * count
+class Maker:
+    """The demo checkpoints and the scenes, and what is made with them."""
+
+    def __init__(self):
+        self.models = {style: load_model(path) for style, path in house.checkpoints().items()}
+        self.scenes = house.held_out()
+
+    def records(self, images: Sequence[Image]) -> list[dict]:
+        """What is measured of images that have source, target and CFG scale in common."""
+        try:
+            with fast():
+                pixels = self.models[images[0].target].decode(self.latents(images))
+        except DitailError as error:
+            if "finite" not in str(error):
+                raise
+            # One image that is not finite ends its batch.
+            return [asdict(images[0]) | {"finite": False}] if len(images) == 1 else [
+                record for image in images for record in self.records([image])]
+        return [asdict(image) | {"finite": True} | values
+                for image, values in zip(images, measure(pixels), strict=True)]
+
+    def latents(self, images: Sequence[Image]) -> Tensor:
+        first, target = images[0], self.models[images[0].target]
+        prompts = tuple(self.scenes.captions[image.scene] for image in images)
+        job = Job(prompts, NEGATIVE, tuple(image.scene for image in images), STEPS, omega=first.cfg)
+        if not first.source:
+            return generate(target, job, house.SIDE, house.SIDE)[0]
+        return transfer(target, job, self.inverted(job, images))
+
+    def inverted(self, job: Job, images: Sequence[Image]) -> SourceLatents:
+        model = self.models[images[0].source]
+        pictures = self.scenes.pictures[images[0].source]
+        z0 = model.encode(torch.cat([picture_to_tensor(pictures[image.scene]) for image in images]))
+        positive, negative = model.encode_prompts(job.prompts), model.encode_prompts([NEGATIVE])
+        context = torch.cat([combine_conds(image.alpha, positive[i : i + 1], image.beta, negative)
+                             for i, image in enumerate(images)])
+        return invert(lambda z, t: model.eps(z, t, context), z0, new_sampler(model, job).timesteps,
+                      model.alphas_cumprod)
 
 
-def plain_records(models: dict[str, Model], scenes: house.Scenes) -> Iterator[dict]:
-    for target, cfg in product(models, CFGS):
-        count = PLAIN_SCENES if cfg == USUAL_CFG else 8
-        for first in range(0, count, 8):
-            chosen = range(first, first + 8)
-            job = Job(tuple(scenes.captions[i] for i in chosen), NEGATIVE, tuple(chosen), STEPS, omega=cfg)
-            found = decoded(models[target],
-                            lambda m=models[target], j=job: generate(m, j, house.SIDE, house.SIDE)[0], 8)
-            yield from ({"plain": True, "target": target, "cfg": cfg, **values} for values in found)
+def batches(images: Sequence[Image]) -> Iterator[list[Image]]:
+    groups = {}
+    for image in images:
+        groups.setdefault((image.source, image.target, image.cfg), []).append(image)
+    for group in groups.values():
+        yield from (group[i : i + BATCH] for i in range(0, len(group), BATCH))
 
 
-def ditail_records(models: dict[str, Model], scenes: house.Scenes) -> Iterator[dict]:
-    cells = [(a, b, USUAL_CFG) for a, b in product(ALPHAS, BETAS)]
-    cells += [(a, USUAL_BETA, c) for a, c in product(CFG_ALPHAS, CFGS) if c != USUAL_CFG]
-    encoded = {}
-    for alpha, beta in dict.fromkeys(cell[:2] for cell in cells):
-        cfgs = [c for a, b, c in cells if (a, b) == (alpha, beta)]
-        for number, source in enumerate(models):
-            others = [style for style in models if style != source]
-            # Each direction has scenes of its own; one inversion serves all targets and CFG scales of a scene.
-            chosen = range(2 * SCENES * number, 2 * SCENES * (number + 1))
-            job = Job(tuple(scenes.captions[i] for i in chosen), NEGATIVE, tuple(chosen), STEPS, alpha=alpha, beta=beta)
-            if source not in encoded:
-                pixels = torch.cat([picture_to_tensor(scenes.pictures[source][i]) for i in chosen])
-                encoded[source] = models[source].encode(pixels)
-            latents = invert_with(models[source], job, encoded[source])
-            for target, cfg in product(others, cfgs):
-                rows = slice(0, SCENES) if target == others[0] else slice(SCENES, 2 * SCENES)
-                part = SourceLatents(latents.timesteps, latents.latents[:, rows], models[source].alphas_cumprod)
-                here = job.with_(prompts=job.prompts[rows], seeds=job.seeds[rows], omega=cfg)
-                found = decoded(models[target], lambda m=models[target], j=here, s=part: transfer(m, j, s), SCENES)
-                yield from ({"plain": False, "alpha": alpha, "beta": beta, "cfg": cfg, "source": source,
-                             "target": target, **values} for values in found)
+def make_missing(path: Path) -> list[dict]:
+    """All records, those that `path` lacks made and added to it."""
+    records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    done = {Image(**{key: record[key] for key in Image.__annotations__}) for record in records}
+    missing = [image for image in plan() if image not in done]
+    maker = Maker() if missing else None
+    for batch in batches(missing):
+        made = maker.records(batch)
+        records += made
+        with path.open("a") as out:
+            out.writelines(json.dumps(record) + "\n" for record in made)
+    return records
 
 
 def limits(records: list[dict]) -> dict[str, dict[str, float]]:
     """By target the 99th percentiles of the plain images at the usual CFG scale."""
     found = {}
     for target in dict.fromkeys(r["target"] for r in records):
-        plain = [r for r in records if r["plain"] and r["target"] == target and r["cfg"] == USUAL_CFG]
+        plain = [r for r in records if not r["source"] and r["target"] == target and r["cfg"] == USUAL_CFG]
         found[target] = {key: float(torch.tensor([r[key] for r in plain]).quantile(0.99))
                          for key in ("clipped", "chroma")}
     return found
@@ -107,44 +152,34 @@ def is_burnt(record: dict, limit: dict[str, dict[str, float]]) -> bool:
     return record["black"] or record["clipped"] > own["clipped"] or record["chroma"] > own["chroma"]
 
 
-def share(records: list[dict], limit: dict, **values) -> str:
-    """`burnt %`, and the number of non-finite images behind it if there are any, of the records with these values."""
-    chosen = [r for r in records if all(r.get(k) == v for k, v in values.items())]
-    finite = [r for r in chosen if r["finite"]]
-    burnt = f"{100 * sum(is_burnt(r, limit) for r in finite) / len(finite):.0f}" if finite else "-"
-    return burnt + (f" ({len(chosen) - len(finite)} NaN)" if len(finite) < len(chosen) else "")
+def share(records: Sequence[dict], limit: dict, wanted: Callable[[dict], bool]) -> str:
+    """Burnt images in per cent of the finite ones among the wanted, and the number of those that are not finite."""
+    chosen = [record for record in records if wanted(record)]
+    finite = [record for record in chosen if record["finite"]]
+    burnt = f"{100 * sum(is_burnt(record, limit) for record in finite) / len(finite):.0f}" if finite else "-"
+    return burnt + (f" ({len(chosen) - len(finite)} not finite)" if len(finite) < len(chosen) else "")
 
 
-def tables(records: list[dict]) -> str:
+def tables(records: Sequence[dict]) -> str:
     """Both tables as Markdown."""
     limit = limits(records)
-    lines = [f"CFG scale {USUAL_CFG:g}: share of burnt images in per cent", ""]
-    lines += ["| alpha \\ beta | " + " | ".join(f"{b:g}" for b in BETAS) + " |", "|---" * (len(BETAS) + 1) + "|"]
+    lines = [f"CFG scale {USUAL_CFG:g}, burnt images in per cent:", ""]
+    lines += ["| alpha | " + " | ".join(f"beta {b:g}" for b in BETAS) + " |", "|---" * (len(BETAS) + 1) + "|"]
     for a in ALPHAS:
-        cells = (share(records, limit, plain=False, alpha=a, beta=b, cfg=USUAL_CFG) for b in BETAS)
+        cells = [share(records, limit, lambda r, a=a, b=b: r["source"] and (r["alpha"], r["beta"], r["cfg"])
+                       == (a, b, USUAL_CFG)) for b in BETAS]
         lines.append(f"| {a:g} | " + " | ".join(cells) + " |")
-    lines += ["", f"beta {USUAL_BETA:g}: share of burnt images in per cent", ""]
+    lines += ["", f"Beta {USUAL_BETA:g}, burnt images in per cent:", ""]
     lines += ["| CFG scale | plain | " + " | ".join(f"alpha {a:g}" for a in CFG_ALPHAS) + " |",
               "|---" * (len(CFG_ALPHAS) + 2) + "|"]
     for c in CFGS:
-        cells = [share(records, limit, plain=True, cfg=c)]
-        cells += [share(records, limit, plain=False, alpha=a, beta=USUAL_BETA, cfg=c) for a in CFG_ALPHAS]
+        cells = [share(records, limit, lambda r, c=c: not r["source"] and r["cfg"] == c)]
+        cells += [share(records, limit, lambda r, a=a, c=c: r["source"] and (r["alpha"], r["beta"], r["cfg"])
+                        == (a, USUAL_BETA, c)) for a in CFG_ALPHAS]
         lines.append(f"| {c:g} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def main(arguments: list[str]) -> int:
-    if len(arguments) == 2 and arguments[0] == "--tables":
-        print(tables(json.loads(Path(arguments[1]).read_text())))
-        return 0
-    quiet()
-    models = {style: load_model(path) for style, path in house.checkpoints().items()}
-    scenes = house.held_out()
-    records = [*plain_records(models, scenes), *ditail_records(models, scenes)]
-    Path(arguments[0]).write_text(json.dumps(records))
-    print(tables(records))
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    quiet()
+    print(tables(make_missing(Path(sys.argv[1]))))

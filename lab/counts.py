@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..cache.features import FeatureCache
-from ..method.latents import SourceLatents
-from ..method.schedule import InjectionSteps, scaled_linear_alphas_cumprod
-from ..unet.injection import Injection, inject
-from ..unet.shortcuts import Savings
+from ditail.cache.features import FeatureCache
+from ditail.method.latents import SourceLatents
+from ditail.method.schedule import InjectionSteps, scaled_linear_alphas_cumprod
+from ditail.unet.injection import Injection, inject
+from ditail.unet.shortcuts import Savings
 
 TOKENS = 77
 EVERYTHING = 2**60  # bytes
