@@ -20,7 +20,7 @@ def check_partner_files(*paths: Path) -> None:
     blocks = [check_checkpoint(p) for p in paths]
     for path, count in zip(paths, blocks, strict=True):
         if count != blocks[0]:
-            raise DitailError(None, f"{paths[0]} has {blocks[0]} output blocks, {path} has {count}: both must be of one "
+            raise DitailError(str(path), f"has {count} output blocks, {paths[0]} has {blocks[0]}: both must be of one "
                               "architecture")
 
 

@@ -197,7 +197,7 @@ def blaming_the_yaml(path: Path) -> Iterator[None]:
         yield
     except Exception as error:
         what = " ".join(f"{type(error).__name__}: {error}".split())
-        raise DitailError(None, f"{path.with_suffix('.yaml')}: is not the yaml of a latent diffusion model "
+        raise DitailError(str(path.with_suffix(".yaml")), f"is not the yaml of a latent diffusion model "
                           f"({what[:200]})") from error
 
 
@@ -259,9 +259,9 @@ def find_text(path: Path, config: dict) -> str:
             if folder.is_dir():
                 return str(folder)
     if not HUB_NAME.fullmatch(version):
-        raise DitailError(None, f"{path.with_suffix('.yaml')}: its text encoder's folder {version} is not there")
+        raise DitailError(str(path.with_suffix(".yaml")), f"its text encoder's folder {version} is not there")
     if not (is_in_hub_cache(version) or is_hub_reachable()):
-        raise DitailError(None, f"{path.with_suffix('.yaml')}: its text encoder {version} is neither a folder nor in the "
+        raise DitailError(str(path.with_suffix(".yaml")), f"its text encoder {version} is neither a folder nor in the "
                           "cache of downloads, and the Hugging Face hub can't be reached")
     return version
 
