@@ -21,8 +21,7 @@ from ditail.errors import DitailError
 from ditail.method.inversion import combine_conds, invert
 from ditail.method.latents import SourceLatents
 from ditail.standalone import house
-from ditail.standalone.commands import quiet
-from ditail.standalone.model import load_model
+from ditail.standalone.model import load_model, quiet
 from ditail.standalone.pipeline import Job, generate, new_sampler, transfer
 
 STEPS = 10

@@ -251,9 +251,9 @@ def test_divergence_is_told_with_its_step(noto):
 
 
 def test_demo_writes_the_contact_sheet(tmp_path, monkeypatch, capfd):
-    from ditail.standalone import commands
+    from ditail.standalone import demo
 
-    monkeypatch.setattr(commands, "DEMO", commands.DEMO.with_(steps=2))
+    monkeypatch.setattr(demo, "DEMO", demo.DEMO.with_(steps=2))
     assert main(["demo", f"--out={tmp_path / 'demo'}"]) == 0
     assert Image.open(tmp_path / "demo" / "contact_sheet.png").width > 1000
     assert len(list((tmp_path / "demo").glob("*.png"))) == 1 + 2 * 8

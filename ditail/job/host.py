@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..cache.features import Features
 from ..method.inversion import Denoiser
 from ..method.latents import SourceLatents
+from ..method.layers import Layers
 from ..method.schedule import InjectionSteps
 from ..unet.shortcuts import Savings
 
@@ -183,6 +184,9 @@ class Target(Protocol):
 
     def unet(self) -> nn.Module:
         """As it is now: a refiner may have replaced it."""
+
+    def check_layers(self, layers: Layers) -> None:
+        """Raise DitailError for layers that it lacks; none = its architecture's own."""
 
     def is_plain(self) -> bool:
         """Whether nothing but the target's weights is at work in it."""

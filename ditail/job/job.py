@@ -11,7 +11,6 @@ from ..method.latents import SourceLatents
 from ..method.layers import parse_layers
 from ..method.schedule import InjectionSteps
 from ..unet.injection import Injection, inject
-from ..unet.sites import find_sites
 from .host import Host
 from .plan import Sampling, plan_job
 from .request import Request
@@ -48,7 +47,7 @@ class Job:
         """
         host, settings = self.host, self.request.settings
         host.checkpoints.check_family(self.request.checkpoint or host.checkpoints.target())
-        find_sites(host.target.unet(), parse_layers(settings.layers))
+        host.target.check_layers(parse_layers(settings.layers))
         if not self.is_plain:
             host.target.keep_attention_whole()
         self.samplings = plan_job(host, self.request, init_images, is_plain=self.is_plain)

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 from ..content.settings import BY_KEY
@@ -16,9 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def load():
         # Imported after the arguments are known to be good: transformers and diffusers take seconds to load.
-        from . import commands, matrix
-
-        return matrix.command if args.command == "matrix" else getattr(commands, args.command)
+        return import_module(f".{args.command}", __package__).command
 
     return execute("ditail", load, args)
 
@@ -67,12 +66,25 @@ def add_mix(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--source", type=Path, required=True, help="checkpoint that supplies the content "
                         "(.safetensors with its .yaml beside it)")
     parser.add_argument("--target", type=Path, required=True, help="checkpoint that supplies the style")
-    parser.add_argument("--image", type=Path, required=True, help="the content image")
-    parser.add_argument("--out", type=Path, required=True, help="the PNG to write; its folder is made if need be")
-    parser.add_argument("--prompt", required=True, help="what the image shows")
-    parser.add_argument("--seed", type=number("--seed", 0, MOST_SEED, whole=True), default=0,
-                        help="(default: %(default)s)")
+    content = parser.add_mutually_exclusive_group(required=True)
+    content.add_argument("--image", type=Path, help="the content image, or a folder of them, each with its prompt in a "
+                         ".txt file beside it if it has one of its own")
+    content.add_argument("--generate", action="store_true", help="let the source checkpoint generate the content")
+    parser.add_argument("--out", type=Path, required=True, help="the PNG to write, or a folder for a folder of images; "
+                        "folders are made if need be")
+    parser.add_argument("--prompt", help="what the image shows")
+    parser.add_argument("--seed", "--seeds", dest="seeds", type=seeds, default=[0], metavar="SEED,SEED,...",
+                        help="one or several (default: 0)")
+    parser.add_argument("--batch-size", type=number("--batch-size", 1, 64, whole=True), default=1,
+                        help="how many seeds are sampled at once (default: %(default)s)")
     add_sampling(parser)
+    parser.add_argument("--start", choices=BY_KEY["start"].choices, default=BY_KEY["start"].default,
+                        help=f"{BY_KEY['start'].help} (default: %(default)s)")
+    parser.add_argument("--layers", default="", help=BY_KEY["layers"].help)
+    parser.add_argument("--settings", type=Path, metavar="FILE", help="a JSON file with further settings as the API "
+                        "takes them (sources, collage, ...); images may be paths")
+    parser.add_argument("--cache", type=Path, metavar="FOLDER", help="keep source latents in this folder and take them "
+                        "from there")
     parser.add_argument("--resize-mode", choices=BY_KEY["resize_mode"].choices, default=BY_KEY["resize_mode"].default,
                         help=f"{BY_KEY['resize_mode'].help} (default: %(default)s)")
     parser.add_argument("--mask", type=Path, help="image of the same proportions, white = take the content")

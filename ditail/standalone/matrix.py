@@ -25,7 +25,8 @@ from ..method.latents import SourceLatents
 from .arguments import check_partner_files, checkpoint_paths, job_of, prompts_of, size_of
 from .fanout import Options, fan_out, raise_failed
 from .files import make_folder, save_image, unwritable, whole_file
-from .model import Model, load_model, quiet, read_config, read_sides
+from .host import LastModel
+from .model import quiet, read_config, read_sides
 from .pipeline import Job, decode_image, generate, invert_with, transfer
 from .sheet import grid_sheet
 
@@ -45,20 +46,6 @@ class Cell(NamedTuple):
     @property
     def name(self) -> str:
         return f"{self.source.stem} in {self.target.stem}.png"
-
-
-class LastModel:
-    """Loads checkpoints and keeps the last one: no two are in memory together."""
-
-    def __init__(self):
-        quiet()
-        self._path = self._model = None
-
-    def __call__(self, path: Path) -> Model:
-        if path != self._path:
-            self._path = self._model = None
-            self._path, self._model = path, load_model(path)
-        return self._model
 
 
 @dataclass(frozen=True)

@@ -119,6 +119,18 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
+def read_schedule(params: dict) -> Tensor:
+    """`alphas_cumprod` `[1000]` of a config's models."""
+    return scaled_linear_alphas_cumprod(params.get("linear_start", 0.00085), params.get("linear_end", 0.0120))
+
+
+def build_empty_unet(path: Path) -> nn.Module:
+    """The U-Net of the yaml beside a checkpoint, without weights (on the meta device)."""
+    config = read_config(path)["unet_config"]
+    with torch.device("meta"):
+        return build_module(path, config)
+
+
 def read_sides(params: dict) -> tuple[int, int]:
     """(the unit that sides must be a multiple of, the native side) of a config's models, in pixels."""
     levels = len(params["unet_config"]["params"]["channel_mult"])
@@ -145,7 +157,7 @@ def load_model(path: str | Path, device: str | torch.device | None = None, dtype
     with blaming_the_yaml(path):
         return Model(
             path.stem, unet, vae, text_model, tokenizer,
-            scaled_linear_alphas_cumprod(params.get("linear_start", 0.00085), params.get("linear_end", 0.0120)),
+            read_schedule(params),
             float(params.get("scale_factor", 0.18215)), params.get("parameterization", "eps") == "v",
             *read_sides(params),
         )
@@ -215,6 +227,13 @@ def unreadable(path: str | Path, error: Exception) -> DitailError:
 
 def build(path: Path, config: dict, state: dict[str, Tensor], prefix: str) -> nn.Module:
     """The ldm module of `config` with the weights below `prefix`, float32."""
+    built = build_module(path, config)
+    load_weights(path, built, {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}, prefix)
+    return built
+
+
+def build_module(path: Path, config: dict) -> nn.Module:
+    """The ldm module of `config` with random weights."""
     target = config["target"].replace("ldm_patched", "ldm")
     if target not in CLASSES:
         raise DitailError(None, f"{path}: {target} is not a module that the command line can load")
@@ -222,9 +241,7 @@ def build(path: Path, config: dict, state: dict[str, Tensor], prefix: str) -> nn
     # ldm prints as it builds and trips deprecation warnings; neither is the user's business.
     with blaming_the_yaml(path), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        built = getattr(importlib.import_module(module), name)(**dict(config.get("params") or {}))
-    load_weights(path, built, {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}, prefix)
-    return built
+        return getattr(importlib.import_module(module), name)(**dict(config.get("params") or {}))
 
 
 def build_text(path: Path, config: dict, state: dict[str, Tensor]) -> tuple[nn.Module, object]:

@@ -45,12 +45,17 @@ def _no_progress() -> None:
 
 @torch.no_grad()
 def sample(model: Model, job: Job, sampler: Sampler, z: Tensor, progress: Progress = _no_progress,
-           keep: dict[float, Tensor] | None = None) -> Tensor:
-    """`z_0` `[b, 4, h, w]` sampled from VP latents `z` with CFG; `keep` collects the latents passed through."""
+           keep: dict[float, Tensor] | None = None, before_step: Callable[[list[int]], object] | None = None) -> Tensor:
+    """`z_0` `[b, 4, h, w]` sampled from VP latents `z` with CFG; `keep` collects the latents passed through.
+
+    before_step: called before each step with the image of each row that the U-Net is going to be called with.
+    """
     negative = model.encode_prompts([job.negative_prompt]).expand(len(z), -1, -1)
     positive = model.encode_prompts(job.prompts)
 
     def eps(x: Tensor, t: float) -> Tensor:
+        if before_step:
+            before_step([*range(len(x))] * (1 if job.omega == 1 else 2))
         if job.omega == 1:
             return model.eps(x, t, positive)
         if negative.shape == positive.shape:

@@ -71,6 +71,14 @@ def remove(unet: nn.Module) -> None:
     unet.__dict__.pop(INSTALLED, ExitStack()).close()
 
 
+def drop_hook(module: nn.Module, hook: Callable) -> None:
+    """Take a forward hook or pre-hook off a module; nothing happens if it is not there."""
+    for hooks in (module._forward_hooks, module._forward_pre_hooks):
+        for hook_id in [i for i, other in hooks.items() if other == hook]:
+            del hooks[hook_id]
+            module._forward_pre_hooks_with_kwargs.pop(hook_id, None)
+
+
 @contextmanager
 def inject(unet: nn.Module, injection: Injection) -> Iterator[Injection]:
     """Run a block with `injection` installed on `unet`; the hooks go when it ends or raises."""
@@ -100,16 +108,19 @@ class InjectionHooks:
 
     def install(self, installed: ExitStack) -> None:
         """Hook the U-Net; `installed` takes the hooks off again."""
+        # What undoes a step is kept before the step is taken, which may also raise after it has done its work.
+        installed.callback(drop_hook, self.unet, self._before_unet)
         handles = [self.unet.register_forward_pre_hook(self._before_unet, with_kwargs=True)]
-        installed.callback(handles[0].remove)
         for key in self.layers:
-            handles.append(self.unet.get_submodule(key).register_forward_hook(self._hook(key)))
-            installed.callback(handles[-1].remove)
+            module, hook = self.unet.get_submodule(key), self._hook(key)
+            installed.callback(drop_hook, module, hook)
+            handles.append(module.register_forward_hook(hook))
         self._hook_ids = frozenset(handle.id for handle in handles)
         blocks = [(site.name, self.unet.get_submodule(site.name.removesuffix(".out_layers")))
                   for site in self.sites.features]
         for shortcut in shortcuts(self, blocks, [(site.name, site.module) for site in self.sites.attention]):
-            installed.enter_context(shortcut)
+            installed.push(shortcut)
+            shortcut.__enter__()
 
     def _before_unet(self, unet: nn.Module, args: tuple, kwargs: dict) -> None:
         """Have the source run recorded for the timestep that the U-Net is called at."""

@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from ..cache.features import Features
 from ..errors import DitailError
 from ..keys import cache_key, file_mark
+from ..method.layers import Layers
 from ..method.schedule import InjectionSteps
 from ..unet.shortcuts import Savings, is_untouched
+from ..unet.sites import find_sites
 from . import caches, hijacks
 
 log = logging.getLogger("ditail")
@@ -150,6 +152,9 @@ class WebuiTarget:
 
     def unet(self) -> nn.Module:
         return shared.sd_model.model.diffusion_model
+
+    def check_layers(self, layers: Layers) -> None:
+        find_sites(self.unet(), layers)
 
     def is_plain(self) -> bool:
         return not hijacks.shortens_attention(shared.sd_model) and is_untouched(self.unet())

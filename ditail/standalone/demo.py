@@ -1,10 +1,7 @@
-"""What `python -m ditail demo` and `mix` do."""
+"""What `python -m ditail demo` does."""
 
-import itertools
-import time
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -13,17 +10,14 @@ from tqdm import tqdm
 from ..content import images
 from ..errors import DitailError
 from . import demo_checkpoints
-from .arguments import check_partner_files, job_of, size_of
-from .files import check_writable, make_folder, save_image, unwritable, whole_file
+from .files import make_folder, whole_file
 from .model import Model, load_model, quiet
 from .pipeline import (
     Job,
     Progress,
     decode_image,
-    evaluations,
     generate,
     image_to_image,
-    inversions,
     invert_with,
     transfer,
 )
@@ -34,7 +28,7 @@ DEMO_ALPHAS = (1.0, 3.0, 8.0)
 DEMO_STRENGTH = 0.6
 
 
-def demo(args: Namespace) -> None:
+def command(args: Namespace) -> None:
     """Content in one demo style to the other styles, beside plain generation and img2img."""
     quiet()
     if args.webui:
@@ -89,48 +83,3 @@ def copy_to_webui(folder: Path) -> None:
         raise DitailError(None, f"--webui: {folder} has no models/Stable-diffusion folder")
     for path in demo_checkpoints.write_checkpoints(models).values():
         print(path)
-
-
-def mix(args: Namespace) -> None:
-    """`mix`: invert with the source, drop it, sample with the target."""
-    start = time.monotonic()
-    quiet()
-    if args.out.suffix.lower() != ".png":
-        raise DitailError(None, f"--out: must be a .png file, got {args.out}")
-    content = images.read_picture(args.image, "image")
-    job = job_of(args, args.prompt, args.seed)
-    check_partner_files(args.source, args.target)
-    mask = images.read_mask(args.mask) if args.mask else None
-    source = load_model(args.source)
-    width, height = size_of(args, (source.size_unit, source.native_side), content)
-    check_writable(args.out, "--out")
-    if args.save_latents:
-        check_writable(args.save_latents, "--save-latents")
-    if mask is not None:
-        job = job.with_(mask=images.mask_to_latent(mask, width, height, args.resize_mode))
-    z0 = source.encode(images.picture_to_tensor(images.fit(content, width, height, args.resize_mode)))
-    source_job = job.with_(prompts=(args.source_prompt or args.prompt,),
-                           negative_prompt=args.source_negative_prompt or args.negative_prompt)
-    with step_bar("inverting", job, inversions(job, source.alphas_cumprod)) as progress:
-        latents = invert_with(source, source_job, z0, progress)
-    # Only now, so that the two models are never in memory together.
-    target, source = source if args.source == args.target else None, None
-    target = target or load_model(args.target)
-    with step_bar("sampling", job, evaluations(job, target.alphas_cumprod)) as progress:
-        z = transfer(target, job, latents, progress)
-    if args.save_latents:
-        try:
-            latents.save(args.save_latents, {"image": str(args.image), "source": str(args.source)})
-        except OSError as error:
-            raise unwritable(args.save_latents, error) from error
-    settings = {k: str(v) for k, v in vars(args).items() if v is not None and k not in ("command", "out")}
-    save_image(decode_image(target, z), args.out, settings)
-    print(f"{args.out} ({time.monotonic() - start:.1f} s)")
-
-
-@contextmanager
-def step_bar(description: str, job: Job, calls: int) -> Iterator[Progress]:
-    """A bar of the job's steps; what it yields is called `calls` times, which may be more often or less."""
-    done = itertools.count(1)
-    with tqdm(total=job.steps, desc=description, unit="step") as bar:
-        yield lambda: bar.update(next(done) * job.steps // calls - bar.n)

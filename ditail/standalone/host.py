@@ -1,0 +1,250 @@
+"""The command line as a host of the job layer: checkpoints are files, and one model is in memory at a time."""
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..cache.features import Features
+from ..errors import DitailError
+from ..job.host import Checkpoint, Networks, Pass, Prompts, SamplingPlan
+from ..keys import file_mark
+from ..method.inversion import Denoiser, combine_conds
+from ..method.latents import SourceLatents
+from ..method.layers import Layers
+from ..method.schedule import InjectionSteps
+from ..unet.families import family_of_file
+from ..unet.shortcuts import Savings
+from ..unet.sites import find_sites
+from .model import Model, build_empty_unet, check_checkpoint, load_model, quiet, read_config, read_schedule
+from .pipeline import Job, decode_image, generate
+from .samplers import Sampler
+
+TAG = re.compile(r"<(lora|lyco|hypernet):[^<>]*>")
+
+
+class LastModel:
+    """Loads checkpoints and keeps the last one: no two are in memory together."""
+
+    def __init__(self):
+        quiet()
+        self._path = self._model = None
+
+    def __call__(self, path: Path) -> Model:
+        if path != self._path:
+            self._path = self._model = None
+            self._path, self._model = path, load_model(path)
+        return self._model
+
+
+class FileLibrary:
+    """Checkpoints by their paths: see `job.host.Library`."""
+
+    def find_checkpoint(self, name: str) -> Checkpoint | None:
+        if not name:
+            return None
+        path = Path(name)
+        check_checkpoint(path)
+        return Checkpoint(str(path.absolute()), path.stem, path.name)
+
+    def find_vae(self, name: str) -> str:
+        if name:
+            raise DitailError("source_vae", "the command line uses each checkpoint's own VAE")
+        return ""
+
+
+class FileCheckpoints:
+    """See `job.host.Checkpoints`."""
+
+    def __init__(self, target: Checkpoint):
+        self._target = target
+
+    def target(self) -> Checkpoint:
+        return self._target
+
+    def check_family(self, checkpoint: Checkpoint) -> None:
+        families = []
+        for path in (checkpoint.path, self._target.path):
+            try:
+                families.append(family_of_file(path))
+            except (SafetensorError, OSError) as error:
+                raise DitailError(path, f"can't be read ({error})") from error
+        if families[0] != families[1]:
+            raise DitailError("source_checkpoint", f"{checkpoint.name} is {families[0]}, the target "
+                              f"{self._target.name} is {families[1]}")
+
+    def vae_file(self, checkpoint: Checkpoint, vae: str) -> str | None:
+        return None
+
+    def parse_prompt(self, text: str) -> tuple[str, Networks]:
+        if tag := TAG.search(text):
+            raise DitailError("prompt", f"{tag[0]}: extra networks work in the WebUI only")
+        return text, {}
+
+    def fingerprint(self, checkpoint: Checkpoint, vae_file: str | None, prompts: Prompts, networks: Networks) -> dict:
+        config = Path(checkpoint.path).with_suffix(".yaml").read_bytes()
+        # Rounding differs with the number of threads.
+        return {"checkpoint": file_mark(checkpoint.path), "config": hashlib.sha256(config).hexdigest(),
+                "prompts": prompts, "threads": torch.get_num_threads()}
+
+
+class FileJob:
+    """One job of the command line: see `job.host.HostJob`."""
+
+    def __init__(self, job: Job, size: tuple[int, int], batch_size: int, alphas_cumprod: Tensor):
+        self.job, self.size, self.batch_size, self._alphas_cumprod = job, size, batch_size, alphas_cumprod
+
+    def prompts(self) -> Sequence[Prompts]:
+        return [(prompt, self.job.negative_prompt) for prompt in self.job.prompts]
+
+    def passes(self) -> Sequence[Pass]:
+        return [Pass(False, self.size)]
+
+    def plan(self, *, hires: bool) -> SamplingPlan:
+        sampler = Sampler(self.job.sampler, self.job.steps, self._alphas_cumprod)
+        # This host's samplers begin at VP latents.
+        return SamplingPlan(tuple(reversed(sampler.timesteps)), self.job.steps, 0, 1, 1)
+
+    def framed(self, image: Image.Image, resize_mode: str) -> Image.Image:
+        return image
+
+    def generation_fingerprint(self, image: int) -> dict:
+        job = self.job
+        return {"generate": [job.sampler, job.steps, job.omega], "seed": job.seeds[image]}
+
+    def generation_metadata(self, image: int) -> dict[str, str]:
+        return {"seed": str(self.job.seeds[image]), "sampler": self.job.sampler, "steps": str(self.job.steps)}
+
+    def comment(self, text: str) -> None:
+        tqdm.write(text)
+
+    def images(self, first: int) -> Job:
+        """The part of the job from image number `first` on that is sampled at once."""
+        batch = slice(first, first + self.batch_size)
+        return self.job.with_(prompts=self.job.prompts[batch], seeds=self.job.seeds[batch])
+
+
+class StepBar:
+    """See `job.host.Progress`: one bar for each batch of sources."""
+
+    def __init__(self):
+        self._bar: tqdm | None = None
+
+    def show(self, text: str) -> None:
+        pass
+
+    def begin(self, steps: int, text: str) -> None:
+        self.end()
+        self._bar = tqdm(total=steps, desc=text, unit="step")
+
+    def step(self, *_) -> None:
+        self._bar.update()
+
+    def check(self) -> None:
+        pass
+
+    def end(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+class FileModels:
+    """See `job.host.SourceModels`."""
+
+    def __init__(self, load: LastModel, job: FileJob):
+        self._load, self._job, self._bar = load, job, StepBar()
+
+    @contextmanager
+    def source_pass(self, steps: Sequence[int]) -> Iterator[StepBar]:
+        try:
+            with torch.random.fork_rng():
+                yield self._bar
+        finally:
+            self._bar.end()
+
+    @contextmanager
+    def borrowed_models(self) -> Iterator[Callable[..., AbstractContextManager[Model]]]:
+        # The target is loaded again when it is next asked for.
+        yield lambda checkpoint, vae_file, networks, why: nullcontext(self._load(Path(checkpoint.path)))
+
+    def encode(self, model: Model, pixels: Tensor, latent_hw: tuple[int, int]) -> Tensor:
+        return model.encode(pixels)
+
+    def denoiser(self, model: Model, prompts: Prompts, alpha: float, beta: float, size: tuple[int, int],
+                 timesteps: Sequence[float]) -> Denoiser:
+        context = combine_conds(alpha, model.encode_prompts(prompts[:1]), beta, model.encode_prompts(prompts[1:]))
+        return lambda z, t: model.eps(z, t, context)
+
+    def alphas_cumprod(self, model: Model) -> Tensor:
+        return model.alphas_cumprod
+
+    def generate(self, model: Model, images: Sequence[tuple[Prompts, int]], size: tuple[int, int], plan: SamplingPlan,
+                 check: Callable[[], None], *, decoded: bool) -> list[SourceLatents]:
+        job = self._job.job.with_(prompts=tuple(prompts[0] for prompts, _ in images), negative_prompt=images[0][0][1],
+                                  seeds=tuple(self._job.job.seeds[number] for _, number in images))
+        z, passed = generate(model, job, *size, self._bar.step)
+        latents = [SourceLatents(passed.timesteps.tolist(), row.clone(), passed.alphas_cumprod)
+                   for row in passed.latents.split(1, 1)]
+        if not decoded:
+            return latents
+        return [one.with_picture(torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(*size[::-1], 3))
+                for one, image in zip(latents, [decode_image(model, row) for row in z.split(1)], strict=True)]
+
+
+class FileTarget:
+    """See `job.host.Target`."""
+
+    def __init__(self, model: Callable[[], Model], checkpoint: Checkpoint):
+        self._model, self._checkpoint = model, checkpoint
+
+    def check_layers(self, layers: Layers) -> None:
+        if layers:
+            find_sites(build_empty_unet(Path(self._checkpoint.path)), layers)
+
+    def unet(self) -> nn.Module:
+        return self._model().unet
+
+    def is_plain(self) -> bool:
+        return True
+
+    def keep_attention_whole(self) -> None:
+        pass
+
+    def check_injection(self, steps: InjectionSteps) -> None:
+        pass
+
+    def null(self, size: tuple[int, int]) -> Mapping[str, Tensor]:
+        return {"context": self._model().encode_prompts([""])}
+
+    def savings(self) -> Savings:
+        return Savings()
+
+    def features(self, source_keys: Sequence[str], null: Mapping[str, Tensor],
+                 size: tuple[int, int]) -> Features | None:
+        return None
+
+    def without_others(self) -> AbstractContextManager:
+        return nullcontext()
+
+
+class FileHost:
+    """The command line with one job: see `job.host.Host`."""
+
+    def __init__(self, load: LastModel, target: Checkpoint, job: Job, size: tuple[int, int], batch_size: int = 1):
+        def model() -> Model:
+            return load(Path(target.path))
+
+        self.model = model
+        self.checkpoints = FileCheckpoints(target)
+        # Nothing is loaded before the source pass: the target would have to make place for the source.
+        self.job = FileJob(job, size, batch_size, read_schedule(read_config(Path(target.path))))
+        self.models = FileModels(load, self.job)
+        self.target = FileTarget(model, target)
