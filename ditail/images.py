@@ -10,10 +10,11 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from .errors import DitailError
+from .errors import DitailError, shown
 
 LATENT_SCALE = 8
 MAX_PIXELS = 100_000_000
+MAX_SHRINKING = 256
 BACKGROUND = (255, 255, 255)
 
 
@@ -22,12 +23,12 @@ def read_picture(source: str | Path | bytes | Image.Image, key: str = "image") -
 
     Raises DitailError naming `key` for what can't be read or has over 100 megapixels.
     """
-    return _opaque(_upright(source, key), BACKGROUND).convert("RGB")
+    return _read(source, key, BACKGROUND, "RGB")
 
 
 def read_mask(source: str | Path | bytes | Image.Image, key: str = "mask") -> Image.Image:
     """Grayscale picture, white = inject; a transparent part counts as black. Raises as `read_picture` does."""
-    return _opaque(_upright(source, key), (0, 0, 0)).convert("L")
+    return _read(source, key, (0, 0, 0), "L")
 
 
 def decode_base64(text: str, key: str = "image") -> bytes:
@@ -38,27 +39,31 @@ def decode_base64(text: str, key: str = "image") -> bytes:
         raise DitailError(f"{key}: is not base64 ({error})", key) from error
 
 
-def _upright(source: str | Path | bytes | Image.Image, key: str) -> Image.Image:
+def _read(source: str | Path | bytes | Image.Image, key: str, ground: tuple[int, int, int], mode: str) -> Image.Image:
     name = f"{source}" if isinstance(source, str | Path) else "it"
     try:
-        image = source if isinstance(source, Image.Image) else Image.open(
-            io.BytesIO(source) if isinstance(source, bytes) else source)
-        width, height = image.size
-        if width * height > MAX_PIXELS:
-            raise DitailError(f"{key}: {width}x{height} is over {MAX_PIXELS // 10**6} megapixels; scale it down", key)
-        if image.mode.startswith("I") or image.mode == "F":
-            image = _to_8_bits(image)
-        return ImageOps.exif_transpose(image)
+        return _opaque(_upright(source, key), ground).convert(mode)
+    except DitailError:
+        raise
     except FileNotFoundError as error:
         raise DitailError(f"{key}: {name} does not exist", key) from error
     except UnidentifiedImageError as error:
         raise DitailError(f"{key}: {name} is not an image that can be read", key) from error
     except Image.DecompressionBombError as error:
         raise DitailError(f"{key}: {name} is over {MAX_PIXELS // 10**6} megapixels; scale it down", key) from error
-    except (OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, DitailError):
-            raise
+    except Exception as error:  # a decoder stumbles over damaged data in any way: struct.error, KeyError, ...
         raise DitailError(f"{key}: {name} can't be read as an image ({error})", key) from error
+
+
+def _upright(source: str | Path | bytes | Image.Image, key: str) -> Image.Image:
+    image = source if isinstance(source, Image.Image) else Image.open(
+        io.BytesIO(source) if isinstance(source, bytes) else source)
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise DitailError(f"{key}: {width}x{height} is over {MAX_PIXELS // 10**6} megapixels; scale it down", key)
+    if image.mode.startswith("I") or image.mode == "F":
+        image = _to_8_bits(image)
+    return ImageOps.exif_transpose(image)
 
 
 def _opaque(image: Image.Image, ground: tuple[int, int, int]) -> Image.Image:
@@ -81,13 +86,20 @@ def fit(image: Image.Image, width: int, height: int, resize_mode: str = "crop") 
     "crop": scaled to cover, the rest cut off evenly. "fill": scaled to fit inside, the border repeats its edge.
     "stretch": proportions given up.
     """
+    image = _reduced(image, width, height)
     if resize_mode == "crop":
         return ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
     if resize_mode == "stretch":
         return image.resize((width, height), Image.Resampling.LANCZOS)
     if resize_mode == "fill":
         return _fill(image, width, height)
-    raise DitailError(f'resize_mode: must be "crop", "fill" or "stretch", got {resize_mode!r}', "resize_mode")
+    raise DitailError(f'resize_mode: must be "crop", "fill" or "stretch", got {shown(resize_mode)}', "resize_mode")
+
+
+def _reduced(image: Image.Image, width: int, height: int) -> Image.Image:
+    """A picture far larger than `width` x `height`, averaged down: Lanczos would need gigabytes for its weights."""
+    factors = (max(1, image.width // (MAX_SHRINKING * width)), max(1, image.height // (MAX_SHRINKING * height)))
+    return image.reduce(factors) if max(factors) > 1 else image
 
 
 def _fill(image: Image.Image, width: int, height: int) -> Image.Image:

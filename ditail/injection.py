@@ -8,7 +8,7 @@ What needs no computing is left out by `savings.py`, which can be switched off w
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -24,7 +24,8 @@ from .savings import Savings, is_untouched, shortcuts, spread
 from .schedule import InjectionSteps
 from .sites import find_sites
 
-HANDLES = "_ditail_handles"
+# Where a U-Net keeps what takes an injection off again.
+INSTALLED = "_ditail_installed"
 RowImages = Callable[[int], Sequence[int]]
 
 
@@ -73,19 +74,24 @@ class Injection:
     _hook_ids: frozenset[int] = field(default=frozenset(), init=False)
 
     def install(self, unet: nn.Module) -> None:
-        """Hook `unet`, after removing whatever an earlier injection left on it."""
+        """Hook `unet`, after removing whatever an earlier injection left on it; nothing is left if this raises."""
         remove(unet)
         self._forget()
         self._mixed = as_mixed(self.source)
         sites = find_sites(unet, self.steps.windows)
-        handles = [unet.register_forward_pre_hook(self._before_unet, with_kwargs=True)]
-        setattr(unet, HANDLES, handles)
         self._layers = {site.name: site.layer for site in sites.features}
         self._layers |= {f"{site.name}.{part}": site.layer for site in sites.attention for part in ("to_q", "to_k")}
-        handles += [unet.get_submodule(key).register_forward_hook(self._hook(key)) for key in self._layers]
-        self._hook_ids = frozenset(handle.id for handle in handles)
         blocks = [(site.name, unet.get_submodule(site.name.removesuffix(".out_layers"))) for site in sites.features]
-        handles += shortcuts(self, blocks, [(site.name, site.module) for site in sites.attention])
+        with ExitStack() as installed:
+            handles = [unet.register_forward_pre_hook(self._before_unet, with_kwargs=True)]
+            installed.callback(handles[0].remove)
+            for key in self._layers:
+                handles.append(unet.get_submodule(key).register_forward_hook(self._hook(key)))
+                installed.callback(handles[-1].remove)
+            self._hook_ids = frozenset(handle.id for handle in handles)
+            for shortcut in shortcuts(self, blocks, [(site.name, site.module) for site in sites.attention]):
+                installed.enter_context(shortcut)
+            setattr(unet, INSTALLED, installed.pop_all())
 
     def _before_unet(self, unet: nn.Module, args: tuple, kwargs: dict) -> None:
         """Record the source run for the timestep that `unet` is asked for, unless that has just been done."""
@@ -120,7 +126,7 @@ class Injection:
         """What names this step among the kept features; None where they are not to be kept."""
         # An inpainting U-Net's further channels are the denoised rows' own.
         channels = self._mixed[0].latents.latents.shape[2]
-        if self.features is None or x.shape[1] != channels or not is_untouched(self, unet):
+        if self.features is None or x.shape[1] != channels or not is_untouched(unet, self):
             return None
         return t, tuple(x.shape[-2:]), x.dtype, x.device.type, self._active
 
@@ -274,9 +280,8 @@ def resize_mask(mask: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def remove(unet: nn.Module) -> None:
-    """Take every hook of Ditail off `unet`; without one, nothing happens."""
-    for handle in unet.__dict__.pop(HANDLES, ()):
-        handle.remove()
+    """Take every hook of Ditail off `unet`, also if taking off one of them raises; without any, nothing happens."""
+    unet.__dict__.pop(INSTALLED, ExitStack()).close()
 
 
 @contextmanager

@@ -49,6 +49,10 @@ class SourceLatents:
     def __len__(self) -> int:
         return len(self.timesteps)
 
+    def with_picture(self, picture: Tensor) -> "SourceLatents":
+        """The same latents with the picture that they end in."""
+        return SourceLatents(self.timesteps.tolist(), self.latents, self.alphas_cumprod, picture=picture)
+
     @property
     def nbytes(self) -> int:
         return self.latents.nbytes + (0 if self.picture is None else self.picture.nbytes)

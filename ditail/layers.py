@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .errors import DitailError
+from .errors import DitailError, named
 
 FEATURE, ATTENTION = "f", "a"
 # Every feature and attention of SD's 12 output blocks with a range each takes under 500 characters.
@@ -71,5 +71,4 @@ def _fraction(term: str, text: str, begin: str | None = None) -> float:
 
 
 def _error(term: str, what: str) -> DitailError:
-    shown = term if len(term) <= 40 else term[:37] + "..."
-    return DitailError(f'layers: "{shown}": {what}', "layers")
+    return DitailError(f'layers: "{named(term)}": {what}', "layers")

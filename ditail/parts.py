@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from PIL import Image
 
-from .errors import DitailError
+from .errors import DitailError, shown
 from .images import decode_base64, read_mask, read_picture
 from .settings import BY_KEY
 
@@ -34,7 +34,7 @@ def _parse_object(value, name: str, checks: Mapping[str, Check]) -> dict:
         raise DitailError(f"{name}: must be an object, got {type(value).__name__}")
     for key in value:
         if key not in checks:
-            raise DitailError(f"{name}: {str(key)[:40]!r} is not one of its keys ({', '.join(checks)})")
+            raise DitailError(f"{name}: {shown(key)} is not one of its keys ({', '.join(checks)})")
     return {key: checks[key](f"{name}.{key}", item) for key, item in value.items()}
 
 
@@ -44,12 +44,12 @@ def check_setting(name: str, value):
 
 
 def check_picture(name: str, value) -> Image.Image | None:
-    """RGB picture of a base64 text or a PIL image; None for null and ""."""
+    """RGB picture of a base64 text or a PIL image; None for null and "", which both mean that there is none."""
     return _read(name, value, read_picture)
 
 
 def check_mask(name: str, value) -> Image.Image | None:
-    """Grayscale picture of a base64 text or a PIL image; None for null and ""."""
+    """Grayscale picture of a base64 text or a PIL image; None for null and "", as in `check_picture`."""
     return _read(name, value, read_mask)
 
 

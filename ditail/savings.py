@@ -5,7 +5,7 @@ module's `forward`, on that instance and until it is removed, and hands every ca
 class's own `forward`, after which the hook path does the job. So it is decided call by call and layer by layer.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -62,17 +62,20 @@ class Source(Protocol):
 
 
 class Shortcut:
-    """Stands in for `module.forward` until `remove`; `fast` gives the output, or None to compute it as usual."""
+    """Stands in for `module.forward` as a context; `fast` gives the output, or None to compute it as usual."""
 
     def __init__(self, module: nn.Module, fast: Callable[..., Tensor | None]):
         self.module, self.fast = module, fast
-        module.forward = self
+
+    def __enter__(self) -> "Shortcut":
+        self.module.forward = self
+        return self
 
     def __call__(self, *args, **kwargs) -> Tensor:
         output = self.fast(*args, **kwargs) if self.fast else None
         return type(self.module).forward(self.module, *args, **kwargs) if output is None else output
 
-    def remove(self) -> None:
+    def __exit__(self, *_) -> None:
         """Give the module its `forward` back. Whoever wrapped this one meanwhile keeps a plain pass-through."""
         self.fast = None
         if self.module.__dict__.get("forward") is self:
@@ -81,7 +84,7 @@ class Shortcut:
 
 def shortcuts(source: Source, features: Sequence[tuple[str, nn.Module]],
               attention: Sequence[tuple[str, nn.Module]]) -> list:
-    """Put the shortcuts that `source.savings` asks for in place; each has `remove()`.
+    """The shortcuts that `source.savings` asks for; each is a context, in place until it is left.
 
     features: (layer, the ResBlock whose `out_layers` it is). attention: (name, `attn1`); its layers are `<name>.to_q`
     and `<name>.to_k`. A module whose `forward` somebody else has replaced gets none.
@@ -202,17 +205,20 @@ def hooked(source: Source, *modules: nn.Module) -> bool:
     return any(not source.owns(i) for m in modules for hooks in (m._forward_hooks, m._forward_pre_hooks) for i in hooks)
 
 
-def is_untouched(source: Source, unet: nn.Module) -> bool:
-    """Whether `unet` is as its weights and classes say: no hook and no replaced `forward` but Ditail's.
+def is_untouched(unet: nn.Module, source: Source | None = None) -> bool:
+    """Whether `unet` is as its weights and classes say: no hook and no replaced `forward` but Ditail's (`source`'s).
 
     Others' may depend on what no cache key of ours knows (a ControlNet's picture, a random tiling).
     """
+    def foreign(hooks: Mapping[int, Callable]) -> list[Callable]:
+        return [hook for i, hook in hooks.items() if not (source and source.owns(i))]
+
     for module in unet.modules():
         own = module.__dict__
         if "_forward" in own or not isinstance(own.get("forward", None), Shortcut | None):
             return False
-        if any(not source.owns(i) for i in own["_forward_hooks"]):
+        if foreign(own["_forward_hooks"]):
             return False
-        if any(not source.owns(i) and not is_from(f, (MOVES_MODULES,)) for i, f in own["_forward_pre_hooks"].items()):
+        if not all(is_from(hook, (MOVES_MODULES,)) for hook in foreign(own["_forward_pre_hooks"])):
             return False
     return True

@@ -3,8 +3,11 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 
-from .errors import DitailError, shown
+from .errors import DitailError, named, shown
 from .layers import parse_layers
+
+# A path has at most 4096 characters on the systems that the WebUI runs on.
+MAX_NAME = 4096
 
 
 @dataclass(frozen=True)
@@ -12,7 +15,7 @@ class Field:
     """One setting. `low` and `high` bound a number; `choices` lists what a text may be (None: any text).
 
     `infotext` is the key in a picture's infotext (None: not written there). `parse` raises DitailError for a text that
-    makes no sense.
+    makes no sense. `max_length` bounds a text's characters (None: any).
     """
 
     key: str
@@ -24,12 +27,13 @@ class Field:
     high: float | None = None
     choices: tuple[str, ...] | None = None
     parse: Callable[[str], object] | None = None
+    max_length: int | None = None
 
     def check(self, value):
         """`value` in the field's type, or DitailError naming the key."""
         if self.default is None:
             if value is None or isinstance(value, str):
-                return value or None
+                return value or None  # "" is null
             raise self._error("must be a base64 image or null", value)
         if isinstance(self.default, tuple):
             return self._check_list(value)
@@ -41,11 +45,21 @@ class Field:
             return self._check_number(value)
         if not isinstance(value, str):
             raise self._error("must be a text", value)
+        self._check_text(value)
         if self.choices and value not in self.choices:
             raise self._error("must be one of " + ", ".join(f'"{c}"' for c in self.choices), value)
         if self.parse:
             self.parse(value)
         return value
+
+    def _check_text(self, value: str) -> None:
+        if self.max_length is not None and len(value) > self.max_length:
+            raise self._error(f"has {len(value)} characters, at most {self.max_length} are possible", value)
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            # JSON may hold half of a surrogate pair; no tokenizer, file system or answer can.
+            raise self._error("has a character that is no valid Unicode", value) from error
 
     def _check_list(self, value) -> tuple[dict, ...]:
         if value is None:
@@ -70,13 +84,14 @@ FIELDS = (
     Field("enabled", "Enable Ditail", False, "Take the content from a source and the style from this checkpoint."),
     Field("source", "Source", "image", "Where the content comes from: a picture that is inverted, or one that the "
           "source checkpoint generates.", "Ditail source", choices=("image", "generate")),
-    Field("image", "Content image", None, "The picture whose content is kept; in img2img the init image if empty."),
+    Field("image", "Content image", None, "The picture whose content is kept; in img2img the init image if "
+          'empty (null or "" in the API).'),
     Field("resize_mode", "Resize mode", "crop", "How a content image of other proportions is made to fit: cut off, "
           "padded with its edge, or stretched.", "Ditail resize mode", choices=("crop", "fill", "stretch")),
     Field("source_checkpoint", "Source checkpoint", "", "The model that inverts the content image, or generates it; "
-          "the target itself if none is chosen.", "Ditail source checkpoint"),
+          "the target itself if none is chosen.", "Ditail source checkpoint", max_length=MAX_NAME),
     Field("source_vae", "Source VAE", "", "The VAE that encodes the content image; Automatic is the WebUI's choice.",
-          "Ditail source VAE"),
+          "Ditail source VAE", max_length=MAX_NAME),
     Field("source_prompt", "Source prompt", "", "What the content image shows, LoRA tags allowed; empty: the main "
           "prompt.", "Ditail source prompt"),
     Field("source_negative_prompt", "Source negative prompt", "", "Empty: the main negative prompt.",
@@ -98,7 +113,7 @@ FIELDS = (
     Field("sources", "Further sources", (), "Mixed over the first, each with the keys of a source, weight, mask "
           "and steps."),
     Field("collage", "Collage", (), "Pictures laid out into one content image, each with a box or a mask."),
-    Field("mask", "Mask", None, "Only the white parts take the content; empty: everywhere."),
+    Field("mask", "Mask", None, 'Only the white parts take the content; empty (null or "" in the API): everywhere.'),
 )
 BY_KEY = {f.key: f for f in FIELDS}
 
@@ -140,5 +155,6 @@ class DitailSettings:
         known = {f.name for f in fields(cls)}
         for key in values:
             if key not in known:
-                raise DitailError(f"{key}: is not a setting of Ditail (known: {', '.join(sorted(known))})", str(key))
+                key = named(key)
+                raise DitailError(f"{key}: is not a setting of Ditail (known: {', '.join(sorted(known))})", key)
         return cls(**values)

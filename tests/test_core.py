@@ -264,7 +264,7 @@ def test_install_twice_remove_twice_leaves_nothing(sd1_unets):
     remove(unet)
     remove(unet)
     assert hooks_on(unet) == 0
-    assert injection.HANDLES not in unet.__dict__
+    assert injection.INSTALLED not in unet.__dict__
 
 
 @pytest.mark.parametrize("where", ["source", "target"])

@@ -3,19 +3,21 @@
 import copy
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
+from fastapi import HTTPException
 from modules import processing, sd_models
 from PIL import Image
 
-from ..settings import BY_KEY, FIELDS, Field
+from ..errors import DitailError
+from ..infotext import SOURCES, has_settings, sources_from_infotext, to_infotext, value_from_infotext
+from ..settings import BY_KEY, Field
+from ..sources import WEIGHT
 from .request import SHOWN_FOR_EMPTY, Part, Request
 
 IMAGE_HASH = "Ditail image hash"
-SOURCES = "Ditail sources"
-PREFIX = "Ditail "
 TITLE = "Ditail"
-ONLY_FOR_AN_IMAGE = {"resize_mode"}
 
 
 def infotext_of(request: Request, picture_hashes: Sequence[str]) -> dict:
@@ -23,15 +25,11 @@ def infotext_of(request: Request, picture_hashes: Sequence[str]) -> dict:
 
     picture_hashes: of the content images that the pictures of a batch take in turn.
     """
-    written = {}
-    for field in FIELDS:
-        value = getattr(request.settings, field.key)
-        if field.infotext and value not in ("", ()) and (picture_hashes or field.key not in ONLY_FOR_AN_IMAGE):
-            written[field.infotext] = f"{value:g}" if isinstance(value, float) else value
+    described = [_described(part) for part in request.further]
+    written = to_infotext(request.settings, described, with_image=bool(picture_hashes))
+    written = {key: _protected(key, value) for key, value in written.items()}
     if request.checkpoint is not None:
         written["Ditail source checkpoint"] = request.checkpoint.short_title
-    if request.further:
-        written[SOURCES] = json.dumps([_described(part) for part in request.further])
     if request.collage:
         written["Ditail collage"] = "; ".join(" ".join(f"{edge:g}" for edge in piece.box) for piece in request.collage)
     if len(picture_hashes) > 1:
@@ -39,6 +37,19 @@ def infotext_of(request: Request, picture_hashes: Sequence[str]) -> dict:
     elif picture_hashes:
         written[IMAGE_HASH] = picture_hashes[0]
     return written
+
+
+def _protected(key: str, value):
+    """A text in quotation marks where the WebUI would write it without, and read it back as another.
+
+    It sets a text in quotation marks only for a comma, a colon or a new line in it; it leaves out a text that is its
+    own key, and takes off a text's own quotation marks and the spaces around it.
+    """
+    if not isinstance(value, str) or any(mark in value for mark in ",:\n"):
+        return value
+    if value != value.strip() or value.startswith('"') or value == key:
+        return json.dumps(value, ensure_ascii=False)
+    return value
 
 
 def _described(part: Part) -> dict:
@@ -82,38 +93,44 @@ class PasteKey(str):
 
     def __call__(self, params: dict):
         """None (unchanged) for a picture without Ditail; what such a picture does not name has its default."""
-        field = self.field
-        here = any(key.startswith(PREFIX) for key in params)
-        if field.key == "enabled":
-            return here
-        if not here:
+        if self.field.key == "enabled":
+            return has_settings(params)
+        if not has_settings(params):
             return None
-        value = params.get(field.infotext, field.default)
-        if isinstance(field.default, float):
-            return float(value)
-        if isinstance(field.default, bool):
-            return str(value) == "True"
-        return _shown(field, value)
+        with refusing(self):
+            return _shown(self.field, value_from_infotext(self.field, params))
 
 
 def second_source_of(name: str, params: dict):
     """The value of one of the second source's controls (`request.SECOND_SOURCE`) from parsed infotext."""
-    if not any(key.startswith(PREFIX) for key in params):
+    if not has_settings(params):
         return None
+    with refusing(SOURCES):
+        sources = sources_from_infotext(params)[:1]
+    if name == "on":
+        return bool(sources)
+    source = {"source": "image", "source_checkpoint": "", "weight": WEIGHT.default, "steps": (0.0, 1.0),
+              **(sources[0] if sources else {})}
+    begin, end = source["steps"]
+    value = {**source, "begin": begin, "end": end}[name]
+    return _shown(BY_KEY[name], value) if name == "source_checkpoint" else value
+
+
+@contextmanager
+def refusing(key: str) -> Iterator[None]:
+    """Turn a DitailError about infotext's entry `key` into HTTP 422.
+
+    The API hands that on as its answer. The tab, which pastes through the same functions, logs it and leaves the
+    control as it is.
+    """
     try:
-        said = json.loads(params.get(SOURCES, "[]"))[:1]
-        if name == "on":
-            return bool(said)
-        begin, end = said[0].get("steps", (0, 1)) if said else (0, 1)
-        values = {"begin": begin, "end": end, "weight": 1.0, "source": "image", "source_checkpoint": "",
-                  **(said[0] if said else {})}
-        return _shown(BY_KEY[name], values[name]) if name == "source_checkpoint" else values[name]
-    except (ValueError, TypeError, AttributeError, KeyError):
-        return None  # written by hand
+        yield
+    except DitailError as error:
+        raise HTTPException(status_code=422, detail=f'{error} (infotext "{key}")') from error
 
 
-def _shown(field: Field, value: str) -> str:
+def _shown(field: Field, value):
     if field.key == "source_checkpoint" and value:
         info = sd_models.get_closet_checkpoint_match(value)
         return info.title if info else value
-    return value or SHOWN_FOR_EMPTY.get(field.key, value)
+    return SHOWN_FOR_EMPTY.get(field.key, value) if value == "" else value

@@ -2,16 +2,17 @@
 
 import copy
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from modules import images, infotext_utils, processing, sd_models, sd_vae, shared
+from fastapi import HTTPException
+from modules import images, infotext_utils, processing, shared
 from PIL import Image
 
-from ..errors import DitailError
+from ..errors import DitailError, shown
 from . import models
-from .failures import errors_for_the_user
+from .failures import Ditail, errors_for_the_user
 from .infotext import TITLE
 from .request import Request, settings_from
 from .run import PLAIN
@@ -20,6 +21,13 @@ log = logging.getLogger("ditail")
 
 MATRIX_TITLE = "Ditail matrix"
 MOST = 16
+# One checkpoint has a title, a name, hashes: some names may mean the same.
+MOST_TEXTS = 10 * MOST
+MAX_MARGIN = 500
+# The keys of the tab's controls in their order.
+CONTROLS = ("checkpoints", "further", "one_source", "margin")
+# What the WebUI takes for an extra network in a prompt.
+TAG = re.compile(r"<\w+:[^<>]+>")
 
 
 @dataclass(frozen=True)
@@ -51,21 +59,29 @@ class Cell:
 def parse_models(texts: Sequence[str]) -> list[Model]:
     """Models from `checkpoint` or `checkpoint + <lora:name:weight>` texts. Raises DitailError naming "checkpoints"."""
     if not isinstance(texts, Sequence) or isinstance(texts, str) or not all(isinstance(t, str) for t in texts):
-        raise DitailError(f"checkpoints: must be a list of names, got {texts!r:.60}", "checkpoints")
-    found = {}
+        raise DitailError(f"checkpoints: must be a list of names, got {shown(texts)}", "checkpoints")
+    texts = dict.fromkeys(texts)
+    if len(texts) > MOST_TEXTS:
+        raise DitailError(f"checkpoints: takes 2 to {MOST} different ones, got {len(texts)} names", "checkpoints")
     try:
-        for text in texts:
-            name, plus, tags = text.partition("+ <") if "+ <" in text else text.partition("+<")
-            info = models.find_checkpoint(name.strip())
-            if info is None:
-                raise DitailError("source_checkpoint: one of them is empty")
-            models.check_architecture(info, shared.sd_model.model.diffusion_model)
-            found[Model(info, f"<{tags.strip()}" if plus else "")] = None
+        found = dict.fromkeys(map(_parse_model, texts))
     except DitailError as error:
         raise DitailError(str(error).replace("source_checkpoint", "checkpoints", 1), "checkpoints") from error
     if not 2 <= len(found) <= MOST:
         raise DitailError(f"checkpoints: takes 2 to {MOST} different ones, got {len(found)}", "checkpoints")
     return list(found)
+
+
+def _parse_model(text: str) -> Model:
+    name, plus, tags = text.partition("+ <") if "+ <" in text else text.partition("+<")
+    tags = f"<{tags.strip()}" if plus else ""
+    if any(bracket in TAG.sub("", tags) for bracket in "<>"):
+        raise DitailError(f"checkpoints: a tag must look like <lora:name:0.7>, got {shown(tags)}", "checkpoints")
+    info = models.find_checkpoint(name.strip())
+    if info is None:
+        raise DitailError("checkpoints: one of them is empty", "checkpoints")
+    models.check_architecture(info, shared.sd_model.model.diffusion_model)
+    return Model(info, tags)
 
 
 def grid_of(chosen: Sequence[Model], source: Model | None) -> list[Cell]:
@@ -90,7 +106,8 @@ def run(p, values: dict, names: Sequence[str], *, one_source: bool = False, marg
 
     values: Ditail's settings, as the API takes them or with pictures of the tab. Interrupting gives what is done.
     """
-    with _model_restored():
+    with models.restored_models(is_sound=_is_refusal) as before:
+        before.check_files()
         values = _complete(values)
         request = Request.from_values({**values, "enabled": True})
         source = None
@@ -147,13 +164,9 @@ def _own_arguments(p) -> slice:
     return slice(always.args_from, always.args_to)
 
 
-@contextmanager
-def _model_restored() -> Iterator[None]:
-    try:
-        yield
-    finally:
-        sd_models.reload_model_weights()
-        sd_vae.reload_vae_weights()
+def _is_refusal(error: BaseException) -> bool:
+    """Whether what a cell raised says nothing of the model that is loaded."""
+    return isinstance(error, DitailError | Ditail | HTTPException)
 
 
 def _joined(p, cells: Sequence[Cell], made: dict, margin: int):
@@ -187,17 +200,64 @@ def _joined(p, cells: Sequence[Cell], made: dict, margin: int):
 def run_args(p, args: tuple):
     """`run` with the script's arguments: one dict (API), or what the tab's controls hold."""
     with errors_for_the_user(p):
-        from_api = bool(args) and isinstance(args[0], dict)
-        if from_api:
-            values, margin = dict(args[0]), 0
-            names, one_source = values.pop("checkpoints", []), values.pop("one_source", False)
-            if not isinstance(one_source, bool):
-                raise DitailError(f"one_source: must be true or false, got {one_source!r}", "one_source")
+        if args and isinstance(args[0], dict):
+            asked = _from_api(args[0])
+            values, chosen = asked.values, asked.values.get("source")
         else:
-            names, further, one_source, margin = args
-            names = [*(names or []), *filter(None, (line.strip() for line in (further or "").splitlines()))]
-            values = settings_from(p.script_args[_own_arguments(p)])
-        asked = values.get("source") if from_api else None
-        if not asked and not values.get("image") and not values.get("collage") and not hasattr(p, "init_images"):
+            asked = _from_controls(p, args)
+            values, chosen = asked.values, None
+        if not chosen and not values.get("image") and not values.get("collage") and not hasattr(p, "init_images"):
             values["source"] = "generate"  # without a content image each model makes its own
-        return run(p, values, names, one_source=bool(one_source), margin=int(margin))
+        return run(p, values, asked.names, one_source=asked.one_source, margin=asked.margin)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a matrix is asked for: Ditail's settings by key, the models' names, one row or all, the grid's margin."""
+
+    values: dict
+    names: object
+    one_source: bool = False
+    margin: int = 0
+
+
+def _from_api(given: dict) -> Asked:
+    values = dict(given)
+    return Asked(values, values.pop("checkpoints", []), _check_one_source(values.pop("one_source", False)))
+
+
+def _from_controls(p, args: tuple) -> Asked:
+    """The values of the tab's controls (`ui.build_matrix`), which the API may send by position, too."""
+    count = _count_given(p, args)
+    if count != len(CONTROLS):
+        raise DitailError(f"script_args: must be one object, or {len(CONTROLS)} values ({', '.join(CONTROLS)}), got "
+                          f"{count}", "script_args")
+    names, further, one_source, margin = args
+    if not isinstance(names, list | tuple | None):
+        raise DitailError(f"checkpoints: must be a list of names, got {shown(names)}", "checkpoints")
+    if not isinstance(further, str | None):
+        raise DitailError(f"further: must be a text of one model a line, got {shown(further)}", "further")
+    names = [*(names or ()), *filter(None, (line.strip() for line in (further or "").splitlines()))]
+    return Asked(settings_from(p.script_args[_own_arguments(p)]), names,
+                 _check_one_source(False if one_source is None else one_source), _check_margin(margin))
+
+
+def _count_given(p, args: tuple) -> int:
+    """How many arguments the script was given.
+
+    The API puts them in the place of the script's own, whatever their number; the WebUI then counts off as many as the
+    script has controls, and so may hand over the next script's, or leave some out.
+    """
+    return len(CONTROLS) + len(p.script_args) - len(p.scripts.inputs) if getattr(p, "is_api", False) else len(args)
+
+
+def _check_one_source(value) -> bool:
+    if not isinstance(value, bool):
+        raise DitailError(f"one_source: must be true or false, got {shown(value)}", "one_source")
+    return value
+
+
+def _check_margin(value) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_MARGIN:
+        raise DitailError(f"margin: must be a number of pixels from 0 to {MAX_MARGIN}, got {shown(value)}", "margin")
+    return int(value)

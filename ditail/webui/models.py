@@ -4,7 +4,8 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 
 import torch
 from modules import (
@@ -21,10 +22,11 @@ from modules import (
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ..errors import DitailError
+from ..errors import DitailError, named
 from ..images import LATENT_SCALE
 from ..inversion import combine_conds
 from ..schedule import alphas_cumprod_at
+from ..settings import BY_KEY
 
 log = logging.getLogger("ditail")
 
@@ -32,8 +34,8 @@ UNET_PREFIX = "model.diffusion_model."
 # Everything in the settings that changes what a model or a text encoder computes.
 OPTIONS_THAT_COUNT = (
     "CLIP_stop_at_last_layers", "comma_padding_backtrack", "emphasis", "fp8_storage", "sd_hypernetwork", "sd_lora",
-    "sd_noise_schedule", "sd_vae_encode_method", "sdxl_clip_l_skip", "sdxl_crop_left", "sdxl_crop_top",
-    "use_downcasted_alpha_bar", "use_old_scheduling",
+    "sd_noise_schedule", "sd_vae_encode_method", "sdxl_clip_l_skip", "sdxl_crop_left", "sdxl_crop_top", "upcast_attn",
+    "use_downcasted_alpha_bar", "use_old_emphasis_implementation", "use_old_scheduling",
 )
 SUPPORTED = ("SD 1.x", "SD 2.x", "SDXL")
 KNOWN = "SD 1.x, SD 2.x or SDXL"
@@ -47,10 +49,11 @@ def find_checkpoint(name: str):
     """The WebUI's CheckpointInfo for a title, name or hash; None for "". Raises DitailError if there is none."""
     if not name:
         return None
+    BY_KEY["source_checkpoint"].check(name)  # its length: the pattern below takes its square
     plain = sd_models.re_strip_checksum.sub("", name)
     info = sd_models.checkpoint_aliases.get(name) or sd_models.checkpoint_aliases.get(plain)
     if info is None:
-        raise DitailError(f'source_checkpoint: there is no checkpoint "{name}"', "source_checkpoint")
+        raise DitailError(f'source_checkpoint: there is no checkpoint "{named(name)}"', "source_checkpoint")
     if not os.path.isfile(info.filename):
         raise DitailError(f"source_checkpoint: the file of {info.name} is gone", "source_checkpoint")
     return info
@@ -62,7 +65,7 @@ def find_vae(name: str) -> str:
         return name or "Automatic"
     path = sd_vae.vae_dict.get(name)
     if path is None or not os.path.isfile(path):
-        raise DitailError(f'source_vae: there is no VAE "{name}"', "source_vae")
+        raise DitailError(f'source_vae: there is no VAE "{named(name)}"', "source_vae")
     return name
 
 
@@ -128,82 +131,180 @@ def _wrong_source(info, what: str) -> DitailError:
     return DitailError(f"source_checkpoint: {info.name_for_extra} {what}", "source_checkpoint")
 
 
+def vae_file_of(info, vae: str) -> str | None:
+    """The file of the VAE that a source checkpoint is used with; None for the checkpoint's own.
+
+    vae: see `find_vae`. This is `sd_vae.resolve_vae` for a choice of ours: that function reads the WebUI's settings,
+    which belong to every thread and to `config.json`, so they are not changed for it.
+    """
+    if shared.cmd_opts.vae_path is not None:
+        return shared.cmd_opts.vae_path
+    if vae != "Automatic":
+        return sd_vae.vae_dict.get(vae)
+    chosen = sd_vae.resolve_vae_from_user_metadata(info.filename)
+    return chosen.vae if chosen.resolved else sd_vae.find_vae_near_checkpoint(info.filename)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A checkpoint and the file of its VAE (None: its own) as they are in place."""
+
+    info: object
+    vae_file: str | None
+
+    @classmethod
+    def now(cls) -> "Loaded":
+        # Not `shared.sd_model`, which loads one where there is none.
+        return cls(getattr(sd_models.model_data.sd_model, "sd_checkpoint_info", None), sd_vae.loaded_vae_file)
+
+    def check_files(self) -> None:
+        """Raise DitailError unless both can be loaded again after others took their place."""
+        for path in filter(None, (getattr(self.info, "filename", None), self.vae_file)):
+            try:
+                # A safetensors header names the file's length, so this also finds one that was cut off.
+                with safe_open(path, "pt") if path.endswith(".safetensors") else open(path, "rb"):
+                    pass
+            except (SafetensorError, OSError) as error:
+                raise DitailError(f"source_checkpoint: {os.path.basename(path)} is in use and could not be loaded back "
+                                  f"after another model ({error})", "source_checkpoint") from error
+
+
+class LoadError(DitailError):
+    """A model could not be put in place. The WebUI may believe a half-dismantled one to be loaded now."""
+
+
 @contextmanager
-def overridden_options(**values) -> Iterator[None]:
-    """Run a block with other values in the WebUI's settings; callbacks are not run."""
-    data, missing = shared.opts.data, object()
-    before = {key: data.get(key, missing) for key in values}
-    data.update(values)
+def restored_models(p=None, *, is_sound: Callable[[BaseException], bool] = lambda e: not isinstance(e, LoadError)
+                    ) -> Iterator[Loaded]:
+    """A block that may load other models: yields what is in place, which is in place again afterwards.
+
+    is_sound: whether the model that is in place can be trusted when this is raised in the block; otherwise the one of
+    before is loaded anew. So it is if putting it back raises. If loading it anew raises too, the WebUI is left without
+    a model, which makes its next job load one, and DitailError is raised.
+    """
+    before = Loaded.now()
     try:
-        yield
-    finally:
-        for key, value in before.items():
-            if value is missing:
-                data.pop(key, None)
-            else:
-                data[key] = value
+        yield before
+    except BaseException as error:
+        _put_back(before, p, anew=not is_sound(error))
+        raise
+    else:
+        _put_back(before, p)
 
 
-def vae_options(vae: str) -> dict:
-    """The settings by which the WebUI loads this VAE, whatever is chosen for the checkpoint."""
-    return {"sd_vae": vae, "sd_vae_overrides_per_model_preferences": True}
+def _put_back(before: Loaded, p, *, anew: bool = False) -> None:
+    if Loaded.now() != before:
+        log.info("%s: back in place as the target", before.info.name_for_extra)
+    try:
+        if not anew:
+            return switch_to(before, p)
+    except Exception:
+        log.exception("loading %s back", before.info.name)
+    except BaseException:
+        _forget_models()
+        raise
+    _forget_models()
+    try:
+        with sd_models.SkipWritingToConfig():
+            sd_models.load_model(before.info)
+        switch_to(before, p)
+    except BaseException as error:
+        _forget_models()
+        raise DitailError(f"{before.info.name_for_extra} can't be loaded back ({error}); the next image loads it again",
+                          "source_checkpoint") from error
+
+
+def _forget_models() -> None:
+    """Leave the WebUI as it is at its start, without a model: whoever needs one next loads that of the settings."""
+    data = sd_models.model_data
+    for model in {data.sd_model, *data.loaded_sd_models} - {None}:
+        with suppress(Exception):  # it only frees memory, and what is wrong with a model may be anything
+            sd_models.send_model_to_trash(model)
+    data.sd_model, data.was_loaded_at_least_once = None, False
+    data.loaded_sd_models.clear()
+    sd_vae.delete_base_vae()
+    sd_vae.clear_loaded_vae()
 
 
 @contextmanager
 def borrowed_models(p) -> Iterator[Callable[..., object]]:
-    """For a block, a function `(checkpoint, vae, why) -> model` that puts source models in place one after another.
+    """For a block, a function `(checkpoint, vae_file, why) -> model` that puts source models in place one by one.
 
-    It raises DitailError if one can't be loaded; nothing is loaded that is in place already. Whatever happens, the
-    target is back afterwards.
+    It raises DitailError if one can't be loaded, and before anything is unloaded if the target could not come back;
+    nothing is loaded that is in place already. Afterwards the target is back (see `restored_models`).
     """
-    target = shared.sd_model.sd_checkpoint_info
     wanted = _family_of_target(shared.sd_model.model.diffusion_model)
+    with restored_models(p) as target:
 
-    def borrow(info, vae: str, why: str):
-        log.info("%s: %s", info.name_for_extra, why)
-        try:
-            with overridden_options(**vae_options(vae)):
-                _switch(p, info)
-        except Exception as error:
-            log.exception("loading %s", info.name)
-            _recover(target)
-            raise _wrong_source(info, f"can't be loaded ({error})") from error
-        _check_family(info, _family_of(shared.sd_model.model.diffusion_model), target, wanted)
-        return shared.sd_model
+        def borrow(info, vae_file: str | None, why: str):
+            log.info("%s: %s", info.name_for_extra, why)
+            source = Loaded(info, vae_file)
+            if source != Loaded.now():
+                target.check_files()
+            try:
+                switch_to(source, p)
+            except Exception as error:
+                log.exception("loading %s", info.name)
+                raise LoadError(f"source_checkpoint: {info.name_for_extra} can't be loaded ({error})",
+                                "source_checkpoint") from error
+            _check_family(info, _family_of(shared.sd_model.model.diffusion_model), target.info, wanted)
+            return shared.sd_model
 
-    try:
         yield borrow
-    finally:
-        if shared.sd_model.sd_checkpoint_info is not target:
-            log.info("%s: back in place as the target", target.name_for_extra)
-        _switch(p, target)
 
 
-def _switch(p, info) -> None:
+def switch_to(wanted: Loaded, p=None) -> None:
+    """Put a checkpoint with its VAE in place, as job `p` needs it."""
     with sd_models.SkipWritingToConfig():
-        sd_models.reload_model_weights(info=info)
-        sd_vae.reload_vae_weights()
+        sd_models.reload_model_weights(info=wanted.info)
+        sd_vae.reload_vae_weights(vae_file=wanted.vae_file)
+    if p is None:
+        return
     # A checkpoint with its own yaml is a new model object, which these have not been done to.
     sd_models.apply_alpha_schedule_override(shared.sd_model)
     sd_hijack.model_hijack.apply_circular(p.tiling)
     without_hypertile(p)
 
 
-def without_hypertile(p) -> None:
+def without_hypertile(p) -> list:
     """Switch hypertile off in the model that is loaded: it draws tiles anew for each call, so q and k would not fit.
 
-    Its script sets this anew at the start of each job and of a second pass.
+    Its script sets this anew at the start of each job and of a second pass. Returns what was switched off.
     """
     found = (getattr(module, "__webui_hypertile_params", None) for module in shared.sd_model.model.modules())
-    for params in [params for params in found if params is not None and params.enabled]:
+    enabled = [params for params in found if params is not None and params.enabled]
+    for params in enabled:
         params.enabled = False
         p.comment("Ditail: hypertile is off for this job")
+    return enabled
 
 
-def _recover(target) -> None:
-    """After a failed load the WebUI may keep a half-dismantled model that it believes to be loaded."""
-    with sd_models.SkipWritingToConfig():
-        sd_models.reload_model_weights(info=target, forced_reload=sd_models.model_data.sd_model is not None)
+def without_token_merging(p) -> float:
+    """Take token merging off the model that is loaded (the WebUI does so at a job's end); returns its ratio."""
+    ratio = getattr(shared.sd_model, "applied_token_merged_ratio", 0)
+    if ratio:
+        sd_models.apply_token_merging(shared.sd_model, 0)
+        p.comment("Ditail: token merging is off for this job")
+    return ratio
+
+
+def merges_tokens(model) -> bool:
+    """Whether token merging or hypertile is at work in a model."""
+    found = (getattr(module, "__webui_hypertile_params", None) for module in model.model.modules())
+    return bool(getattr(model, "applied_token_merged_ratio", 0)) or any(params and params.enabled for params in found)
+
+
+@contextmanager
+def whole_attention(p) -> Iterator[None]:
+    """Run a block without hypertile and token merging, which change what the attention sees."""
+    ratio, tiled = without_token_merging(p), without_hypertile(p)
+    try:
+        yield
+    finally:
+        for params in tiled:
+            params.enabled = True
+        if ratio:
+            sd_models.apply_token_merging(shared.sd_model, ratio)
 
 
 @contextmanager
@@ -214,15 +315,14 @@ def active_extra_networks(p, data: dict) -> Iterator[None]:
         return
     stand_in = processing.StableDiffusionProcessingTxt2Img()
     stand_in.all_prompts = []
-    try:
+    with ExitStack() as undo:
+        # Undone last first: without networks, then the deactivation, each also if the one before it raises.
+        undo.callback(lambda: [p.comment(comment) for comment in stand_in.comments])
+        undo.callback(extra_networks.deactivate, stand_in, {})
+        undo.callback(extra_networks.activate, stand_in, {})
         with devices.autocast():
             extra_networks.activate(stand_in, data)
         yield
-    finally:
-        extra_networks.activate(stand_in, {})
-        extra_networks.deactivate(stand_in, {})
-        for comment in stand_in.comments:
-            p.comment(comment)
 
 
 @contextmanager
@@ -313,10 +413,8 @@ def null_conditioning(model, size: tuple[int, int]) -> dict[str, Tensor]:
     return {"context": devices.cond_cast_unet(cond)}
 
 
-def fingerprint(p, info, vae: str, prompts: tuple[str, str], networks: dict) -> dict:
+def fingerprint(p, info, vae_file: str | None, prompts: tuple[str, str], networks: dict) -> dict:
     """What the source model's answers depend on, for the cache's key."""
-    with overridden_options(**vae_options(vae)):
-        vae_file = sd_vae.resolve_vae(info.filename).vae
     options = {key: shared.opts.data.get(key, shared.opts.get_default(key)) for key in OPTIONS_THAT_COUNT
                if key in shared.opts.data_labels}
     return {
@@ -326,6 +424,7 @@ def fingerprint(p, info, vae: str, prompts: tuple[str, str], networks: dict) -> 
         "embeddings": {name: e.checksum() for name, e in sd_hijack.model_hijack.embedding_db.word_embeddings.items()
                        if any(name in text for text in prompts)},
         "dtypes": [str(devices.dtype_unet), str(devices.dtype_vae)], "tiling": bool(p.tiling),
+        "attention": str(sd_hijack.model_hijack.optimization_method),
     }
 
 

@@ -7,21 +7,22 @@ job, before sampling) and `sample` (once per batch), which are replaced on the i
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import wraps
 
 import torch
-from modules import images, processing, sd_models, sd_unet, shared
+from modules import images, processing, sd_unet, shared
 from PIL import Image, ImageChops
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..collage import compose
 from ..errors import DitailError
 from ..images import LATENT_SCALE, fit, mask_to_latent, picture_to_tensor, tensor_to_pictures
-from ..injection import remove
+from ..injection import inject
+from ..latents import SourceLatents
 from ..layers import parse_layers
 from ..mixing import Mixed, start_latent
-from ..savings import Savings
+from ..savings import Savings, is_untouched
 from ..schedule import InjectionSteps
 from ..sites import find_sites
 from . import caches, models, neighbours
@@ -53,8 +54,10 @@ class Run:
         self.error: Exception | None = error
         self.sweep, self.plain = sweep, plain
         self.samplings: dict[bool, Sampling] = {}
-        self.hooked = []
+        self.latents: dict[str, SourceLatents] = {}
         self.recorder: Recorder | None = None
+        self._hooks = ExitStack()
+        self._hooked: nn.Module | None = None
         self._rows: list[int] = []
         self._is_attached = False
 
@@ -103,8 +106,8 @@ class Run:
             self._without_token_merging()
         self._plan([row[None] for row in seen[0]] if seen else [])
         todo = self._missing(distinct(s for sampling in self.samplings.values() for s in sampling.all_sources))
-        if self._can_record():
-            self.recorder, todo = Recorder(), []
+        if todo and self._can_record():
+            self.recorder, todo = Recorder(self.samplings[False].plan), []
         try:
             if todo:
                 self._source_pass(todo + self._along(todo))
@@ -118,21 +121,24 @@ class Run:
                                          **infotext_of(request, self._picture_hashes(seen))}
 
     def _missing(self, sources: Sequence[Source]) -> list[Source]:
-        """Those that are not in the cache; the others get their latents from there."""
+        """Those that have to be made; the latents of the others are taken from the cache."""
+        cached = {source.key: caches.LATENTS.get(source.key) for source in sources}
+        parents = {source.parent.key for source in sources if source.parent and cached[source.key] is None}
         for source in sources:
-            source.latents = caches.LATENTS.get(source.key)
-        inverted = {id(source.parent) for source in sources if source.parent and source.latents is None}
-        for source in sources:
-            shown = source.kind == "generate" and (self.request.settings.show_source or id(source) in inverted)
-            if shown and source.latents is not None and source.latents.picture is None:
-                source.latents = None
-        return [source for source in sources if source.latents is None]
+            latents = cached[source.key]
+            needs_picture = source.kind == "generate" and (self.request.settings.show_source or source.key in parents)
+            if latents is not None and not (needs_picture and latents.picture is None):
+                self.latents[source.key] = latents
+        # A batch is made whole, since rounding differs with what is sampled at once.
+        incomplete = {key for source in sources if source.key not in self.latents for key in source.batch}
+        return [source for source in sources if source.key in incomplete]
 
     def _can_record(self) -> bool:
         """Whether the job's own sampling is the generation of its source, and nothing but the latents is needed."""
-        p, settings = self.p, self.request.settings
+        p, settings, model = self.p, self.request.settings, shared.sd_model
         return (self.plain and settings.source == "generate" and not settings.show_source
-                and not hasattr(p, "init_images") and not getattr(p, "enable_hr", False))
+                and not hasattr(p, "init_images") and not getattr(p, "enable_hr", False)
+                and not models.merges_tokens(model) and is_untouched(model.model.diffusion_model))
 
     def _along(self, todo: Sequence[Source]) -> list[Source]:
         """Sources of the sweep's other cells, made along where a model has to be loaded anyway."""
@@ -228,14 +234,16 @@ class Run:
         return found if len(set(found)) > 1 else found[:1]
 
     def _source_pass(self, todo: list[Source]) -> None:
-        p, batches = self.p, batches_of(todo, self.p.batch_size)
+        p, batches = self.p, batches_of(todo)
         model_before = shared.sd_model
         target_steps = [sampling.plan.steps for sampling in self.samplings.values()]
         source_steps = [len(batch[0].sampling.plan.timesteps) for batch in batches]
         with (source_job(p, target_steps, source_steps) as job, torch.random.fork_rng(),
-              models.untouched_prompt_notes(), neighbours.without_controlnet(p), models.borrowed_models(p) as borrow):
-            for source in make(p, batches, job, borrow):
-                caches.LATENTS.put(source.key, source.latents, source.metadata(p))
+              models.untouched_prompt_notes(), neighbours.without_controlnet(p), models.whole_attention(p),
+              models.borrowed_models(p) as borrow):
+            for source, latents in make(p, batches, self.latents, job, borrow):
+                self.latents[source.key] = latents
+                caches.LATENTS.put(source.key, latents, source.metadata(p))
         if shared.sd_model is not model_before:
             neighbours.hook_controlnet_again(p)
 
@@ -264,7 +272,7 @@ class Run:
             self.p.sampler.sample = self.p.sampler.sample_img2img = _raiser(error)
 
     def _mixed(self, sampling: Sampling) -> tuple[list[Mixed], list[int], list[str]]:
-        return sampling.mixed(self.p.iteration * self.p.batch_size, self.p.batch_size)
+        return sampling.mixed(self.p.iteration * self.p.batch_size, self.p.batch_size, self.latents)
 
     def _of_batch(self, sampling: Sampling) -> list[Source]:
         """The sources of the images that are sampled now."""
@@ -273,13 +281,13 @@ class Run:
 
     def follow(self, denoiser) -> None:
         """Called at each step: which image each row is of, and a refiner may have put another model in place."""
-        if not self.hooked:
+        if self._hooked is None:
             return
         try:
             prompts = [len(composed) for composed in denoiser.sampler.sampler_extra_args["cond"].batch]
             # The WebUI's order, in one call or more: each image's prompts (several for AND), the unconditional rows.
             self._rows = [i for i, count in enumerate(prompts) for _ in range(count)] + list(range(len(prompts)))
-            if shared.sd_model.model.diffusion_model is not self.hooked[-1]:
+            if shared.sd_model.model.diffusion_model is not self._hooked:
                 self._hook(self.samplings[bool(self.p.is_hr_pass)])
         except Exception as error:
             self.error = error
@@ -299,30 +307,29 @@ class Run:
         neighbours.check_controlnet(self.p, steps)
         unet, null = model.model.diffusion_model, models.null_conditioning(model, sampling.size)
         features = caches.features_for(self.p, keys, null, sampling.size)
-        neighbours.InjectionBesideControlNet(
+        self._hooks.enter_context(inject(unet, neighbours.InjectionBesideControlNet(
             mixed, null, steps, sampling.mask, row_images, Savings(upcast_attention=shared.opts.upcast_attn),
-            features=features, p=self.p).install(unet)
-        self.hooked.append(unet)
+            features=features, p=self.p)))
+        self._hooked = unet
 
     def _keep_recording(self) -> None:
-        """Keep what the job's own sampling passed through as its sources' latents."""
-        if self.recorder:
+        """Keep what the job's own sampling passed through as its sources' latents, if it came to its end."""
+        sources = self._of_batch(self.samplings[False]) if self.recorder else []
+        # Only of a batch that is what the source pass would have sampled at once.
+        if self.recorder and self.recorder.is_complete and [s.key for s in sources] == list(sources[0].batch):
             made = self.recorder.latents(shared.sd_model.alphas_cumprod)
-            for source, latents in zip(self._of_batch(self.samplings[False]), made, strict=True):
+            for source, latents in zip(sources, made, strict=True):
                 caches.LATENTS.put(source.key, latents, source.metadata(self.p))
 
     def _without_token_merging(self) -> None:
         """Merged tokens are other ones in the source than in the picture, so q and k would not fit; nor would tiles."""
         models.without_hypertile(self.p)
-        if getattr(shared.sd_model, "applied_token_merged_ratio", 0):
-            # The WebUI takes it off at the job's end anyway.
-            sd_models.apply_token_merging(shared.sd_model, 0)
-            self.p.comment("Ditail: token merging is off for this job")
+        models.without_token_merging(self.p)
 
     def detach(self) -> None:
         """Take the hooks off every U-Net that has them."""
-        while self.hooked:
-            remove(self.hooked.pop())
+        self._hooked = None
+        self._hooks.close()
 
     def show_sources(self, processed) -> None:
         """Add the pictures that the content came from to a finished job's, each with its infotext."""
@@ -330,9 +337,9 @@ class Run:
         if not self.request or not self.request.settings.show_source or sampling is None or self.plain:
             return
         for source in distinct(sampling.sources):
-            if source.kind == "generate" and source.latents is None:
+            if source.kind == "generate" and source.key not in self.latents:
                 continue  # interrupted
-            picture, text = picture_of(source), self._infotext_of(source)
+            picture, text = picture_of(source, self.latents), self._infotext_of(source)
             picture.info["parameters"] = text
             processed.images.append(picture)
             processed.infotexts.append(text)
@@ -343,7 +350,7 @@ class Run:
 
     def _infotext_of(self, source: Source) -> str:
         if source.kind == "image":
-            return f"Content image of Ditail, {IMAGE_HASH}: {picture_hash(picture_of(source))}"
+            return f"Content image of Ditail, {IMAGE_HASH}: {picture_hash(picture_of(source, self.latents))}"
         settings, image = self.request.settings, source.image
         return source_infotext(self.p, source.checkpoint, (settings.source_prompt or self.p.all_prompts[image],
                                                            source.prompts[1]), image)

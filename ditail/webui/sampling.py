@@ -13,6 +13,7 @@ import torch
 from modules import devices, processing, prompt_parser, rng, sd_models, sd_samplers, shared
 from torch import Tensor
 
+from ..errors import DitailError
 from ..images import LATENT_SCALE
 from ..latents import SourceLatents
 
@@ -25,7 +26,7 @@ class SamplingPlan:
 
     timesteps: where the U-Net will be asked, ascending; the last one is where sampling starts. steps: what the WebUI's
     progress counts. The sampler begins at `image_scale * x + noise_scale * noise`; the VP latent `z` of the first
-    timestep is `start_scale * z` there.
+    timestep is `start_scale * z` there. is_adaptive: the sampler takes other steps on a real model.
     """
 
     timesteps: tuple[float, ...]
@@ -33,6 +34,7 @@ class SamplingPlan:
     image_scale: float
     noise_scale: float
     start_scale: float
+    is_adaptive: bool = False
 
     def start_from(self, z: Tensor, x: Tensor, noise: Tensor) -> None:
         """Overwrite `noise` so that the sampler begins at the VP latent `z`; `x` (the init latent) stays."""
@@ -81,7 +83,13 @@ def plan_sampling(p, *, hires: bool = False) -> SamplingPlan | None:
     timesteps, sigma = _timesteps(sampler, probe, model.asked, seen)
     if not timesteps or not noise_scale:
         return None
-    return SamplingPlan(timesteps, seen["steps"], image_scale, noise_scale, (1 + sigma**2) ** 0.5)
+    return SamplingPlan(timesteps, seen["steps"], image_scale, noise_scale, (1 + sigma**2) ** 0.5,
+                        _is_adaptive(sampler, seen))
+
+
+def _is_adaptive(sampler, seen: dict) -> bool:
+    """Whether a sampler is told only where to begin and to end."""
+    return hasattr(sampler.model_wrap, "sigma_to_t") and not seen.keys() & {"sigmas", "sigma_sched", "n"}
 
 
 def _watch(sampler, model: _StandIn) -> dict:
@@ -123,7 +131,7 @@ def _timesteps(sampler, probe, asked: list[float], seen: dict) -> tuple[tuple[fl
         return tuple(sorted(set(asked))), 0.0
     grid = next((seen[k] for k in ("sigmas", "sigma_sched") if k in seen), None)
     first = float(grid[0]) if grid is not None else float(seen["sigma_max"])
-    if grid is None and "n" not in seen:
+    if _is_adaptive(sampler, seen):
         # An adaptive sampler takes other steps on a real model; the scheduler's grid is fine enough to read between.
         asked = asked + [float(s) for s in sampler.get_sigmas(probe, probe.steps) if s < first]
     device = sampler.model_wrap.log_sigmas.device
@@ -132,15 +140,21 @@ def _timesteps(sampler, probe, asked: list[float], seen: dict) -> tuple[tuple[fl
 
 
 class Recorder:
-    """Notes the VP latents that a sampler passes through."""
+    """Notes the VP latents that a sampler passes through, and whether it came to its end.
 
-    def __init__(self):
+    The WebUI ends a sampling early without an exception for the caller: when it is interrupted, skipped or stopped, and
+    after a RecursionError. What was noted until then is not what a source has.
+    """
+
+    def __init__(self, plan: SamplingPlan):
+        self._plan = plan
         self._kept: dict[float, Tensor] = {}
+        self._returned = False
 
     def attach(self, sampler) -> None:
-        """Listen to a sampler that is about to start."""
+        """Listen to a sampler that is about to start; its object is for one sampling, so nothing is undone."""
         denoiser, kept = sampler.model_wrap_cfg, {}
-        forward = denoiser.forward
+        forward, func = denoiser.forward, sampler.func
         to_timestep = getattr(sampler.model_wrap, "sigma_to_t", None)
 
         @wraps(forward)
@@ -150,10 +164,25 @@ class Recorder:
             kept[float(at.flatten()[0])] = x / (1 + float(sigma.flatten()[0]) ** 2) ** 0.5 if to_timestep else x
             return forward(x, sigma, *args, **kwargs)
 
-        denoiser.forward, self._kept = recorded, kept
+        @wraps(func)
+        def to_the_end(*args, **kwargs):
+            samples = func(*args, **kwargs)
+            self._returned = True
+            return samples
+
+        denoiser.forward, sampler.func = recorded, to_the_end
+        self._kept, self._returned = kept, False
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the sampling was planned as it ran, and ended after its last step."""
+        state = shared.state
+        if not self._returned or state.interrupted or state.skipped or state.stopping_generation:
+            return False
+        return self._plan.is_adaptive or len(self._kept) >= len(self._plan.timesteps)
 
     def latents(self, alphas_cumprod: Tensor) -> list[SourceLatents]:
-        """What was noted, by row."""
+        """What was noted, by row; only for a complete sampling."""
         timesteps = sorted(self._kept)
         rows = torch.stack([self._kept[t].float().cpu() for t in timesteps]).split(1, 1)
         return [SourceLatents(timesteps, row.clone(), alphas_cumprod.float().cpu()) for row in rows]
@@ -173,15 +202,16 @@ def _generation_of(p, model, prompts: list[str], numbers: list[int], size: tuple
 
 @torch.no_grad()
 def record_generation(p, model, images: Sequence[tuple[tuple[str, str], int]], size: tuple[int, int],
-                      progress: Callable[[], None], *, decoded: bool) -> list[SourceLatents]:
+                      plan: SamplingPlan, progress: Callable[[], None], *, decoded: bool) -> list[SourceLatents]:
     """The VP latents that `model` passes through as it samples as the job's txt2img would, by image.
 
     images: for each (prompt, negative prompt) and its number in the job, whose seeds it takes. progress: called before
-    each evaluation of the model. decoded: give the latents their picture, too.
+    each evaluation of the model, and at the end. decoded: give the latents their picture, too. Raises DitailError if
+    the sampler ended early for another reason than the user's wish, at which `progress` raises.
     """
     texts = [[prompts[i] for prompts, _ in images] for i in (0, 1)]
     probe = _generation_of(p, model, texts[0], [number for _, number in images], size)
-    sampler, recorder = sd_samplers.create_sampler(p.sampler_name, model), Recorder()
+    sampler, recorder = sd_samplers.create_sampler(p.sampler_name, model), Recorder(plan)
     forward = sampler.model_wrap_cfg.forward
 
     def checked(*args, **kwargs):
@@ -198,9 +228,12 @@ def record_generation(p, model, images: Sequence[tuple[tuple[str, str], int]], s
     x = probe.rng.next()
     samples = sampler.sample(probe, x, cond, uncond,
                              image_conditioning=processing.txt2img_image_conditioning(model, x, *size))
+    progress()
+    if not recorder.is_complete:
+        raise DitailError(f"source: the sampler {p.sampler_name} ended before its last step", "source")
     made = recorder.latents(model.alphas_cumprod)
     if decoded:
         pictures = processing.decode_latent_batch(model, samples, target_device=devices.cpu, check_for_nans=True)
-        for latents, picture in zip(made, pictures, strict=True):
-            latents.picture = ((picture.float().clamp(-1, 1) + 1) * 127.5).byte().permute(1, 2, 0).contiguous()
+        made = [latents.with_picture(((picture.float().clamp(-1, 1) + 1) * 127.5).byte().permute(1, 2, 0).contiguous())
+                for latents, picture in zip(made, pictures, strict=True)]
     return made

@@ -1,12 +1,13 @@
 """What the images of a job take their content from: one source for each, made once for all that are alike."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 import torch
-from modules import devices, extra_networks, sd_hijack, shared
+from modules import devices, extra_networks, sd_hijack, sd_vae, shared
 from PIL import Image
 from torch import Tensor
 
@@ -30,7 +31,9 @@ SAMPLING_ATTRIBUTES = ("sampler_name", "scheduler", "steps", "cfg_scale", "subse
 SAMPLING_OPTIONS = ("eta_ancestral", "eta_ddim", "eta_noise_seed_delta", "randn_source", "sgm_noise_multiplier",
                     "always_discard_next_to_last_sigma", "sigma_min", "sigma_max", "rho", "skip_early_cond",
                     "no_dpmpp_sde_batch_determinism", "uni_pc_variant", "uni_pc_skip_type", "uni_pc_order",
-                    "uni_pc_lower_order_final", "s_min_uncond_all", "beta_dist_alpha", "beta_dist_beta")
+                    "uni_pc_lower_order_final", "s_min_uncond_all", "beta_dist_alpha", "beta_dist_beta",
+                    "enable_quantization", "use_old_karras_scheduler_sigmas", "pad_cond_uncond", "pad_cond_uncond_v0",
+                    "batch_cond_uncond")
 
 
 @dataclass(eq=False)
@@ -57,16 +60,18 @@ class Sampling:
     def all_sources(self) -> list["Source"]:
         return distinct([*self.sources, *(source for further in self.further for source in further.sources)])
 
-    def mixed(self, first: int, count: int) -> tuple[list[Mixed], list[int], list[str]]:
+    def mixed(self, first: int, count: int, latents: Mapping[str, SourceLatents],
+              ) -> tuple[list[Mixed], list[int], list[str]]:
         """What is mixed for `count` images from number `first` on, for each of these its row in the latents, and what
-        the mix depends on."""
+        the mix depends on. latents: by source key."""
         columns = [self.sources, *(further.sources for further in self.further)]
-        images = [tuple(column[i] for column in columns) for i in range(first, min(first + count, len(self.sources)))]
+        images = [tuple(column[i].key for column in columns)
+                  for i in range(first, min(first + count, len(self.sources)))]
         rows = list(dict.fromkeys(images))
-        parts = [stacked([row[k].latents for row in rows]) for k in range(len(columns))]
+        parts = [stacked([latents[row[k]] for row in rows]) for k in range(len(columns))]
         shares = [Share(f.part.weight, f.mask, f.part.steps) for f in self.further]
         mixed = mix_over(parts[0], list(zip(parts[1:], shares, strict=True)), self.plan.timesteps)
-        keys = [source.key for row in rows for source in row]
+        keys = [key for row in rows for key in row]
         keys += [repr((share.weight, share.steps, share.mask is None)) for share in shares]
         return mixed, [rows.index(image) for image in images], keys
 
@@ -80,18 +85,19 @@ class Further:
     mask: Tensor | None
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class Source:
-    """One source at one size, and its latents once they are there.
+    """One source at one size: what its latents are made from, and the key under which they are cached.
 
     kind: "image" inverts `pixels` `[1, 3, H, W]` (None: the picture of `parent`), "generate" samples from the seeds of
-    the job's image number `image`. networks: the extra networks of its prompt, which `prompts` is without.
+    the job's image number `image`. vae_file: None for the checkpoint's own. networks: the extra networks of its prompt,
+    which `prompts` is without. batch: the keys of the sources that are made at once with this one, in order.
     """
 
     kind: str
     request: Request
     checkpoint: object
-    vae: str
+    vae_file: str | None
     prompts: tuple[str, str]
     networks: dict
     sampling: Sampling
@@ -99,16 +105,17 @@ class Source:
     pixels: Tensor | None = None
     parent: "Source | None" = None
     key: str = ""
-    latents: SourceLatents | None = None
+    batch: tuple[str, ...] = ()
 
     @property
     def needs(self) -> tuple:
         """What has to be in place to make it."""
-        return self.checkpoint.filename, self.vae, repr({k: [n.items for n in v] for k, v in self.networks.items()})
+        networks = {kind: [network.items for network in found] for kind, found in self.networks.items()}
+        return self.checkpoint.filename, self.vae_file or "", repr(networks)
 
     def depends_on(self, p, pixels_key: str) -> dict:
         settings, made = self.request.settings, self.sampling
-        known = models.fingerprint(p, self.checkpoint, self.vae, self.prompts, self.networks)
+        known = models.fingerprint(p, self.checkpoint, self.vae_file, self.prompts, self.networks)
         if self.kind == "image":
             return {**known, "pixels": pixels_key,
                     "settings": [settings.alpha, settings.beta, made.size, made.plan.timesteps]}
@@ -120,7 +127,8 @@ class Source:
     def metadata(self, p) -> dict[str, str]:
         """What a person wants to know of the entry in a cache."""
         settings, (width, height) = self.request.settings, self.sampling.size
-        known = {"checkpoint": self.checkpoint.title, "vae": self.vae, "prompt": self.prompts[0],
+        vae = os.path.basename(self.vae_file) if self.vae_file else "the checkpoint's own"
+        known = {"checkpoint": self.checkpoint.title, "vae": vae, "prompt": self.prompts[0],
                  "negative prompt": self.prompts[1], "size": f"{width}x{height}", "kind": self.kind}
         if self.kind == "image":
             return {**known, "alpha": f"{settings.alpha:g}", "beta": f"{settings.beta:g}"}
@@ -137,84 +145,101 @@ def sources_of(p, request: Request, sampling: Sampling, pictures: Sequence[Tenso
     settings, target = request.settings, shared.sd_model.sd_checkpoint_info
     info = request.checkpoint or target
     keeps_vae = info.filename == target.filename and not settings.source_vae
-    vae = shared.opts.sd_vae if keeps_vae else request.vae
+    vae_file = sd_vae.loaded_vae_file if keeps_vae else models.vae_file_of(info, request.vae)
     pixel_keys = [latents_key({"pixels": picture}) for picture in pictures]
-    found, by_image = {}, []
+    by_image = []
     for i, texts in enumerate(zip(p.all_prompts, p.all_negative_prompts, strict=True)):
         prompt, networks = extra_networks.parse_prompt(settings.source_prompt or texts[0])
-        source = Source("image" if pictures or parents else "generate", request, info, vae,
+        source = Source("image" if pictures or parents else "generate", request, info, vae_file,
                         (prompt, settings.source_negative_prompt or texts[1]), networks, sampling, i)
         pixels_key = ""
         if parents:
-            source.parent, pixels_key = parents[i], parents[i].key
+            source, pixels_key = replace(source, parent=parents[i]), parents[i].key
         elif pictures:
-            source.pixels, pixels_key = pictures[i % len(pictures)], pixel_keys[i % len(pictures)]
-        source.key = latents_key(source.depends_on(p, pixels_key))
-        by_image.append(found.setdefault(source.key, source))
-    return by_image
+            source = replace(source, pixels=pictures[i % len(pictures)])
+            pixels_key = pixel_keys[i % len(pictures)]
+        by_image.append(replace(source, key=latents_key(source.depends_on(p, pixels_key))))
+    return [_in_its_batch(source, by_image[i - i % p.batch_size :][: p.batch_size])
+            for i, source in enumerate(by_image)]
+
+
+def _in_its_batch(source: Source, mates: Sequence[Source]) -> Source:
+    """A generated source with the others of its batch in its key: rounding differs with what is sampled at once."""
+    if source.kind == "image":
+        return replace(source, batch=(source.key,))
+    keys = list(dict.fromkeys(mate.key for mate in mates if mate.needs == source.needs))
+    if len(keys) > 1:
+        keys = {key: latents_key({"batch": keys, "place": place}) for place, key in enumerate(keys)}
+        return replace(source, key=keys[source.key], batch=tuple(keys.values()))
+    return replace(source, batch=tuple(keys))
 
 
 def distinct(sources: Iterable[Source]) -> list[Source]:
+    """One source for each key."""
     return list({source.key: source for source in sources}.values())
 
 
-def batches_of(sources: Sequence[Source], size: int) -> list[list[Source]]:
+def batches_of(sources: Sequence[Source]) -> list[list[Source]]:
     """What is made at once, in the order that loads least: first what the target makes, while it is still in place.
 
-    Inverted ones come one by one, generated ones (before them, as they may be inverted) in batches of `size`.
+    Generated ones come before inverted ones, as their pictures may be inverted. A batch is given whole or not at all.
     """
     target = shared.sd_model.sd_checkpoint_info.filename
-    ordered = sorted(sources, key=lambda s: (s.checkpoint.filename != target, s.needs, s.kind == "image"))
-    batches = []
-    for (_, kind), group in groupby(ordered, lambda s: (s.needs, s.kind)):
-        alike, step = list(group), size if kind == "generate" else 1
-        batches += [alike[i : i + step] for i in range(0, len(alike), step)]
-    return batches
+    by_key = {source.key: source for source in sources}
+    batches = dict.fromkeys(source.batch for source in sources)
+    firsts = sorted((by_key[batch[0]] for batch in batches),
+                    key=lambda s: (s.checkpoint.filename != target, s.needs, s.kind == "image"))
+    return [[by_key[key] for key in first.batch] for first in firsts]
 
 
-def make(p, batches: Sequence[list[Source]], job: Progress, borrow: Callable) -> Iterator[Source]:
-    """Make the latents of sources; yields each when it is made.
+def make(p, batches: Sequence[list[Source]], known: Mapping[str, SourceLatents], job: Progress, borrow: Callable,
+         ) -> Iterator[tuple[Source, SourceLatents]]:
+    """Make the latents of sources; yields each with its latents when they are complete.
 
-    borrow: `models.borrowed_models`' function that puts a checkpoint with its VAE in place.
+    known: latents by key that are there already, for sources whose parents are not made here. borrow:
+    `models.borrowed_models`' function that puts a checkpoint with its VAE in place.
     """
+    made = dict(known)
     for _, group in groupby(batches, lambda batch: batch[0].needs):
         alike = list(group)
         first, count = alike[0][0], sum(map(len, alike))
         job.show(f"loading {first.checkpoint.name_for_extra}")
-        model = borrow(first.checkpoint, first.vae, f"{TEXTS[first.kind]} ({count} in all)")
+        model = borrow(first.checkpoint, first.vae_file, f"{TEXTS[first.kind]} ({count} in all)")
         with models.active_extra_networks(p, first.networks):
             for comment in sd_hijack.model_hijack.comments:
                 p.comment(f"{comment} (source prompt)")
             sd_hijack.model_hijack.clear_comments()
             for batch in alike:
                 job.begin(len(batch[0].sampling.plan.timesteps), TEXTS[batch[0].kind])
-                _make_batch(p, model, batch, job)
+                latents = _make_batch(p, model, batch, made, job)
                 job.end()
-                yield from batch
+                made |= {source.key: one for source, one in zip(batch, latents, strict=True)}
+                yield from zip(batch, latents, strict=True)
 
 
-def _make_batch(p, model, batch: list[Source], job: Progress) -> None:
+def _make_batch(p, model, batch: list[Source], known: Mapping[str, SourceLatents], job: Progress,
+                ) -> list[SourceLatents]:
     first = batch[0]
     with devices.without_autocast() if devices.unet_needs_upcast else devices.autocast():
         if first.kind == "generate":
             decoded = first.request.settings.show_source or getattr(p, "enable_hr", False)
-            made = record_generation(p, model, [(s.prompts, s.image) for s in batch], first.sampling.size, job.check,
-                                     decoded=decoded)
+            made = record_generation(p, model, [(s.prompts, s.image) for s in batch], first.sampling.size,
+                                     first.sampling.plan, job.check, decoded=decoded)
         else:
-            made = [_invert(model, first, job)]
+            made = [_invert(model, first, known, job)]
     job.check()
     for source, latents in zip(batch, made, strict=True):
-        source.latents = latents
         log.info(DONE[source.kind], p.all_seeds[source.image] if source.kind == "generate" else
                  f"alpha {source.request.settings.alpha:g}, beta {source.request.settings.beta:g}",
                  source.checkpoint.name_for_extra, len(latents))
+    return made
 
 
-def _invert(model, source: Source, job: Progress) -> SourceLatents:
+def _invert(model, source: Source, known: Mapping[str, SourceLatents], job: Progress) -> SourceLatents:
     settings, made = source.request.settings, source.sampling
     pixels = source.pixels
     if pixels is None:
-        picture = Image.fromarray(source.parent.latents.picture.numpy())
+        picture = Image.fromarray(known[source.parent.key].picture.numpy())
         pixels = picture_to_tensor(fit(picture, *made.size, settings.resize_mode))
     z0 = models.encode(model, pixels, made.latent_hw)
     denoise = models.source_denoiser(model, source.prompts, settings.alpha, settings.beta, made.size,
@@ -231,8 +256,8 @@ def stacked(sources: Sequence[SourceLatents]) -> SourceLatents:
     return SourceLatents(first.timesteps.tolist(), torch.stack(rows), first.alphas_cumprod)
 
 
-def picture_of(source: Source) -> Image.Image:
-    """The picture that the content comes from, at the size of the sampling."""
+def picture_of(source: Source, latents: Mapping[str, SourceLatents]) -> Image.Image:
+    """The picture that the content comes from, at the size of the sampling. latents: by source key."""
     if source.kind == "generate":
-        return Image.fromarray(source.latents.picture.numpy())
+        return Image.fromarray(latents[source.key].picture.numpy())
     return tensor_to_pictures(source.pixels)[0]

@@ -12,6 +12,7 @@ from modules.ui_components import InputAccordion
 from ..settings import BY_KEY
 from ..sources import WEIGHT
 from .infotext import TITLE, PasteKey, second_source_of
+from .matrix import MAX_MARGIN
 from .request import AUTOMATIC_VAE, COLLAGE_SLOTS, PICTURES, SAME_CHECKPOINT, SECOND_SOURCE, TAB_FIELDS
 
 STEP = 0.05
@@ -114,7 +115,8 @@ def build_matrix(elem_id: Callable[[str], str]) -> list:
                          placeholder="checkpoint + <lora:name:0.7>")
     one_source = gr.Checkbox(label="One row: the content of Ditail's source checkpoint in every style", value=False,
                              elem_id=elem_id("one_source"))
-    margin = gr.Slider(label="Grid margins (px)", minimum=0, maximum=500, value=0, step=2, elem_id=elem_id("margin"))
+    margin = gr.Slider(label="Grid margins (px)", minimum=0, maximum=MAX_MARGIN, value=0, step=2,
+                       elem_id=elem_id("margin"))
     gr.HTML("<p>The other settings are those of the Ditail section above, whether it is switched on or not. Without a "
             "content image each model generates its own content.</p>")
     return [names, further, one_source, margin]

@@ -1,0 +1,94 @@
+"""The settings in an image's infotext: how their values are written and read, on any host.
+
+Images are not written, so what is read back has none. Reading checks like any other input: a value that is no setting
+raises DitailError naming the key.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+
+from .errors import DitailError, shown
+from .parts import check_setting
+from .settings import FIELDS, DitailSettings, Field
+from .sources import CHECKS as SOURCE_CHECKS
+from .sources import MAX_SOURCES
+
+PREFIX = "Ditail "
+SOURCES = "Ditail sources"
+WRITTEN = tuple(field for field in FIELDS if field.infotext)
+# Of a further source's keys, those that infotext can hold; the others describe its images, which it can't.
+SOURCE_KEYS = ("source", "source_checkpoint", "weight", "steps")
+
+
+def to_infotext(settings: DitailSettings, sources: Sequence[Mapping] = (), *, with_image: bool = True) -> dict:
+    """Infotext's entries for settings and the further `sources` (as `sources_from_infotext` gives them).
+
+    with_image: whether there is a content image; without one its resize mode is left out, as is what is empty.
+    """
+    values = {field: getattr(settings, field.key) for field in WRITTEN}
+    entries = {field.infotext: _written(value) for field, value in values.items()
+               if value != "" and (with_image or field.key != "resize_mode")}
+    return {**entries, SOURCES: json.dumps(list(sources))} if sources else entries
+
+
+def from_infotext(params: Mapping[str, object]) -> dict:
+    """The settings by key of infotext's entries; empty for an image without Ditail. Raises DitailError."""
+    if not has_settings(params):
+        return {}
+    return {"enabled": True, **{field.key: value_from_infotext(field, params) for field in WRITTEN}}
+
+
+def has_settings(params: Mapping[str, object]) -> bool:
+    """Whether these are the entries of an image that Ditail made."""
+    return any(key.startswith(PREFIX) for key in params)
+
+
+def value_from_infotext(field: Field, params: Mapping[str, object]):
+    """The value of one setting of an image that Ditail made, its default where none is written. Raises DitailError."""
+    value = params.get(field.infotext, field.default)
+    if isinstance(field.default, bool):
+        value = {"True": True, "False": False}.get(str(value), value)
+    elif isinstance(field.default, float):
+        value = _number(value)
+    elif field.infotext not in params and f"{field.infotext}-1" in params:
+        # The WebUI takes a text such as 512x768 for a size, under whatever key.
+        value = f"{params[f'{field.infotext}-1']}x{params[f'{field.infotext}-2']}"
+    return check_setting(field.key, value)
+
+
+def sources_from_infotext(params: Mapping[str, object]) -> list[dict]:
+    """What infotext says of the further sources, by the keys of SOURCE_KEYS. Raises DitailError naming `sources`."""
+    text = params.get(SOURCES, "[]")
+    try:
+        described = json.loads(text)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise DitailError(f"sources: must be a list of objects in JSON, got {shown(text)}", "sources") from error
+    if not isinstance(described, list) or not all(isinstance(source, dict) for source in described):
+        raise DitailError(f"sources: must be a list of objects in JSON, got {shown(text)}", "sources")
+    if len(described) > MAX_SOURCES:
+        raise DitailError(f"sources: has {len(described)} entries, at most {MAX_SOURCES} are possible", "sources")
+    return [_source(source, f"sources[{i}]") for i, source in enumerate(described)]
+
+
+def _source(described: dict, name: str) -> dict:
+    try:
+        # Keys of an older or later version are left alone.
+        return {key: SOURCE_CHECKS[key](f"{name}.{key}", described[key]) for key in SOURCE_KEYS if key in described}
+    except DitailError as error:
+        raise DitailError(str(error), "sources") from error
+
+
+def _number(value):
+    """The number that a text is; what is none is the check's to refuse."""
+    try:
+        return float(value)
+    except (ValueError, TypeError):
+        return value
+
+
+def _written(value):
+    """Numbers as short as they can be read back exactly."""
+    if not isinstance(value, float):
+        return value
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)

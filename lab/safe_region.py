@@ -1,0 +1,185 @@
+"""Which alpha, beta and CFG scale burn the colours: `python -m lab.safe_region OUT.jsonl`.
+
+Measured on the demo checkpoints through the command line's host, 10 DDIM steps, with the evaluation's precision (bf16
+autocast on a CPU). OUT gets one record an image as it is made, and a second run makes what is left. At the end the
+tables are printed.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+
+import torch
+from ditail.standalone.evaluate import fast
+from torch import Tensor
+
+from ditail.errors import DitailError
+from ditail.images import picture_to_tensor
+from ditail.inversion import combine_conds, invert
+from ditail.latents import SourceLatents
+from ditail.standalone import house
+from ditail.standalone.commands import quiet
+from ditail.standalone.model import load_model
+from ditail.standalone.pipeline import Job, generate, new_sampler, transfer
+
+STEPS = 10
+BATCH = 8
+PLAIN_SCENES = 32
+NEGATIVE = "blurry"
+USUAL_CFG = 7.0  # the WebUI's default
+USUAL_BETA = 0.5
+ALPHAS = (0.0, 1.0, 3.0, 5.0, 7.0, 10.0)
+BETAS = (0.0, 0.5, 1.0, 3.0, 6.0, 10.0)
+CFGS = (0.0, 1.0, 3.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0)
+CFG_ALPHAS = (1.0, 3.0, 6.0, 10.0)
+
+
+@dataclass(frozen=True)
+class Image:
+    """One image to make: a scene of the source style in the target's, or (source "") plain generation."""
+
+    scene: int
+    source: str
+    target: str
+    cfg: float
+    alpha: float = 0.0
+    beta: float = 0.0
+
+
+def plan() -> list[Image]:
+    """All images, by source, target and CFG scale; each direction has a scene of its own."""
+    plain = [Image(scene, "", target, cfg) for target, cfg in product(house.STYLES, CFGS)
+             for scene in range(PLAIN_SCENES if cfg == USUAL_CFG else BATCH)]
+    directions = [(s, t) for s, t in product(house.STYLES, house.STYLES) if s != t]
+    cells = [(USUAL_CFG, a, b) for a, b in product(ALPHAS, BETAS)]
+    cells += [(c, a, USUAL_BETA) for c, a in product(CFGS, CFG_ALPHAS) if c != USUAL_CFG or a not in ALPHAS]
+    mixed = [Image(number, source, target, *cell) for number, (source, target) in enumerate(directions)
+             for cell in cells]
+    return plain + sorted(mixed, key=lambda i: (i.source, i.target, i.cfg))
+
+
+def measure(images: Tensor) -> list[dict]:
+    """Per image of `[b, 3, h, w]` in -1..1: the share of clipped pixels and the mean chroma, both 0..1.
+
+    clipped: any channel is 0 or 255 in the saved image. chroma: largest minus smallest channel.
+    """
+    levels = ((images.clamp(-1, 1) + 1) * 127.5).round()
+    clipped = ((levels == 0) | (levels == 255)).any(1).float().mean((1, 2))
+    chroma = (levels.amax(1) - levels.amin(1)).mean((1, 2)) / 255
+    brightest = levels.amax((1, 2, 3))
+    return [{"clipped": round(float(c), 5), "chroma": round(float(s), 5), "black": bool(b < 8)}
+            for c, s, b in zip(clipped, chroma, brightest, strict=True)]
+
+
+class Maker:
+    """The demo checkpoints and the scenes, and what is made with them."""
+
+    def __init__(self):
+        self.models = {style: load_model(path) for style, path in house.checkpoints().items()}
+        self.scenes = house.held_out()
+
+    def records(self, images: Sequence[Image]) -> list[dict]:
+        """What is measured of images that have source, target and CFG scale in common."""
+        try:
+            with fast():
+                pixels = self.models[images[0].target].decode(self.latents(images))
+        except DitailError as error:
+            if "finite" not in str(error):
+                raise
+            # One image that is not finite ends its batch.
+            return [asdict(images[0]) | {"finite": False}] if len(images) == 1 else [
+                record for image in images for record in self.records([image])]
+        return [asdict(image) | {"finite": True} | values
+                for image, values in zip(images, measure(pixels), strict=True)]
+
+    def latents(self, images: Sequence[Image]) -> Tensor:
+        first, target = images[0], self.models[images[0].target]
+        prompts = tuple(self.scenes.captions[image.scene] for image in images)
+        job = Job(prompts, NEGATIVE, tuple(image.scene for image in images), STEPS, omega=first.cfg)
+        if not first.source:
+            return generate(target, job, house.SIDE, house.SIDE)[0]
+        return transfer(target, job, self.inverted(job, images))
+
+    def inverted(self, job: Job, images: Sequence[Image]) -> SourceLatents:
+        model = self.models[images[0].source]
+        pictures = self.scenes.pictures[images[0].source]
+        z0 = model.encode(torch.cat([picture_to_tensor(pictures[image.scene]) for image in images]))
+        positive, negative = model.encode_prompts(job.prompts), model.encode_prompts([NEGATIVE])
+        context = torch.cat([combine_conds(image.alpha, positive[i : i + 1], image.beta, negative)
+                             for i, image in enumerate(images)])
+        return invert(lambda z, t: model.eps(z, t, context), z0, new_sampler(model, job).timesteps,
+                      model.alphas_cumprod)
+
+
+def batches(images: Sequence[Image]) -> Iterator[list[Image]]:
+    groups = {}
+    for image in images:
+        groups.setdefault((image.source, image.target, image.cfg), []).append(image)
+    for group in groups.values():
+        yield from (group[i : i + BATCH] for i in range(0, len(group), BATCH))
+
+
+def make_missing(path: Path) -> list[dict]:
+    """All records, those that `path` lacks made and added to it."""
+    records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    done = {Image(**{key: record[key] for key in Image.__annotations__}) for record in records}
+    missing = [image for image in plan() if image not in done]
+    maker = Maker() if missing else None
+    for batch in batches(missing):
+        made = maker.records(batch)
+        records += made
+        with path.open("a") as out:
+            out.writelines(json.dumps(record) + "\n" for record in made)
+    return records
+
+
+def limits(records: list[dict]) -> dict[str, dict[str, float]]:
+    """By target the 99th percentiles of the plain images at the usual CFG scale."""
+    found = {}
+    for target in dict.fromkeys(r["target"] for r in records):
+        plain = [r for r in records if not r["source"] and r["target"] == target and r["cfg"] == USUAL_CFG]
+        found[target] = {key: float(torch.tensor([r[key] for r in plain]).quantile(0.99))
+                         for key in ("clipped", "chroma")}
+    return found
+
+
+def is_burnt(record: dict, limit: dict[str, dict[str, float]]) -> bool:
+    """Black, or more clipped pixels or more chroma than the 99th percentile of the target's plain images."""
+    own = limit[record["target"]]
+    return record["black"] or record["clipped"] > own["clipped"] or record["chroma"] > own["chroma"]
+
+
+def share(records: Sequence[dict], limit: dict, wanted: Callable[[dict], bool]) -> str:
+    """Burnt images in per cent of the finite ones among the wanted, and the number of those that are not finite."""
+    chosen = [record for record in records if wanted(record)]
+    finite = [record for record in chosen if record["finite"]]
+    burnt = f"{100 * sum(is_burnt(record, limit) for record in finite) / len(finite):.0f}" if finite else "-"
+    return burnt + (f" ({len(chosen) - len(finite)} not finite)" if len(finite) < len(chosen) else "")
+
+
+def tables(records: Sequence[dict]) -> str:
+    """Both tables as Markdown."""
+    limit = limits(records)
+    lines = [f"CFG scale {USUAL_CFG:g}, burnt images in per cent:", ""]
+    lines += ["| alpha | " + " | ".join(f"beta {b:g}" for b in BETAS) + " |", "|---" * (len(BETAS) + 1) + "|"]
+    for a in ALPHAS:
+        cells = [share(records, limit, lambda r, a=a, b=b: r["source"] and (r["alpha"], r["beta"], r["cfg"])
+                       == (a, b, USUAL_CFG)) for b in BETAS]
+        lines.append(f"| {a:g} | " + " | ".join(cells) + " |")
+    lines += ["", f"Beta {USUAL_BETA:g}, burnt images in per cent:", ""]
+    lines += ["| CFG scale | plain | " + " | ".join(f"alpha {a:g}" for a in CFG_ALPHAS) + " |",
+              "|---" * (len(CFG_ALPHAS) + 2) + "|"]
+    for c in CFGS:
+        cells = [share(records, limit, lambda r, c=c: not r["source"] and r["cfg"] == c)]
+        cells += [share(records, limit, lambda r, a=a, c=c: r["source"] and (r["alpha"], r["beta"], r["cfg"])
+                        == (a, USUAL_BETA, c)) for a in CFG_ALPHAS]
+        lines.append(f"| {c:g} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    quiet()
+    print(tables(make_missing(Path(sys.argv[1]))))

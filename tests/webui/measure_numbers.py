@@ -1,0 +1,57 @@
+"""How many images of SD 2.x and SDXL are not finite, over alpha, beta and CFG scale; prints a table.
+
+    SD_WEBUI_DIR=... SD_WEBUI_PYTHON=... python tests/webui/measure_numbers.py
+
+The checkpoints are those of `families.py`, whose weights are random: colours mean nothing there, NaN does.
+"""
+
+import os
+import sys
+import tempfile
+from collections import Counter
+from itertools import product
+from pathlib import Path
+
+os.chdir(Path(__file__).parents[2])
+sys.path[:0] = [str(Path.cwd()), str(Path(__file__).parent)]
+
+from conftest import ASSETS, SIDE, Image, encode, prepare, running, write_families  # noqa: E402
+
+ALPHAS, BETAS, CFGS = (0.0, 3.0, 10.0), (0.0, 0.5, 10.0), (0.0, 7.0, 30.0)
+FAMILIES = {"SD 2.x, eps": "sd2-eps", "SD 2.x, v": "sd2-v", "SDXL, eps": "sdxl-eps", "SDXL, v": "sdxl-v"}
+STEPS = 10
+
+
+def outcome(answer) -> str:
+    """`finite`, or what came instead."""
+    if answer.status == 200:
+        return "black" if answer.image.getextrema() == ((0, 0),) * 3 else "finite"
+    said = f"{answer.error} {answer.json.get('errors', '')}"
+    return "not finite" if "finite" in said or "NaN" in said else f"{answer.status}: {said[:80]}"
+
+
+def main() -> None:
+    content = encode(Image.open(ASSETS / "held_out_noto.png").convert("RGB").crop((0, 0, SIDE, SIDE)))
+    with tempfile.TemporaryDirectory() as folder:
+        data = prepare(Path(folder))
+        write_families(data)
+        with running(data, "--no-half") as webui:
+            print("| family | images | " + " | ".join(f"CFG {c:g}: not finite" for c in CFGS) + " | else |")
+            print("|---" * (len(CFGS) + 3) + "|")
+            for family, name in FAMILIES.items():
+                found = {cfg: Counter() for cfg in CFGS}
+                for alpha, beta, cfg in product(ALPHAS, BETAS, CFGS):
+                    settings = {"image": content, "source_checkpoint": f"{name}-a", "alpha": alpha, "beta": beta}
+                    target = {"sd_model_checkpoint": f"{name}-b"}
+                    found[cfg][outcome(webui.generate(settings, steps=STEPS, cfg_scale=cfg, negative_prompt="blurry",
+                                                      override_settings=target))] += 1
+                bad = [found[cfg]["not finite"] + found[cfg]["black"] for cfg in CFGS]
+                other = Counter({k: n for c in found.values() for k, n in c.items()
+                                 if k not in ("finite", "not finite", "black")})
+                total = sum(sum(counts.values()) for counts in found.values())
+                print(f"| {family} | {total} | " + " | ".join(map(str, bad)) + f" | {dict(other) or 'none'} |",
+                      flush=True)
+
+
+if __name__ == "__main__":
+    main()
