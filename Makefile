@@ -4,7 +4,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-webui evaluate lint house clean
+.PHONY: demo test test-webui lint evaluate bench train clean
 
 demo: .venv/installed
 	.venv/bin/python -m ditail demo
@@ -17,16 +17,20 @@ test-webui: .venv/installed
 	$(PIP) webuiapi playwright requests
 	.venv/bin/python -m pytest tests/webui
 
+# Resumable; on every core of this machine, by Ray.
 evaluate: .venv/installed
-	.venv/bin/python -m ditail evaluate
+	.venv/bin/python -m lab evaluate --ray
+
+bench: .venv/installed
+	.venv/bin/python -m lab bench
 
 lint: .venv/installed
 	.venv/bin/ruff check .
 
-# Remakes the house checkpoints from scratch (under two hours on two cores, needs npm); not needed to use them.
-house: .venv/installed
-	$(PIP) -e .[house]
-	.venv/bin/python -m house
+# Remakes the demo checkpoints from scratch (under two hours on two cores, needs npm); not needed to use them.
+train: .venv/installed
+	$(PIP) -e .[train]
+	.venv/bin/python -m lab train
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Ditail needs Python 3.10 or newer")'

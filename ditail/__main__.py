@@ -1,8 +1,6 @@
 """`python -m ditail`."""
 
-import sys
-
-from .standalone.cli import main
+from .standalone.process import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run("ditail", "ditail.standalone.cli")

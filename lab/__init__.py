@@ -1,1 +1,1 @@
-"""What no user of the extension loads: measurements for the documents."""
+"""Evaluation, benchmark and the training of the demo checkpoints: nothing that a user of Ditail loads."""

@@ -1,4 +1,4 @@
-"""`python -m ditail bench` on a small U-Net: what it writes, and that its ratios hang together."""
+"""`python -m lab bench` on a small U-Net: what it writes, and that its ratios hang together."""
 
 import csv
 import dataclasses
@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ditail.standalone import bench, counts
-from ditail.standalone.cli import build_parser
+from lab import bench, counts
+from lab.cli import build_parser
 
 SMALL = dataclasses.replace(counts.SD15, name="small", config={**counts.SD15.config, "model_channels": 32,
                                                                "context_dim": 32, "num_heads": 4})

@@ -1,4 +1,4 @@
-"""Fanning out: the same results in this process, in processes of its own and on Ray, also if a worker is killed."""
+"""Fanning out: the same results in this process, in workers of this machine and on a cluster, also if one is killed."""
 
 import os
 import secrets
@@ -14,12 +14,17 @@ import pytest
 import torch
 from fanout_tasks import Task, count, start
 from PIL import Image
+from processes import Marked
 
 from ditail import DitailError
-from ditail.standalone import evaluate, fanout, house, matrix
+from ditail.standalone import demo_checkpoints, fanout, matrix
 from ditail.standalone.cli import main
+from lab import cli as lab_cli
+from lab import evaluate
 
-TESTS = str(Path(__file__).parent)
+TESTS = Path(__file__).parent
+# Where the workers find these tests' tasks, and this tree.
+PYTHONPATH = f"{TESTS}{os.pathsep}{TESTS.parent}"
 PROMPT = "a fox on mint"
 DIE = "DITAIL_TEST_DIES"
 
@@ -36,15 +41,16 @@ class DyingCellTask(matrix.CellTask):
 
 @pytest.fixture(scope="module")
 def paths():
-    return house.checkpoints()
+    return demo_checkpoints.paths()
 
 
 @pytest.fixture(scope="module", autouse=True)
 def token():
-    """Ray's clusters of these tests have a token of their own, and none is kept in the home folder."""
+    """Ray's clusters of these tests find their modules, and have a token that is not kept in the home folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "token")
         patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        patch.setenv("PYTHONPATH", PYTHONPATH)
         yield
 
 
@@ -57,9 +63,9 @@ def cluster():
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}",
                "--num-cpus=2", "--include-dashboard=false", "--disable-usage-stats"]
-    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": TESTS}, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
-        wait_for(process, fanout.Options(ray=True, address=f"127.0.0.1:{port}"))
+        wait_for(process, fanout.Options(address=f"127.0.0.1:{port}"))
         yield f"127.0.0.1:{port}"
     finally:
         process.terminate()
@@ -72,18 +78,18 @@ def wait_for(process, options):
     while True:
         assert process.poll() is None, "the Ray cluster did not start"
         try:
-            with fanout.joined_ray(options):
+            with fanout.joined_ray(options, 1):
                 return
         except DitailError:
             assert time.monotonic() < end, "the Ray cluster can't be joined"
             time.sleep(1)
 
 
-@pytest.fixture(params=["here", "processes", "ray"])
+@pytest.fixture(params=["here", "workers", "cluster"])
 def options(request):
-    if request.param == "ray":
-        return fanout.Options(ray=True, address=request.getfixturevalue("cluster"))
-    return fanout.Options(workers={"here": 1, "processes": 2}[request.param])
+    if request.param == "cluster":
+        return fanout.Options(address=request.getfixturevalue("cluster"))
+    return fanout.Options(workers={"here": 1, "workers": 2}[request.param])
 
 
 def test_tasks_are_done_once_or_tried_again_then_named_and_nothing_is_left(options, tmp_path, monkeypatch, caplog):
@@ -95,7 +101,7 @@ def test_tasks_are_done_once_or_tried_again_then_named_and_nothing_is_left(optio
     if options.workers != 1:
         tasks += [Task(7, "die", tmp_path / "7", times=1), Task(8, "die", tmp_path / "8", times=9)]
     try:
-        with options.open(start, len(tasks), usual=1) as workers:
+        with options.open(start, len(tasks)) as workers:
             made = {task.number: result for task, result in fanout.fan_out(iter(tasks), workers)}
         assert torch.get_num_threads() == 2
     finally:
@@ -111,27 +117,33 @@ def test_tasks_are_done_once_or_tried_again_then_named_and_nothing_is_left(optio
 
 
 def test_processes_end_with_a_killed_parent(tmp_path):
-    """Also in the middle of a task: what they inherited, here the pipe of the output, is closed."""
+    """Also in the middle of a task."""
+    pytest.importorskip("ray", reason="Ray is not installed (pip install ray)")
     script = tmp_path / "script.py"
     script.write_text(
-        "import time\nfrom ditail.standalone import fanout\n"
-        "class Sleep:\n    name = 'sleep'\n"
-        "    def run(self, state):\n        print('asleep', flush=True); time.sleep(600)\n"
-        "if __name__ == '__main__':\n    with fanout.Options(workers=2).open(dict, 2, 1) as workers:\n"
-        "        list(fanout.fan_out([Sleep(), Sleep()], workers))\n")
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    process = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, env=environment)
-    assert [process.stdout.readline() for _ in range(2)] == [b"asleep\n"] * 2
-    process.kill()
-    assert process.communicate(timeout=30)[0] == b""
+        "import sys, time\nfrom pathlib import Path\nfrom ditail.standalone import fanout\n"
+        "class Sleep:\n    def __init__(self, name): self.name = name\n"
+        "    def run(self, state):\n        Path(sys.path[0]).joinpath(self.name).touch(); time.sleep(600)\n"
+        "if __name__ == '__main__':\n    with fanout.Options(workers=2).open(dict, 2) as workers:\n"
+        "        list(fanout.fan_out([Sleep('a'), Sleep('b')], workers))\n".replace("sys.path[0]", repr(str(tmp_path))))
+    process = Marked([sys.executable, script])
+    process.wait_until(lambda: (tmp_path / "a").exists() and (tmp_path / "b").exists())
+    assert len(process.family()) > 3
+    process.popen.kill()
+    process.popen.wait()
+    process.wait_until(lambda: not process.family(), ended=True)
 
 
-def test_without_ray_it_is_one_sentence(monkeypatch, paths, tmp_path, capfd):
+@pytest.mark.parametrize(("options", "asking"), [
+    (["--ray"], "--ray"), (["--workers=2"], "--workers"), (["--address=auto", "--workers=2"], "--address")])
+def test_without_ray_one_sentence_says_how_to_install_it(monkeypatch, paths, tmp_path, capfd, options, asking):
     monkeypatch.setitem(sys.modules, "ray", None)
-    for command in (arguments(paths, tmp_path), ["evaluate", f"--out={tmp_path}"]):
-        assert main([*command, "--ray"]) == 2
+    for run, command, program in ((main, arguments(paths, tmp_path), "ditail"),
+                                  (lab_cli.main, ["evaluate", f"--out={tmp_path}"], "lab")):
+        assert run([*command, *options]) == 2
         error = capfd.readouterr().err.strip().splitlines()
-        assert len(error) == 1 and error[0].startswith("ditail: --ray: Ray can't be imported")
+        assert len(error) == 1 and error[0].startswith(f"{program}: {asking}: needs Ray")
+        assert error[0].endswith("pip install ray")
     assert not list(tmp_path.iterdir())
 
 
@@ -161,14 +173,11 @@ def made(paths, tmp_path_factory):
     return out
 
 
-@pytest.mark.parametrize("ray", [False, True])
-def test_a_matrix_of_two_workers_one_of_them_killed_is_the_same(ray, request, monkeypatch, paths, made, tmp_path):
-    if ray:
-        pytest.importorskip("ray", reason="Ray is not installed (pip install ray)")
-        monkeypatch.setenv("PYTHONPATH", TESTS)
+def test_a_matrix_of_two_workers_one_of_them_killed_is_the_same(monkeypatch, paths, made, tmp_path):
+    pytest.importorskip("ray", reason="Ray is not installed (pip install ray)")
     monkeypatch.setenv(DIE, str(tmp_path / "dies"))
     monkeypatch.setattr(matrix, "CellTask", DyingCellTask)
-    assert main(arguments(paths, tmp_path / "out", "--workers=2", *["--ray"] * ray)) == 0
+    assert main(arguments(paths, tmp_path / "out", "--workers=2")) == 0
     assert (tmp_path / "dies").stat().st_size == 3
     assert pngs(tmp_path / "out") == pngs(made)
 
@@ -182,8 +191,8 @@ def test_a_cluster_makes_the_same_matrix(cluster, paths, made, tmp_path):
 
 def test_evaluate_gives_the_same_numbers_on_a_cluster(cluster, tmp_path):
     command = ["evaluate", "--scenes=1", "--thinning=1", "--steps=3", "--rows=plain generation omega 3"]
-    assert main([*command, f"--out={tmp_path / 'here'}", "--workers=1"]) == 0
-    assert main([*command, f"--out={tmp_path / 'ray'}", f"--address={cluster}"]) == 0
+    assert lab_cli.main([*command, f"--out={tmp_path / 'here'}", "--workers=1"]) == 0
+    assert lab_cli.main([*command, f"--out={tmp_path / 'ray'}", f"--address={cluster}"]) == 0
     assert [p.name for p in sorted((tmp_path / "ray").iterdir())] == [
         "directions.csv", "plot.png", evaluate.RESULTS, "table.csv", "table.md"]
     for name in ("table.csv", "directions.csv"):
@@ -222,11 +231,11 @@ def test_nothing_is_made_or_loaded_twice(calls, paths, tmp_path):
 
 def test_a_content_picture_is_inverted_once_a_checkpoint_and_prompt(calls, paths, tmp_path, capfd):
     content = tmp_path / "content.png"
-    house.held_out().pictures["flat"][0].save(content)
+    demo_checkpoints.held_out().pictures["flat"][0].save(content)
     command = arguments(paths, tmp_path / "out", "--seeds=1,2", f"--image={content}")
     assert main(command) == 0
     assert calls == {"load_model": 4, "generate": 4, "invert_with": 2, "transfer": 4}
-    house.held_out().pictures["flat"][1].save(content)
+    demo_checkpoints.held_out().pictures["flat"][1].save(content)
     assert main(command) == 2
     assert "made with other settings or checkpoints (image)" in capfd.readouterr().err
 
@@ -234,9 +243,9 @@ def test_a_content_picture_is_inverted_once_a_checkpoint_and_prompt(calls, paths
 def test_the_half_written_is_made_again_and_the_rest_kept(calls, made, paths, tmp_path, capfd):
     out = shutil.copytree(made, tmp_path / "out")
     before, data = stamps(out), pngs(out)
-    cut, gone = out / "house-noto in house-ink.png", out / "house-ink.latents.safetensors"
+    cut, gone = out / "house-noto in house-ink.png", out / "latents" / "house-ink.safetensors"
     cut.write_bytes(cut.read_bytes()[:2000])
-    cut.with_suffix(".part").write_bytes(b"half")
+    cut.with_name(f"{cut.name}.part").write_bytes(b"half")
     gone.write_bytes(gone.read_bytes()[:2000])
     assert main(arguments(paths, out)) == 0
     assert calls == {"load_model": 1, "generate": 0, "invert_with": 0, "transfer": 1}

@@ -21,7 +21,7 @@ TIMESTEPS = [301, 901]
 @pytest.fixture(scope="module")
 def unet():
     pytest.importorskip("ldm")
-    from ditail.standalone.counts import SDXL, build
+    from lab.counts import SDXL, build
 
     made = build(SDXL, "cpu", torch.bfloat16)
     for module in made.modules():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ditail.errors import DitailError
-from ditail.standalone import evaluate, metrics, report
+from lab import evaluate, metrics, report
 
 GROUND = (0.8, 0.9, 0.85)
 
@@ -240,7 +240,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(tmp_path, monkeypatc
         evaluate.run(tmp_path / "out", material=material, **options)
 
 
-def test_the_evaluator_measures_every_method_on_the_house_checkpoints():
+def test_the_evaluator_measures_every_method_on_the_demo_checkpoints():
     settings = evaluate.Settings(scenes=2, steps=5, thinning=1)
     evaluator = evaluate.Evaluator(evaluate.load_material(), settings)
     chosen = evaluate.choose_rows("true,content,plain,img2img,without,inverted,ditail alpha 3 beta 0.5")

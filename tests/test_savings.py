@@ -453,7 +453,7 @@ SDXL_BUDGETS = {"cold": {1: 1.78}, "warm": {1: 1.28}, "hot": {1: 0.98}}
 @pytest.mark.parametrize(("name", "latent_hw", "budgets"), [
     ("SD15", (64, 64), BUDGETS), ("SDXL", (128, 128), SDXL_BUDGETS)], ids=["SD 1.5", "SDXL"])
 def test_flops_are_within_the_budgets(name, latent_hw, budgets):
-    from ditail.standalone import counts
+    from lab import counts
 
     for measured in counts.flop_ratios(getattr(counts, name), latent_hw, list(budgets["cold"])):
         for way, budget in budgets.items():
@@ -462,7 +462,7 @@ def test_flops_are_within_the_budgets(name, latent_hw, budgets):
 
 
 def test_without_savings_the_cost_is_the_hook_paths():
-    from ditail.standalone import counts
+    from lab import counts
 
     measured, = counts.flop_ratios(counts.SD15, (16, 16), [1], savings=HOOKS)
     assert measured["warm"] == pytest.approx(1 + 0.8 / 2)

@@ -1,4 +1,4 @@
-"""The stand-alone host on the house checkpoints: loading, samplers, the command line."""
+"""The stand-alone host on the demo checkpoints: loading, samplers, the command line."""
 
 import json
 import shutil
@@ -9,7 +9,7 @@ from PIL import Image
 
 from ditail import DitailError
 from ditail.images import tensor_to_pictures
-from ditail.standalone import house, pipeline
+from ditail.standalone import demo_checkpoints, pipeline
 from ditail.standalone.cli import main
 from ditail.standalone.model import check_checkpoint, load_model
 from ditail.standalone.names import SAMPLER_NAMES
@@ -20,7 +20,7 @@ JOB = pipeline.Job(("a fox on mint",), seeds=(3,), steps=4, omega=3.0)
 
 @pytest.fixture(scope="module")
 def paths():
-    return house.checkpoints()
+    return demo_checkpoints.paths()
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def ink(paths):
 @pytest.fixture
 def content(tmp_path):
     path = tmp_path / "content.png"
-    house.held_out().pictures["noto"][0].save(path)
+    demo_checkpoints.held_out().pictures["noto"][0].save(path)
     return path
 
 
@@ -51,12 +51,13 @@ def test_names_in_the_help_are_the_samplers():
 
 
 def test_assets_are_small_and_credited():
-    size = sum(p.stat().st_size for p in house.ASSETS.rglob("*") if p.is_file())
+    size = sum(p.stat().st_size for p in demo_checkpoints.ASSETS.rglob("*") if p.is_file())
     assert size < 40e6
-    assert all(word in (house.ASSETS / "CREDITS.md").read_text() for word in ("Noto", "Fluent", "Apache", "MIT"))
+    credits = (demo_checkpoints.ASSETS / "CREDITS.md").read_text()
+    assert all(word in credits for word in ("Noto", "Fluent", "Apache", "MIT"))
 
 
-def test_the_house_models_have_sd1_topology(noto):
+def test_the_demo_models_have_sd1_topology(noto):
     assert (len(noto.unet.input_blocks), len(noto.unet.output_blocks)) == (12, 12)
     assert noto.architecture.name == "SD 1.x/2.x"
     assert noto.native_side == 128
@@ -91,7 +92,7 @@ def test_samplers_agree_on_the_same_trajectory(noto, name):
 
 
 def test_a_picture_comes_back_from_its_inversion(noto):
-    """With the source's own cond and no CFG, sampling undoes inversion: the house picture stays recognisable."""
+    """With the source's own cond and no CFG, sampling undoes inversion: the image stays recognisable."""
     z0, _ = pipeline.generate(noto, JOB.with_(steps=20), 128, 128)
     job = JOB.with_(steps=20, omega=1.0, alpha=1.0, beta=0.0)
     back = pipeline.transfer(noto, job, pipeline.invert_with(noto, job, z0))
@@ -259,7 +260,7 @@ def test_demo_writes_the_contact_sheet(tmp_path, monkeypatch, capfd):
     assert "contact_sheet.png" in capfd.readouterr().out
 
 
-def test_demo_copies_the_house_checkpoints_into_a_webui(tmp_path, capfd):
+def test_demo_copies_the_demo_checkpoints_into_a_webui(tmp_path, capfd):
     (tmp_path / "models/Stable-diffusion").mkdir(parents=True)
     assert main(["demo", f"--webui={tmp_path}"]) == 0
     models = [load_model(p) for p in sorted((tmp_path / "models/Stable-diffusion").glob("*.safetensors"))]
@@ -269,7 +270,7 @@ def test_demo_copies_the_house_checkpoints_into_a_webui(tmp_path, capfd):
 
 
 def test_held_out_scenes_match_their_captions():
-    scenes = house.held_out()
+    scenes = demo_checkpoints.held_out()
     assert len(scenes.captions) == len(scenes.pictures["ink"]) >= 100
     assert len(set(scenes.captions)) > 60
     ink, noto = scenes.pictures["ink"][0], scenes.pictures["noto"][0]

@@ -1,4 +1,4 @@
-"""`python -m ditail matrix`: m checkpoints give m x m pictures of every prompt and seed.
+"""`python -m ditail matrix`: m checkpoints give m x m images of every prompt and seed.
 
 First the sources, one task a checkpoint and prompt: plain generation, which is the diagonal, and the source latents.
 Then the cells, one task a pair of checkpoints and prompt. In this order a process loads no checkpoint more than twice.
@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 import shutil
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -18,20 +19,23 @@ from typing import NamedTuple
 from PIL import Image
 from tqdm import tqdm
 
-from .. import images
 from ..errors import DitailError
+from ..images import fit, picture_to_tensor, read_picture
 from ..latents import SourceLatents
-from .commands import picture_of, quiet, save_picture
+from .arguments import check_partner_files, checkpoint_paths, job_of, prompts_of, size_of
 from .fanout import Options, fan_out, raise_failed
-from .model import Model, load_model
-from .pipeline import Job, generate, invert_with, transfer
+from .files import make_folder, save_image, unwritable, whole_file
+from .model import Model, load_model, quiet, read_config, read_sides
+from .pipeline import Job, decode_image, generate, invert_with, transfer
 from .sheet import grid_sheet
 
 SLUG = 40
+# The folder of the source latents, beside the images.
+LATENTS = "latents"
 
 
 class Cell(NamedTuple):
-    """One picture: content of `source`, style of `target`; where they are the same, plain generation."""
+    """One image: content of `source`, style of `target`; where they are the same, plain generation."""
 
     source: Path
     target: Path
@@ -59,10 +63,10 @@ class LastModel:
 
 @dataclass(frozen=True)
 class SourceTask:
-    """A checkpoint's own pictures of a prompt, one for each of `seeds`, and its source latents.
+    """A checkpoint's own images of a prompt, one for each of `seeds`, and its source latents.
 
-    Without a content picture these are what generation passed through; with one, those of its inversion, if `inverts`.
-    content: the picture at the `size`, (width, height) in pixels.
+    Without a content image these are what generation passed through; with one, those of its inversion, if `inverts`.
+    content: the image at the `size`, (width, height) in pixels.
     """
 
     checkpoint: Path
@@ -77,21 +81,21 @@ class SourceTask:
         return f'source {self.checkpoint.stem} of "{self.job.prompts[0]}"'
 
     def run(self, load: LastModel) -> tuple[dict[int, Image.Image], dict[int | None, SourceLatents]]:
-        """(seed -> picture, seed -> latents); those of an inversion, where seeds play no part, under None."""
-        model, pictures, latents = load(self.checkpoint.absolute()), {}, {}
+        """(seed -> image, seed -> latents); those of an inversion, where seeds play no part, under None."""
+        model, images, latents = load(self.checkpoint.absolute()), {}, {}
         for seed in self.seeds:
             z, latents[seed] = generate(model, self.job.with_(seeds=(seed,)), *self.size)
-            pictures[seed] = picture_of(model, z)
+            images[seed] = decode_image(model, z)
         if self.content is None:
-            return pictures, latents
+            return images, latents
         if not self.inverts:
-            return pictures, {}
-        return pictures, {None: invert_with(model, self.job, model.encode(images.picture_to_tensor(self.content)))}
+            return images, {}
+        return images, {None: invert_with(model, self.job, model.encode(picture_to_tensor(self.content)))}
 
 
 @dataclass(frozen=True)
 class CellTask:
-    """The pictures of one pair of checkpoints and one prompt: `latents` has the source's for each seed."""
+    """The images of one pair of checkpoints and one prompt: `latents` has the source's for each seed."""
 
     source: Path
     target: Path
@@ -103,9 +107,9 @@ class CellTask:
         return f'{self.source.stem} in {self.target.stem} of "{self.job.prompts[0]}"'
 
     def run(self, load: LastModel) -> dict[int, Image.Image]:
-        """seed -> picture."""
+        """seed -> image."""
         model = load(self.target.absolute())
-        return {seed: picture_of(model, transfer(model, self.job.with_(seeds=(seed,)), latents))
+        return {seed: decode_image(model, transfer(model, self.job.with_(seeds=(seed,)), latents))
                 for seed, latents in self.latents.items()}
 
 
@@ -113,7 +117,7 @@ class CellTask:
 class Matrix:
     """What is to be made into the folder `out`. sizes: each checkpoint's (width, height) in pixels; job: the rest.
 
-    image: the content picture, inverted with each checkpoint; without one, each generates its own content.
+    image: the content image, inverted with each checkpoint; without one, each generates its own content.
     """
 
     out: Path
@@ -132,7 +136,7 @@ class Matrix:
 
     @cached_property
     def marks(self) -> dict:
-        """What every picture depends on, whatever its cell, as JSON gives it back."""
+        """What every image depends on, whatever its cell, as JSON gives it back."""
         content = self.image and hashlib.sha256(self.image.tobytes()).hexdigest()[:16]
         own = {f.name: getattr(self.job, f.name) for f in fields(self.job) if f.name not in ("prompts", "seeds")}
         return json.loads(json.dumps({**own, "image": content}))
@@ -144,7 +148,7 @@ class Matrix:
         return {p: [p.stem, p.stat().st_size, p.stat().st_mtime_ns, yamls[p]] for p in self.sizes}
 
     def marks_of(self, cell: Cell) -> dict:
-        """What the picture depends on."""
+        """What the image depends on."""
         return {**self.latents_marks(cell), "target": self.files[cell.target], "seed": cell.seed}
 
     def latents_marks(self, cell: Cell) -> dict:
@@ -164,20 +168,21 @@ class Matrix:
         places = [(folder if seed is None else folder / f"seed {seed}") / name, self.out / name]
         return places[::-1] if len(self.prompts) == len(self.seeds) == 1 else places
 
-    def picture_place(self, cell: Cell) -> Path:
+    def image_place(self, cell: Cell) -> Path:
         return self.places(cell.name, cell.prompt, cell.seed)[0]
 
     def latents_place(self, cell: Cell) -> Path:
-        return self.places(f"{cell.source.stem}.latents.safetensors", cell.prompt, self.latents_seed(cell))[0]
+        name = f"{LATENTS}/{cell.source.stem}.safetensors"
+        return self.places(name, cell.prompt, self.latents_seed(cell))[0]
 
-    def has_picture(self, cell: Cell) -> bool:
+    def has_image(self, cell: Cell) -> bool:
         """Whether it is in its place; from the other one it is copied. Raises DitailError for one that is stale."""
         marks, (path, other) = self.marks_of(cell), self.places(cell.name, cell.prompt, cell.seed)
         made = read_png_marks(path)
         if made is None and is_made_with(read_png_marks(other), marks):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(other, part := path.with_suffix(".part"))
-            part.replace(path)
+            make_folder(path.parent, "--out")
+            with whole_file(path) as part:
+                shutil.copyfile(other, part)
             return True
         return is_current(path, made, marks)
 
@@ -190,15 +195,18 @@ class Matrix:
             return None
         return latents if is_current(path, json.loads(metadata.get("ditail", "{}")), self.latents_marks(cell)) else None
 
-    def save_picture(self, picture: Image.Image, cell: Cell) -> None:
-        path = self.picture_place(cell)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_picture(picture, path, self.marks_of(cell))
+    def save_cell(self, image: Image.Image, cell: Cell) -> None:
+        path = self.image_place(cell)
+        make_folder(path.parent, "--out")
+        save_image(image, path, self.marks_of(cell))
 
     def save_latents(self, latents: SourceLatents, cell: Cell) -> None:
         path = self.latents_place(cell)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        latents.save(path, {"ditail": json.dumps(self.latents_marks(cell))})
+        make_folder(path.parent, "--out")
+        try:
+            latents.save(path, {"ditail": json.dumps(self.latents_marks(cell))})
+        except OSError as error:
+            raise unwritable(path, error) from error
 
 
 def folder_name(prompt: str) -> str:
@@ -210,9 +218,9 @@ def folder_name(prompt: str) -> str:
 def read_png_marks(path: Path) -> dict | None:
     """What a PNG says that it was made with; None if it is not there or not whole."""
     try:
-        with Image.open(path) as picture:
-            text = picture.info.get("ditail", "{}")
-            picture.verify()
+        with Image.open(path) as file:
+            text = file.info.get("ditail", "{}")
+            file.verify()
         return json.loads(text)
     except (OSError, SyntaxError, ValueError):
         return None
@@ -235,7 +243,7 @@ def source_tasks(matrix: Matrix, missing: Sequence[Cell]) -> Iterator[SourceTask
     """What has to be made before the cells that are missing, one task a checkpoint and prompt."""
     missing = set(missing)
     for path, size in matrix.sizes.items():
-        content = matrix.image and images.fit(matrix.image, *size)
+        content = matrix.image and fit(matrix.image, *size)
         for prompt in matrix.prompts:
             own = [Cell(path, path, prompt, seed) for seed in matrix.seeds]
             needed = [c for c in own if any(c._replace(target=t) in missing for t in matrix.sizes if t != path)]
@@ -257,13 +265,28 @@ def cell_tasks(matrix: Matrix, missing: Sequence[Cell]) -> Iterator[CellTask]:
             yield CellTask(source, target, matrix.job.with_(prompts=(prompt,)), latents)
 
 
+def command(args: Namespace) -> None:
+    """See `cli.add_matrix`."""
+    quiet()
+    paths = checkpoint_paths(args.checkpoints)
+    prompts = prompts_of(args)
+    image = read_picture(args.image, "image") if args.image else None
+    options = Options.of(args)
+    check_partner_files(*paths)
+    sizes = {path: size_of(args, read_sides(read_config(path)), image) for path in paths}
+    job = job_of(args, prompts[0], args.seeds[0])
+    for path in run(Matrix(args.out, sizes, prompts, args.seeds, job, image), options):
+        print(path)
+
+
 def run(matrix: Matrix, options: Options) -> list[Path]:
     """Make what is missing; the grids are returned, one a prompt and seed.
 
     Raises DitailError before anything is made if the folder holds what was made with other settings, and TasksFailed at
     the end, naming what failed.
     """
-    missing = [cell for cell in matrix.cells() if not matrix.has_picture(cell)]
+    make_folder(matrix.out, "--out")
+    missing = [cell for cell in matrix.cells() if not matrix.has_image(cell)]
     if missing:
         make(matrix, missing, options)
     return [write_grid(matrix, prompt, seed) for prompt in matrix.prompts for seed in matrix.seeds]
@@ -272,19 +295,19 @@ def run(matrix: Matrix, options: Options) -> list[Path]:
 def make(matrix: Matrix, missing: Sequence[Cell], options: Options) -> None:
     """Make the missing cells: first the sources, then what is mixed. Raises TasksFailed at the end."""
     wanted, sources = set(missing), list(source_tasks(matrix, missing))
-    with (tqdm(total=len(missing), desc="matrix", unit="picture") as bar,
-          options.open(LastModel, len(missing), usual=1) as workers):
-        for task, (pictures, latents) in fan_out(sources, workers):
+    with (tqdm(total=len(missing), desc="matrix", unit="image") as bar,
+          options.open(LastModel, len(missing)) as workers):
+        for task, (images, latents) in fan_out(sources, workers):
             cell = Cell(task.checkpoint, task.checkpoint, task.job.prompts[0], 0)
             for seed, made in latents.items():
                 matrix.save_latents(made, cell._replace(seed=seed))
-            for seed, picture in pictures.items():
+            for seed, image in images.items():
                 if (own := cell._replace(seed=seed)) in wanted:
-                    matrix.save_picture(picture, own)
+                    matrix.save_cell(image, own)
                     bar.update()
-        for task, pictures in fan_out(cell_tasks(matrix, missing), workers):
-            for seed, picture in pictures.items():
-                matrix.save_picture(picture, Cell(task.source, task.target, task.job.prompts[0], seed))
+        for task, images in fan_out(cell_tasks(matrix, missing), workers):
+            for seed, image in images.items():
+                matrix.save_cell(image, Cell(task.source, task.target, task.job.prompts[0], seed))
                 bar.update()
     raise_failed(workers.failed)
 
@@ -292,9 +315,9 @@ def make(matrix: Matrix, missing: Sequence[Cell], options: Options) -> None:
 def write_grid(matrix: Matrix, prompt: str, seed: int) -> Path:
     """The titled grid of one prompt and seed."""
     names = [path.stem for path in matrix.sizes]
-    grid = [[Image.open(matrix.picture_place(Cell(row, column, prompt, seed))) for column in matrix.sizes]
+    grid = [[Image.open(matrix.image_place(Cell(row, column, prompt, seed))) for column in matrix.sizes]
             for row in matrix.sizes]
     path = matrix.places("matrix.png", prompt, seed)[0]
     title = f'"{prompt}": content of the row, style of the column'
-    save_picture(grid_sheet(title, names, names, grid), path, {**matrix.marks, "prompt": prompt, "seed": seed})
+    save_image(grid_sheet(title, names, names, grid), path, {**matrix.marks, "prompt": prompt, "seed": seed})
     return path

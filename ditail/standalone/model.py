@@ -3,11 +3,17 @@
 import contextlib
 import importlib
 import io
+import logging
+import re
+import socket
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
+import huggingface_hub
 import torch
 import yaml
 from safetensors import SafetensorError, safe_open
@@ -21,6 +27,8 @@ from ..sites import Architecture, architecture_of
 
 TOKENS = 75
 UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_SECONDS = 5
 CLASSES = {
     "ldm.modules.diffusionmodules.openaimodel.UNetModel",
     "ldm.models.autoencoder.AutoencoderKL",
@@ -80,13 +88,13 @@ class Model:
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:
-        """`z_0` `[b, 4, h/8, w/8]` of pictures `[b, 3, h, w]` in -1..1: the posterior mean times the scale factor."""
+        """`z_0` `[b, 4, h/8, w/8]` of images `[b, 3, h, w]` in -1..1: the posterior mean times the scale factor."""
         dtype = next(self.vae.parameters()).dtype
         return self.vae.encode(x.to(self.device, dtype)).mean.float() * self.scale_factor
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
-        """Pictures `[b, 3, h, w]` in about -1..1."""
+        """Images `[b, 3, h, w]` in about -1..1."""
         x = self.vae.decode(z.to(next(self.vae.parameters()).dtype) / self.scale_factor).float()
         if not torch.isfinite(x).all():
             raise DitailError(f"{self.name}: its VAE gives pixels that are not finite")
@@ -102,6 +110,13 @@ def check_size(width: int, height: int, unit: int) -> None:
     for key, side in (("width", width), ("height", height)):
         if side < unit or side % unit:
             raise DitailError(f"{key}: must be a multiple of {LATENT_SCALE}, here of {unit} pixels, got {side}", key)
+
+
+def quiet() -> None:
+    """Keep the libraries' chatter out of a command's output."""
+    warnings.filterwarnings("ignore")
+    for name in ("diffusers", "transformers", "pytorch_lightning"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def read_sides(params: dict) -> tuple[int, int]:
@@ -144,6 +159,7 @@ def check_checkpoint(path: str | Path) -> int:
             file.keys()
     except (SafetensorError, OSError) as error:
         raise unreadable(path, error) from error
+    find_text(Path(path), params["cond_stage_config"])
     with blaming_the_yaml(Path(path)):
         unet = params["unet_config"]["params"]
         return len(unet["channel_mult"]) * (unet["num_res_blocks"] + 1)
@@ -215,12 +231,7 @@ def build_text(path: Path, config: dict, state: dict[str, Tensor]) -> tuple[nn.M
     """(CLIP text model, tokenizer) of an ldm `FrozenCLIPEmbedder` config."""
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-    if not config["target"].endswith(".FrozenCLIPEmbedder"):
-        raise DitailError(f"{path}: {config['target']} is not a text encoder that the command line can load")
-    with blaming_the_yaml(path):
-        version = (config.get("params") or {}).get("version", "openai/clip-vit-large-patch14")
-        if not Path(version).is_dir() and (path.parent / version).is_dir():
-            version = path.parent / version
+    version = find_text(path, config)
     try:
         tokenizer = CLIPTokenizer.from_pretrained(version)
         model = CLIPTextModel(CLIPTextConfig.from_pretrained(version))
@@ -232,6 +243,43 @@ def build_text(path: Path, config: dict, state: dict[str, Tensor]) -> tuple[nn.M
     weights = {k: v for k, v in weights.items() if not k.endswith("position_ids")}
     load_weights(path, model, weights, TEXT)
     return model, tokenizer
+
+
+def find_text(path: Path, config: dict) -> str:
+    """The folder with the tokenizer and the config of a text encoder, or its name on the Hugging Face hub.
+
+    Raises DitailError for a folder that is not there, and for a name that is neither in the hub's cache nor within
+    reach: transformers itself would try for minutes.
+    """
+    if not config["target"].endswith(".FrozenCLIPEmbedder"):
+        raise DitailError(f"{path}: {config['target']} is not a text encoder that the command line can load")
+    with blaming_the_yaml(path):
+        version = str((config.get("params") or {}).get("version", "openai/clip-vit-large-patch14"))
+        for folder in (Path(version), path.parent / version):
+            if folder.is_dir():
+                return str(folder)
+    if not HUB_NAME.fullmatch(version):
+        raise DitailError(f"{path.with_suffix('.yaml')}: its text encoder's folder {version} is not there")
+    if not (is_in_hub_cache(version) or is_hub_reachable()):
+        raise DitailError(f"{path.with_suffix('.yaml')}: its text encoder {version} is neither a folder nor in the "
+                          "cache of downloads, and the Hugging Face hub can't be reached")
+    return version
+
+
+def is_in_hub_cache(name: str) -> bool:
+    return isinstance(huggingface_hub.try_to_load_from_cache(name, "config.json"), str)
+
+
+def is_hub_reachable() -> bool:
+    """Whether something answers at the hub's address; behind a proxy only a download can tell."""
+    url = urlsplit(huggingface_hub.constants.ENDPOINT)
+    if getproxies().get(url.scheme):
+        return True
+    try:
+        socket.create_connection((url.hostname, url.port or 443), timeout=HUB_SECONDS).close()
+    except OSError:
+        return False
+    return True
 
 
 def load_weights(path: Path, module: nn.Module, weights: dict[str, Tensor], prefix: str) -> None:

@@ -4,10 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ..errors import DitailError
-from ..images import LATENT_SCALE
+from ..images import LATENT_SCALE, tensor_to_pictures
 from ..injection import Injection, inject
 from ..inversion import combine_conds, invert
 from ..latents import SourceLatents
@@ -15,7 +16,7 @@ from ..schedule import InjectionSteps
 from .model import Model
 from .samplers import Sampler, seeded_noise
 
-Progress = Callable[[], None]
+Progress = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,16 @@ def transfer(model: Model, job: Job, source: SourceLatents, progress: Progress =
         return sample(model, job, sampler, start, progress)
 
 
-def evaluations(job: Job, alphas_cumprod: Tensor, strength: float = 1.0) -> int:
-    """How many times a run asks for eps: what its progress bar counts."""
-    return len(Sampler(job.sampler, job.steps, alphas_cumprod, 0, strength).schedule)
+def evaluations(job: Job, alphas_cumprod: Tensor) -> int:
+    """How many times sampling asks for eps."""
+    return len(Sampler(job.sampler, job.steps, alphas_cumprod).schedule)
+
+
+def inversions(job: Job, alphas_cumprod: Tensor) -> int:
+    """How many times an inversion asks for eps."""
+    return len(Sampler(job.sampler, job.steps, alphas_cumprod).timesteps)
+
+
+def decode_image(model: Model, z: Tensor) -> Image.Image:
+    """The first of the images of latents `[b, 4, h, w]`."""
+    return tensor_to_pictures(model.decode(z))[0]

@@ -89,5 +89,5 @@ class Sampler:
 
 
 def seeded_noise(shape: tuple[int, ...], seeds: list[int]) -> Tensor:
-    """`[b, 4, h, w]`, each row from its own seed, so that a picture does not depend on its neighbours."""
+    """`[b, 4, h, w]`, each row from its own seed, so that an image does not depend on its neighbours."""
     return torch.cat([torch.randn((1, *shape), generator=torch.Generator().manual_seed(s)) for s in seeds])

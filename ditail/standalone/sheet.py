@@ -1,4 +1,4 @@
-"""Labelled sheets of pictures."""
+"""Labelled sheets of images."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,19 +13,19 @@ def _font(size: int) -> ImageFont.ImageFont:
 
 
 def contact_sheet(title: str, rows: Mapping[str, Mapping[str, Image.Image]], cell: int = 160) -> Image.Image:
-    """One line of pictures a row, each with its label above it, the row's name before them."""
+    """One line of images a row, each with its label above it, the row's name before them."""
     columns = max(len(r) for r in rows.values())
     row_height = LINE + cell + GAP
     sheet = Image.new("RGB", (GAP + columns * (cell + GAP), TITLE + len(rows) * (LINE + row_height) + GAP), PAPER)
     draw = ImageDraw.Draw(sheet)
     draw.text((GAP, GAP), title, INK, _font(16))
-    for i, (name, pictures) in enumerate(rows.items()):
+    for i, (name, images) in enumerate(rows.items()):
         top = TITLE + i * (LINE + row_height)
         draw.text((GAP, top), name, INK, _font(15))
-        for j, (label, picture) in enumerate(pictures.items()):
+        for j, (label, image) in enumerate(images.items()):
             x = GAP + j * (cell + GAP)
             draw.text((x, top + LINE), label, INK, _font(13))
-            sheet.paste(picture.resize((cell, cell), Image.Resampling.LANCZOS), (x, top + 2 * LINE))
+            sheet.paste(image.resize((cell, cell), Image.Resampling.LANCZOS), (x, top + 2 * LINE))
     return sheet
 
 
@@ -46,7 +46,7 @@ def grid_sheet(title: str, rows: Sequence[str], columns: Sequence[str], grid: Se
     for i, name in enumerate(rows):
         top = TITLE + LINE + i * (height + GAP)
         draw.text((GAP, top + height // 2 - 8), name, INK, font)
-        for j, picture in enumerate(grid[i]):
-            sheet.paste(picture.convert("RGB").resize((width, height), Image.Resampling.LANCZOS),
+        for j, image in enumerate(grid[i]):
+            sheet.paste(image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS),
                         (left + j * (column + GAP), top))
     return sheet

@@ -144,6 +144,7 @@ def prepare(data: Path) -> Path:
     subprocess.run([sys.executable, "-m", "ditail", "demo", "--webui", str(data)], check=True, cwd=ROOT)
     write_other_checkpoints(models)
     write_lora(data / "models" / "Lora" / "test-lora.safetensors", models / "house-noto.safetensors")
+    write_vae(data / "models" / "VAE" / "test.vae.safetensors", models / "house-noto.safetensors")
     (data / "extensions").mkdir()
     (data / "extensions" / "ditail").symlink_to(ROOT)
     shutil.copytree(HERE / "probe_extension", data / "extensions" / "ditail-test-probe")
@@ -235,6 +236,19 @@ def write_lora(path: Path, checkpoint: Path) -> None:
         f"{name}.lora_up.weight": torch.randn(weight.shape[0], 2) * 2,
         f"{name}.lora_down.weight": torch.randn(2, weight.shape[1]), f"{name}.alpha": torch.tensor(2.0),
     }, path)
+
+
+def write_vae(path: Path, checkpoint: Path) -> None:
+    """A VAE that is nearly that of a checkpoint."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    torch.manual_seed(0)
+    prefix = "first_stage_model."
+    weights = {name.removeprefix(prefix): weight * (1 + 0.02 * torch.randn_like(weight))
+               for name, weight in load_file(checkpoint).items() if name.startswith(prefix)}
+    path.parent.mkdir(exist_ok=True)
+    save_file(weights, path)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,10 @@
 """Runs inside the WebUI under test: what Ditail's caches hold and gave, and somebody else's always-on script."""
 
+import random
+
 import gradio as gr
+import numpy
+import torch
 from modules import script_callbacks, scripts, shared
 
 from ditail.webui import caches
@@ -31,6 +35,14 @@ def restart() -> None:
     shared.reload_hypernetworks()
 
 
+def start_afresh() -> None:
+    """Empty caches and seeded global generators, which img2img's encoder draws from: no job depends on an earlier."""
+    caches.clear()
+    random.seed(0)
+    numpy.random.seed(0)
+    torch.manual_seed(0)
+
+
 class SomebodyElses(scripts.Script):
     def title(self):
         return "Ditail test script"
@@ -45,6 +57,7 @@ class SomebodyElses(scripts.Script):
 def add_routes(_, app) -> None:
     app.add_api_route("/ditail-test/caches", state, methods=["GET"])
     app.add_api_route("/ditail-test/restart", restart, methods=["POST"])
+    app.add_api_route("/ditail-test/start-afresh", start_afresh, methods=["POST"])
 
 
 count_hits()

@@ -12,10 +12,13 @@ from pathlib import Path
 import torch
 import yaml
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
-ASSETS = Path(__file__).with_name("assets")
+from ..errors import DitailError
+from .files import whole_file
+from .names import ASSETS
+
 STYLES = ("noto", "flat", "ink")
 SIDE = 128
 COLUMNS = 12
@@ -25,7 +28,7 @@ STORED = torch.float16
 
 @dataclass(frozen=True)
 class Scenes:
-    """The held-out scenes: a caption and, in every style, the true picture of each."""
+    """The held-out scenes: a caption and, in every style, the true image of each."""
 
     captions: list[str]
     pictures: dict[str, list[Image.Image]]
@@ -55,15 +58,14 @@ def write_checkpoints(folder: Path, moved_to: Path | None = None) -> dict[str, P
     config["model"]["params"]["cond_stage_config"]["params"] = {
         "version": str(((moved_to or folder) / TEXT_FOLDER).resolve())}
     base = load_file(ASSETS / "base.safetensors")
-    paths = {}
+    written = {}
     for style in STYLES:
-        paths[style] = folder / f"house-{style}.safetensors"
-        paths[style].with_suffix(".yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-        part = paths[style].with_suffix(".part")
-        save_file(merge_low_rank(base, load_file(ASSETS / f"{style}.safetensors")), part)
-        part.chmod(0o644)
-        part.replace(paths[style])
-    return paths
+        written[style] = folder / f"house-{style}.safetensors"
+        with whole_file(written[style].with_suffix(".yaml")) as part:
+            part.write_text(yaml.safe_dump(config, sort_keys=False))
+        with whole_file(written[style]) as part:
+            part.write_bytes(save(merge_low_rank(base, load_file(ASSETS / f"{style}.safetensors"))))
+    return written
 
 
 @cache
@@ -82,21 +84,34 @@ def cache_folder() -> Path:
     return Path(root) / f"house-{asset_digest()}"
 
 
-def checkpoints() -> dict[str, Path]:
-    """The house checkpoints: style -> path; they are merged on first use."""
+def paths() -> dict[str, Path]:
+    """The demo checkpoints: style -> path; they are merged on first use.
+
+    Raises DitailError where the cache folder can't be written to.
+    """
     folder = cache_folder()
     if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        # Built beside its place and renamed, so that a folder that is there is whole.
-        with tempfile.TemporaryDirectory(dir=folder.parent) as part:
-            built = Path(part) / "house"
-            write_checkpoints(built, folder)
-            try:
-                built.rename(folder)
-            except OSError:
-                if not folder.is_dir():
-                    raise
+        try:
+            merge_into(folder)
+        except (OSError, DitailError) as error:
+            cause = error if isinstance(error, OSError) else error.__cause__
+            raise DitailError(f"the demo checkpoints can't be written to {folder} "
+                              f"({getattr(cause, 'strerror', None) or cause}); set DITAIL_CACHE to another folder"
+                              ) from error
     return {style: folder / f"house-{style}.safetensors" for style in STYLES}
+
+
+def merge_into(folder: Path) -> None:
+    """Write the checkpoints into a folder that is not there yet; then it is there whole or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as part:
+        built = Path(part) / "house"
+        write_checkpoints(built, folder)
+        try:
+            built.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # another process was faster
+                raise
 
 
 def held_out() -> Scenes:

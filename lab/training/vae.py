@@ -1,4 +1,4 @@
-"""The house autoencoder: f = 8, 4 channels, shared by all house checkpoints."""
+"""The demo checkpoints' autoencoder: f = 8, 4 channels, shared by all of them."""
 
 import random
 
@@ -8,7 +8,7 @@ from ldm.modules.diffusionmodules.model import Decoder, Encoder
 from torch import Tensor, nn
 
 from .art import SIDE, STYLES, Art, random_scene
-from .training import to_tensor, train
+from .loop import to_tensor, train
 
 SCALE_FACTOR = 0.18215
 DDCONFIG = {

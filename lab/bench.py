@@ -1,8 +1,9 @@
-"""`python -m ditail bench`: what Ditail costs beside plain generation, in FLOPs, time and memory."""
+"""`python -m lab bench`: what Ditail costs beside plain generation, in FLOPs, time and memory."""
 
 import contextlib
 import platform
 import time
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,11 +11,13 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from ..images import LATENT_SCALE
-from ..inversion import invert
-from ..schedule import ddim_timesteps, scaled_linear_alphas_cumprod
+from ditail.images import LATENT_SCALE
+from ditail.inversion import invert
+from ditail.schedule import ddim_timesteps, scaled_linear_alphas_cumprod
+from ditail.standalone.files import make_folder, whole_file
+from ditail.standalone.model import default_device, default_dtype
+
 from .counts import SD15, SDXL, Runs, Topology, build, flop_ratios
-from .model import default_device, default_dtype
 from .report import markdown_table, write_csv
 
 WAYS = ("cold", "warm", "hot", "three chunks")
@@ -29,12 +32,17 @@ TIMED = {"cpu": (((SD15, 192),), (1, 4)), "cuda": (((SD15, 512), (SDXL, 1024)), 
 MEMORY_STEPS = (2, 4, 8)
 
 
+def command(args: Namespace) -> None:
+    """See `lab.cli.add_bench`."""
+    run(args.out, args.rounds, args.pixels)
+
+
 def run(out: Path, rounds: int = 2, pixels: int | None = None, steps: int = 20) -> None:
     """Count, time and weigh; write `bench.md`, `flops.csv`, `time.csv`, `memory.csv` and `bench.png` into `out`.
 
     rounds: how often each kind of step is timed. pixels: another side than `TIMED`'s, a multiple of 64.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out, "--out")
     device = default_device()
     places, batches = TIMED["cuda" if device.type == "cuda" else "cpu"]
     places = [(topology, pixels or side) for topology, side in places]
@@ -54,7 +62,8 @@ def run(out: Path, rounds: int = 2, pixels: int | None = None, steps: int = 20) 
     for name, lines in (("flops", counted), ("time", timed), ("memory", weighed)):
         if lines:
             write_csv(out / f"{name}.csv", lines)
-    (out / "bench.md").write_text(tables(counted, timed, weighed, steps, rounds, device))
+    with whole_file(out / "bench.md") as part:
+        part.write_text(tables(counted, timed, weighed, steps, rounds, device))
     plot(out / "bench.png", counted, timed, weighed)
     print(out / "bench.md")
 
@@ -153,7 +162,7 @@ def tables(counted: Sequence[dict], timed: Sequence[dict], weighed: Sequence[dic
     where = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU thread(s)"
     text = [
         f"# Cost beside plain generation\n\n{steps} steps, 80 % with feature and 50 % with attention injection, CFG. "
-        f"`python -m ditail bench`, torch {torch.__version__}, {platform.machine()}, {where}.\n",
+        f"`python -m lab bench`, torch {torch.__version__}, {platform.machine()}, {where}.\n",
         "\n## U-Net FLOPs, counted\n\n", _ratios(counted, "plain_tflops", "plain evaluation, TFLOP"),
         f"\n## Time, measured (fastest of {rounds})\n\n", _ratios(timed, "plain_seconds", "plain evaluation, s"),
     ]
@@ -192,7 +201,8 @@ def plot(path: Path, counted: Sequence[dict], timed: Sequence[dict], weighed: Se
     handles, labels = left.get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncols=4, frameon=False)
     figure.tight_layout(rect=(0, 0.06, 1, 1))
-    figure.savefig(path, dpi=120)
+    with whole_file(path) as part:
+        figure.savefig(part, dpi=120, format="png")
     plt.close(figure)
 
 

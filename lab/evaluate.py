@@ -1,11 +1,12 @@
-"""`python -m ditail evaluate`: every method on held-out scenes in all directions between the house styles.
+"""`python -m lab evaluate`: every method on held-out scenes in all directions between the demo checkpoints' styles.
 
-Work is cut into units that share an inversion, the tasks of `fanout`. Processes with one thread each are on a CPU
-faster than one with many threads, and give the same numbers on any number of cores.
+Work is cut into units that share an inversion, the tasks of `ditail.standalone.fanout`. On a CPU, processes with one
+thread each are faster than one with many threads, and give the same numbers on any number of cores.
 """
 
 import hashlib
 import json
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -17,13 +18,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..errors import DitailError
-from ..latents import SourceLatents
-from . import house, metrics, report
-from .commands import quiet
-from .fanout import Options, count_cores, fan_out, raise_failed
-from .model import Model, default_device, load_model
-from .pipeline import Job, generate, image_to_image, invert_with, noised_source, transfer
+from ditail.errors import DitailError
+from ditail.latents import SourceLatents
+from ditail.standalone import demo_checkpoints
+from ditail.standalone.fanout import Options, fan_out, raise_failed
+from ditail.standalone.files import make_folder, whole_file
+from ditail.standalone.model import Model, default_device, load_model, quiet
+from ditail.standalone.pipeline import Job, generate, image_to_image, invert_with, noised_source, transfer
+
+from . import metrics, report
 
 ALPHAS = (1.0, 2.0, 3.0, 5.0, 8.0)
 BETAS = (0.0, 0.5, 1.0)
@@ -31,7 +34,6 @@ OMEGAS = (3.0, 7.5)
 STRENGTHS = (0.4, 0.6, 0.8)
 MAIN = (3.0, 0.5)
 BATCH = 16
-MOST_WORKERS = 8
 RESULTS = "results.json"
 
 TRUTH, TRUTH_VAE, CONTENT_VAE = "true target picture", "true target through the VAE", "content through the VAE"
@@ -148,10 +150,10 @@ def cut_into_units(rows: Sequence[Row], styles: Sequence[str], done: set[tuple[s
 
 
 def load_material() -> Material:
-    """The house checkpoints and scenes that ship with the project."""
-    scenes = house.held_out()
-    pictures = {style: np.stack([np.asarray(p) for p in scenes.pictures[style]]) for style in house.STYLES}
-    return Material(house.checkpoints(), house.classifier_path(), scenes.captions, pictures)
+    """The demo checkpoints and scenes that ship with the project."""
+    scenes = demo_checkpoints.held_out()
+    pictures = {style: np.stack([np.asarray(p) for p in scenes.pictures[style]]) for style in demo_checkpoints.STYLES}
+    return Material(demo_checkpoints.paths(), demo_checkpoints.classifier_path(), scenes.captions, pictures)
 
 
 class Evaluator:
@@ -259,10 +261,9 @@ def start_evaluator(material: Material, settings: Settings) -> Evaluator:
 def run_units(units: Sequence[Unit], material: Material, settings: Settings, progress: bool,
               options: Options) -> Iterator[list[dict]]:
     """The records of each unit as it ends, in no certain order. Raises TasksFailed at the end for what failed."""
-    usual = min(count_cores(), MOST_WORKERS) if default_device().type == "cpu" else 1
     total = sum(len(settings.scenes_of(r, material.styles.index(u.source))) for u in units for r in u.rows)
     with (tqdm(total=total * (len(material.styles) - 1), unit="picture", disable=not progress) as bar,
-          options.open(partial(start_evaluator, material, settings), len(units), usual) as workers):
+          options.open(partial(start_evaluator, material, settings), len(units)) as workers):
         for _, records in fan_out(units, workers):
             bar.update(sum(len(r["scenes"]) for r in records))
             yield records
@@ -286,9 +287,8 @@ def read_records(path: Path, key: dict) -> list[dict]:
 
 def write_records(path: Path, key: dict, records: list[dict]) -> None:
     """Write what `read_records` reads, whole or not at all."""
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps({"settings": key, "records": records}))
-    part.replace(path)
+    with whole_file(path) as part:
+        part.write_text(json.dumps({"settings": key, "records": records}))
 
 
 def check_settings(settings: Settings, held_out: int) -> None:
@@ -299,20 +299,27 @@ def check_settings(settings: Settings, held_out: int) -> None:
             raise DitailError(f"{name}: must be a whole number from 1 to {most}, got {value!r}", name)
 
 
+def command(args: Namespace) -> None:
+    """See `lab.cli.add_evaluate`."""
+    for path in run(args.out, scenes=args.scenes, rows=args.rows, steps=args.steps, thinning=args.thinning,
+                    options=Options.of(args)):
+        print(path)
+
+
 def run(out: Path, *, scenes: int = Settings.scenes, rows: str | None = None, steps: int = Settings.steps,
         thinning: int = Settings.thinning, progress: bool = True, material: Material | None = None,
         options: Options | None = None) -> list[Path]:
     """Run the evaluation, or what is left of it, into the folder `out`; the files written are returned.
 
-    scenes: held-out scenes a direction. rows: parts of row names, comma-separated, to restrict it. thinning: the
-    grid's rows take every such scene. Raises DitailError for a value out of range or a folder of other settings.
+    scenes: held-out scenes a direction. rows: parts of row names, comma-separated, to restrict it. thinning: the grid's
+    rows take every such scene, at least one. Raises DitailError for a value out of range or a folder of other settings.
     """
     chosen = choose_rows(rows)
     material = material or load_material()
-    settings = Settings(scenes, steps, thinning)
+    settings = Settings(scenes, steps, min(thinning, scenes))
     check_settings(settings, len(material.captions))
     key = {**asdict(settings), "weights and scenes": material.digest()}
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out, "--out")
     records = read_records(out / RESULTS, key)
     units = cut_into_units(chosen, material.styles, {(r["row"], r["source"], r["target"]) for r in records})
     for made in run_units(units, material, settings, progress, options or Options()) if units else ():

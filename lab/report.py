@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ditail.standalone.files import whole_file
+
 METRICS = {
     "edge_f1": "edge F1", "iou": "foreground IoU", "style": "target style, probability",
     "style_share": "target style, share", "l1": "L1 to the truth", "ssim": "SSIM to the truth",
@@ -45,7 +47,7 @@ def directions(rows: Sequence, records: Sequence[dict]) -> list[dict]:
 
 
 def write_csv(path: Path, lines: Sequence[dict]) -> None:
-    with path.open("w", newline="") as file:
+    with whole_file(path) as part, part.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(lines[0]))
         writer.writeheader()
         for line in lines:
@@ -150,7 +152,8 @@ def write_plot(path: Path, lines: Sequence[dict], title: str) -> None:
         figure.legend(handles, labels, loc="lower center", ncols=5, fontsize=9, frameon=False)
     figure.suptitle(title)
     figure.tight_layout(rect=(0, 0.07, 1, 1))
-    figure.savefig(path, dpi=110)
+    with whole_file(path) as part:
+        figure.savefig(part, dpi=110, format="png")
     pyplot.close(figure)
 
 
@@ -161,7 +164,8 @@ def write_report(folder: Path, rows: Sequence, records: Sequence[dict], settings
     paths = [folder / name for name in ("table.csv", "directions.csv", "table.md", "plot.png")]
     write_csv(paths[0], lines)
     write_csv(paths[1], by_direction)
-    paths[2].write_text(markdown(settings, lines, by_direction), encoding="utf-8")
+    with whole_file(paths[2]) as part:
+        part.write_text(markdown(settings, lines, by_direction), encoding="utf-8")
     write_plot(paths[3], lines, f"Structure over style, {settings.scenes} held-out scenes in each of "
                                 f"{len({d['direction'] for d in by_direction})} directions, {settings.steps} steps")
     return paths

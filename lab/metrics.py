@@ -13,7 +13,7 @@ from skimage.feature import canny
 from skimage.metrics import structural_similarity
 from torch import Tensor, nn
 
-from ..errors import DitailError
+from ditail.errors import DitailError
 
 EDGE_SIGMA = 1.5
 EDGE_THRESHOLDS = (0.05, 0.12)

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from ditail.standalone.metrics import StyleClassifier
+from lab.metrics import StyleClassifier
 
 from .art import STYLES, Art, Scene, held_out_scenes, random_scene
-from .training import to_tensor, train
+from .loop import to_tensor, train
 from .vae import Autoencoder
 
 SCENES = 400

@@ -1,4 +1,4 @@
-"""What the trainings of the house models share: a clock-driven schedule and batches of scenes."""
+"""What the trainings share: a clock-driven schedule and batches of scenes."""
 
 import math
 import random

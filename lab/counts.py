@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..features import FeatureCache
-from ..injection import Injection, inject
-from ..latents import SourceLatents
-from ..savings import Savings
-from ..schedule import InjectionSteps, scaled_linear_alphas_cumprod
+from ditail.features import FeatureCache
+from ditail.injection import Injection, inject
+from ditail.latents import SourceLatents
+from ditail.savings import Savings
+from ditail.schedule import InjectionSteps, scaled_linear_alphas_cumprod
 
 TOKENS = 77
 EVERYTHING = 2**60  # bytes

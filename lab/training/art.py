@@ -1,4 +1,4 @@
-"""Scenes of emoji art: the same layouts and captions in every house style.
+"""Scenes of emoji art: the same layouts and captions in every style.
 
 The art comes from npm's `@iconify-json` packages (Noto: Apache-2.0, Fluent: MIT); `fetch_art` installs
 them with npm, everything else works from the folder that it leaves.

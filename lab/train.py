@@ -1,6 +1,4 @@
-"""Remake the house checkpoints and everything else under `ditail/standalone/assets` from scratch.
-
-    python -m house [--build DIR] [--assets DIR] [--minutes-base 66] ...
+"""`python -m lab train`: remakes the demo checkpoints and everything else under `ditail/standalone/assets`.
 
 Takes under two hours on two cores. A stage whose file is in the build folder is not done again.
 """
@@ -15,28 +13,18 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from ditail.standalone import house
+from ditail.standalone import demo_checkpoints
 
-from . import text, unet, vae
-from .art import STYLES, Art, fetch_art, held_out_scenes, random_scene
-from .classifier import accuracies, train_classifier
+from .training import text, unet, vae
+from .training.art import STYLES, Art, fetch_art, held_out_scenes, random_scene
+from .training.classifier import accuracies, train_classifier
 
 SCENES = 10_000
 HELD_OUT = 120
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m house", description=__doc__.split("\n")[0])
-    parser.add_argument("--build", type=Path, default=Path("build/house"), help="working folder")
-    parser.add_argument("--assets", type=Path, default=house.ASSETS, help="where the result goes")
-    for stage, minutes in (("vae", 10), ("base", 66), ("style", 5), ("decoder", 7), ("classifier", 1.5)):
-        parser.add_argument(f"--minutes-{stage}", type=float, default=minutes,
-                            help=f"training time (default {minutes})")
-    return parser.parse_args()
-
-
-def main() -> None:
-    args = arguments()
+def command(args: argparse.Namespace) -> None:
+    """Every stage that is not done, then the assets; for `args` see `lab.cli.add_train`."""
     torch.set_flush_denormal(True)
     torch.manual_seed(0)
     args.build.mkdir(parents=True, exist_ok=True)
@@ -51,7 +39,7 @@ def main() -> None:
     args.assets.mkdir(parents=True, exist_ok=True)
     classifier = train_classifier(art, autoencoder, args.minutes_classifier, random.Random(5))
     print("style classifier, share right on held-out art:", accuracies(classifier, art, autoencoder))
-    save_half(classifier.state_dict(), args.assets / house.classifier_path().name)
+    save_half(classifier.state_dict(), args.assets / demo_checkpoints.classifier_path().name)
     write_assets(args.assets, args.build / "text", art, autoencoder, base, differences)
 
 
@@ -105,7 +93,7 @@ def decoder_stage(args, art: Art, autoencoder: vae.Autoencoder) -> None:
 
 
 def write_assets(folder: Path, text_folder: Path, art: Art, autoencoder, base: dict, differences: dict) -> None:
-    """Everything that `ditail.standalone.house` reads, the weights in float16."""
+    """Everything that `ditail.standalone.demo_checkpoints` reads, the weights in float16."""
     plain = unet.plain_state(base["unet"])
     state = {f"model.diffusion_model.{k}": v for k, v in plain.items()}
     state |= {f"first_stage_model.{k}": v for k, v in autoencoder.state_dict().items()}
@@ -122,7 +110,7 @@ def write_assets(folder: Path, text_folder: Path, art: Art, autoencoder, base: d
     scenes = held_out_scenes(HELD_OUT)
     (folder / "held_out.json").write_text(json.dumps([s.caption for s in scenes], indent=0))
     for style in STYLES:
-        house.write_sheet([art.render(s, style) for s in scenes], folder / f"held_out_{style}.png")
+        demo_checkpoints.write_sheet([art.render(s, style) for s in scenes], folder / f"held_out_{style}.png")
 
 
 def save_half(state: dict, path: Path) -> None:
@@ -130,7 +118,7 @@ def save_half(state: dict, path: Path) -> None:
 
 
 def ldm_config() -> dict:
-    """The yaml of an SD 1.x checkpoint, with the house models' sizes."""
+    """The yaml of an SD 1.x checkpoint, with the demo models' sizes."""
     return {"model": {"base_learning_rate": 1.0e-4, "target": "ldm.models.diffusion.ddpm.LatentDiffusion", "params": {
         "linear_start": 0.00085, "linear_end": 0.0120, "num_timesteps_cond": 1, "log_every_t": 200, "timesteps": 1000,
         "first_stage_key": "jpg", "cond_stage_key": "txt", "image_size": 16, "channels": 4,
@@ -142,7 +130,3 @@ def ldm_config() -> dict:
             "lossconfig": {"target": "torch.nn.Identity"}}},
         "cond_stage_config": {"target": "ldm.modules.encoders.modules.FrozenCLIPEmbedder", "params": {}},
     }}}
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""The house U-Nets: one base over all styles, then a low-rank difference for each style."""
+"""The demo U-Nets: one base over all styles, then a low-rank difference for each style."""
 
 import random
 from collections.abc import Sequence
@@ -14,8 +14,8 @@ from torch.nn.utils import parametrize
 from tqdm import tqdm
 
 from .art import STYLES, Art, Scene
+from .loop import shuffled_batches, to_tensor, train
 from .text import WIDTH, tokenize
-from .training import shuffled_batches, to_tensor, train
 from .vae import SCALE_FACTOR, Autoencoder
 
 UNET_CONFIG = {

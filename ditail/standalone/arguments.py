@@ -1,0 +1,69 @@
+"""Jobs, sizes, prompts and checkpoints from a command's arguments, checked before anything is loaded."""
+
+import math
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from ..errors import DitailError
+from .model import check_checkpoint, check_size
+from .pipeline import Job
+
+# A phone's image is larger: SD at its size would take hours, or all memory.
+MOST_PIXELS = 2048 * 2048
+
+
+def check_partner_files(*paths: Path) -> None:
+    """Raise DitailError naming both unless all checkpoints are there, whole and of one architecture."""
+    blocks = [check_checkpoint(p) for p in paths]
+    for path, count in zip(paths, blocks, strict=True):
+        if count != blocks[0]:
+            raise DitailError(f"{paths[0]} has {blocks[0]} output blocks, {path} has {count}: both must be of one "
+                              "architecture")
+
+
+def job_of(args: Namespace, prompt: str, seed: int) -> Job:
+    return Job((prompt,), args.negative_prompt, (seed,), args.steps, args.sampler, args.cfg, args.alpha, args.beta,
+               args.conv_ratio, args.attn_ratio)
+
+
+def size_of(args: Namespace, sides: tuple[int, int], image: Image.Image | None) -> tuple[int, int]:
+    """(width, height): as asked, else the image's cut down to the model's unit, else the model's own.
+
+    sides: the model's unit and native side.
+    """
+    unit, native = sides
+    own = image.size if image else (native, native)
+    if not args.width and not args.height and math.prod(own) > MOST_PIXELS:
+        raise DitailError(f"image: {own[0]}x{own[1]} is more than can be made at once; give --width and --height")
+    width = args.width or max(unit, own[0] // unit * unit)
+    height = args.height or max(unit, own[1] // unit * unit)
+    check_size(width, height, unit)
+    return width, height
+
+
+def prompts_of(args: Namespace) -> list[str]:
+    """The prompts given one by one and those in a file, each once. Raises DitailError if there are none."""
+    prompts = args.prompt or []
+    if args.prompts:
+        try:
+            lines = args.prompts.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise DitailError(f"--prompts: {args.prompts} can't be read ({error})") from error
+        prompts = prompts + [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise DitailError("--prompt: give one or more prompts, or a file of them with --prompts")
+    return list(dict.fromkeys(prompts))
+
+
+def checkpoint_paths(given: Sequence[Path]) -> list[Path]:
+    """The checkpoints of files and folders, each once. Raises DitailError for fewer than two or equal names."""
+    paths = [p for g in given for p in (sorted(g.glob("*.safetensors")) if g.is_dir() else [g])]
+    paths = list(dict.fromkeys(paths))
+    if len(paths) < 2:
+        raise DitailError(f"matrix: needs two checkpoints or more, got {len(paths)}")
+    if len({p.stem for p in paths}) < len(paths):
+        raise DitailError("matrix: two checkpoints have the same file name")
+    return paths

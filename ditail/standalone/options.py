@@ -1,0 +1,54 @@
+"""Command-line options that several commands share."""
+
+import argparse
+import math
+import sys
+from typing import NoReturn
+
+MOST_SEED = 2**32 - 1
+
+
+class Parser(argparse.ArgumentParser):
+    """Tells what is wrong in one sentence, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        # A type that names its option itself has "argument --x: " put before its sentence.
+        start, _, sentence = message.partition(": ")
+        if start.startswith("argument ") and sentence.startswith("--"):
+            message = sentence
+        print(f"{self.prog.split()[2]}: {message} (--help lists the options)", file=sys.stderr)
+        sys.exit(2)
+
+
+def number(key: str, low: float, high: float, whole: bool = False):
+    """An argparse type that names the option and its range."""
+
+    def parse(text: str) -> float:
+        try:
+            value = int(text) if whole else float(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:
+            kind = "a whole number" if whole else "a number"
+            raise argparse.ArgumentTypeError(f"{key} must be {kind} from {low:g} to {high:g}, got {text!r}")
+        return value
+
+    return parse
+
+
+def seeds(text: str) -> list[int]:
+    """An argparse type: comma-separated seeds, each once."""
+    one = number("--seed", 0, MOST_SEED, whole=True)
+    return list(dict.fromkeys(one(part) for part in text.split(",")))
+
+
+def add_workers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workers", type=number("--workers", 1, 4096, whole=True), help="how many processes share the "
+                        "work; more than one need Ray (default: 1, this very process; with --ray one a core, or a GPU "
+                        "where there are any)")
+    parser.add_argument("--threads", type=number("--threads", 1, 1024, whole=True), default=1, help="torch's in each "
+                        "process: an image's last bits depend on them, not on the workers (default: %(default)s)")
+    parser.add_argument("--ray", action="store_true", help="let Ray run the work: on this machine's cores, or on the "
+                        "cluster that RAY_ADDRESS names (needs: pip install ray)")
+    parser.add_argument("--address", metavar="HOST:PORT", help='the Ray cluster to join ("auto": the one that this '
+                        "machine is in); it must find the checkpoints at the same paths")

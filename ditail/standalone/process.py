@@ -1,0 +1,120 @@
+"""A command as a process: signals, exit codes, and one sentence on stderr for whatever goes wrong.
+
+Loads nothing but the standard library's small modules: signals are handled before torch starts to load.
+"""
+
+import _thread
+import os
+import signal
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Callable
+from importlib import import_module
+from types import FrameType
+from typing import NoReturn
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# A signal this long after the first one means that cleaning up hangs.
+CLEANING_SECONDS = 15
+
+
+class Interrupts:
+    """Handles SIGINT and SIGTERM of one process.
+
+    While modules load there is nothing to clean up, and an exception would surface in the middle of a C library's
+    initialisation: the process ends at once. Later, KeyboardInterrupt is raised, once, and cleaning up is left alone.
+    """
+
+    def __init__(self, program: str):
+        self.program = program
+        self.cleans_up = False
+        self.received: int | None = None
+        self._since = 0.0
+
+    def install(self) -> None:
+        for number in SIGNALS:
+            signal.signal(number, self._handle)
+        sys.unraisablehook = self._raise_again
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        first, now = self.received is None, time.monotonic()
+        if not self.cleans_up or (not first and now - self._since > CLEANING_SECONDS):
+            os.write(2, f"{self.program}: interrupted\n".encode())
+            os._exit(128 + number)
+        if first:
+            self.received, self._since = number, now
+            raise KeyboardInterrupt
+
+    def _raise_again(self, unraisable) -> None:
+        """An interrupt that hits a destructor would be printed and forgotten."""
+        if issubclass(unraisable.exc_type, KeyboardInterrupt):
+            self.received = None
+            _thread.interrupt_main()
+        else:
+            sys.__unraisablehook__(unraisable)
+
+    def ignore(self) -> None:
+        """From the last line of output on."""
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
+
+# Of this process; not installed where `main` is called as a function.
+interrupts = Interrupts("ditail")
+
+
+def run(program: str, module: str) -> NoReturn:
+    """Run `module.main()` as this process and exit with what it returns."""
+    interrupts.program = program
+    interrupts.install()
+    try:
+        code = import_module(module).main()
+    except KeyboardInterrupt:
+        code = tell_interrupted(program)
+    interrupts.ignore()
+    sys.exit(code)
+
+
+def tell(program: str, sentence: str) -> None:
+    print(f"{program}: {' '.join(sentence.split())}", file=sys.stderr)
+
+
+def tell_interrupted(program: str) -> int:
+    """The exit code, as a shell gives it to a process that a signal ended."""
+    tell(program, "interrupted")
+    return 128 + (interrupts.received or signal.SIGINT)
+
+
+def execute(program: str, load: Callable[[], Callable[[Namespace], None]], args: Namespace) -> int:
+    """Run the command that `load` imports; 0 when it worked, else one sentence on stderr.
+
+    1: something failed, 2: bad input or a file that can't be written, 130: interrupted.
+    """
+    from ..errors import DitailError
+
+    try:
+        command = load()
+        interrupts.cleans_up = True
+        command(args)
+    except KeyboardInterrupt:
+        return tell_interrupted(program)
+    except Exception as error:
+        if interrupts.received is not None:  # a library made another exception of the interrupt
+            return tell_interrupted(program)
+        if isinstance(error, DitailError):
+            tell(program, str(error))
+            return getattr(error, "exit_code", 2)
+        if isinstance(error, OSError):
+            tell(program, describe(error))
+            return 2
+        if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error)):
+            tell(program, "there is not enough memory for this; ask for a smaller --width and --height")
+            return 1
+        raise
+    return 0
+
+
+def describe(error: OSError) -> str:
+    """"file: what the system says"."""
+    return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)

@@ -1,1 +1,0 @@
-"""Remakes the house checkpoints from scratch: `python -m house` (not needed to use them)."""

@@ -1,0 +1,73 @@
+"""The command line of the lab: `python -m lab evaluate | bench | train`."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+
+from ditail.errors import DitailError
+from ditail.standalone.options import Parser, add_workers, number
+from ditail.standalone.process import execute
+
+STAGES = {"vae": 10, "base": 66, "style": 5, "decoder": 7, "classifier": 1.5}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; see `ditail.standalone.process.execute`."""
+    args = build_parser().parse_args(argv)
+    return execute("lab", lambda: load_command(args.command), args)
+
+
+def load_command(name: str) -> Callable[[argparse.Namespace], None]:
+    """A command's function. Raises DitailError where a package that it needs is not installed."""
+    from ditail.standalone.model import quiet
+
+    quiet()
+    try:
+        return import_module(f"lab.{name}").command
+    except ModuleNotFoundError as error:
+        raise DitailError(f"{name}: needs the package {error.name}; install it with: pip install -e "
+                          f"'.[standalone,{'train' if name == 'train' else 'test'}]'") from error
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="python -m lab", description="Evaluation, benchmark and training of the demo checkpoints.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    add_evaluate(commands.add_parser("evaluate", help="measure structure and style on the demo checkpoints"))
+    add_bench(commands.add_parser("bench", help="count and time what Ditail costs beside plain generation"))
+    add_train(commands.add_parser("train", help="remake the demo checkpoints from scratch (needs npm)"))
+    return parser
+
+
+def add_evaluate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, default=Path("out/evaluation"), help="folder for table and plot "
+                        "(default: %(default)s)")
+    parser.add_argument("--scenes", type=number("--scenes", 1, 120, whole=True), default=100,
+                        help="how many held-out scenes (default: %(default)s)")
+    parser.add_argument("--steps", type=number("--steps", 3, 999, whole=True), default=10,
+                        help="DDIM steps (default: %(default)s)")
+    parser.add_argument("--thinning", type=number("--thinning", 1, 120, whole=True), default=3,
+                        help="the grid around the main setting takes every n-th scene; 1 is all of them "
+                        "(default: %(default)s)")
+    parser.add_argument("--rows", help="only the rows whose name contains one of these (comma-separated)")
+    add_workers(parser)
+
+
+def add_bench(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, default=Path("out/bench"), help="folder for tables and plot "
+                        "(default: %(default)s)")
+    parser.add_argument("--rounds", type=number("--rounds", 1, 100, whole=True), default=2,
+                        help="how often each kind of step is timed (default: %(default)s)")
+    parser.add_argument("--pixels", type=int, choices=[64 * i for i in range(1, 33)], metavar="SIDE",
+                        help="side of what is timed, a multiple of 64 (default: 192 on a CPU; 512, SDXL 1024 on a GPU)")
+
+
+def add_train(parser: argparse.ArgumentParser) -> None:
+    from ditail.standalone import names
+
+    parser.add_argument("--build", type=Path, default=Path("build/train"), help="working folder (default: %(default)s)")
+    parser.add_argument("--assets", type=Path, default=names.ASSETS, help="where the result goes "
+                        "(default: the project's own assets)")
+    for stage, minutes in STAGES.items():
+        parser.add_argument(f"--minutes-{stage}", type=number(f"--minutes-{stage}", 0.01, 10_000), default=minutes,
+                            help="training time (default: %(default)s)")

@@ -1,0 +1,34 @@
+"""A fault at any call of any function that a run passes through leaves nothing behind. See `sweep.py`."""
+
+import pytest
+from faulty import kinds
+from sweep import Sweep, choose, run
+from webui_helpers import encode
+
+
+@pytest.fixture(scope="module")
+def sweep(webui, content, other_content):
+    before = webui.call("/ditail-test/options").json
+    changed = {"ditail_disk": True, "samples_save": True}
+    webui.call("/sdapi/v1/options", changed)
+    webui.generate(steps=1)
+    yield Sweep(webui, kinds(encode(content), encode(other_content)))
+    webui.call("/ditail-test/faults/share-config", {"on": False})
+    webui.call("/sdapi/v1/options", {name: before[name] for name in changed})
+
+
+def test_every_function_is_there(sweep):
+    assert sweep.faulty.points()["missing"] == []
+
+
+def test_a_fault_leaves_nothing_behind(sweep, capsys, record_property):
+    errors = sweep.faulty.points()["errors"]
+    faults = choose(sweep, list(sweep.kinds), errors)
+    results = run(sweep, faults)
+    left = [result for result in results if result["left"]]
+    fired = sum(result["fired"] > 0 for result in results)
+    with capsys.disabled():
+        print(f"\n{fired} faults injected in {len(sweep.kinds)} kinds of job: {len(left)} left something behind")  # noqa: T201
+    record_property("faults", fired)
+    assert fired == len(faults)
+    assert left == []
