@@ -1,8 +1,8 @@
 """A record of what jobs answer, to show that a change of the code changes no image and no sentence.
 
 `DITAIL_BEHAVIOUR` is the path of the record, a JSON file with one section for the WebUI and one for the command line. A
-section that is not there is recorded and the tests are skipped; else every job is compared with it. Pixels depend on the
-CPU, on torch's build and on its number of threads, so a record is only good on the machine that made it, and isn't
+section that is not there is recorded and the tests are skipped; else every job is compared with it. Pixels depend on
+the CPU, on torch's build and on its number of threads, so a record is only good on the machine that made it, and isn't
 committed.
 """
 
