@@ -124,7 +124,8 @@ class Sweep:
         left = self.left_at_once(fault, kind, reference)
         left |= self.wrong_answer(fault, answer, reference) if seen["fired"] else {}
         plain, mixed = self.faulty.picture(PLAIN), self.faulty.picture(kind)
-        self.faulty.picture(PLAIN)  # for LoRAs, which stay until a job without them
+        if "<lora" in str(kind):
+            self.faulty.picture(PLAIN)  # LoRAs stay until a job without them
         if plain != self.plain:
             left["the next plain picture"] = shortened_answer(plain)
         if mixed != reference.pictures:
