@@ -34,20 +34,20 @@ def unwritable(path: Path, error: OSError) -> DitailError:
     return DitailError(None, f"{path}: can't be written ({error.strerror or error})")
 
 
-def make_folder(path: Path, option: str) -> None:
+def make_folder(path: Path, option: str | None = None) -> None:
     """Make a folder. Raises DitailError naming the option where it can't be made or can't be written to."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DitailError(None, f"{option}: the folder {path} can't be made ({error.strerror})") from error
+        raise DitailError(option, f"the folder {path} can't be made ({error.strerror})") from error
     if not os.access(path, os.W_OK | os.X_OK):
-        raise DitailError(None, f"{option}: the folder {path} can't be written to")
+        raise DitailError(option, f"the folder {path} can't be written to")
 
 
 def check_writable(path: Path, option: str) -> None:
     """Make a file's folder. Raises DitailError naming the option where the file can't be written, before any work."""
     if path.is_dir():
-        raise DitailError(None, f"{option}: {path} is a folder")
+        raise DitailError(option, f"{path} is a folder")
     make_folder(path.parent, option)
 
 

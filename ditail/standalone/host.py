@@ -35,13 +35,13 @@ class LastModel:
 
     def __init__(self):
         quiet()
-        self._path = self._model = None
+        self._models: dict[Path, Model] = {}
 
     def __call__(self, path: Path) -> Model:
-        if path != self._path:
-            self._path = self._model = None
-            self._path, self._model = path, load_model(path)
-        return self._model
+        if path not in self._models:
+            self._models.clear()
+            self._models[path] = load_model(path)
+        return self._models[path]
 
 
 class FileLibrary:
