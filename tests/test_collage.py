@@ -98,7 +98,7 @@ def test_what_leaves_nothing_to_lay_out_is_refused():
         compose([], 64, 32)
     with pytest.raises(DitailError, match=r"^collage\[1\]\.mask: leaves nothing of the piece at 32x32") as caught:
         compose([Piece(one(RED)), Piece(one(BLUE), (0, 0, 0.5, 1), gray(0))], 64, 32)
-    assert caught.value.key == "collage"
+    assert caught.value.key.startswith("collage")
 
 
 def test_the_apis_objects_become_pieces():
@@ -143,5 +143,5 @@ PICTURE = base64_of(one(RED))
 def test_what_is_wrong_with_a_piece_is_named(values, sentence):
     with pytest.raises(DitailError, match=sentence) as caught:
         parse_collage(values)
-    assert caught.value.key == "collage"
+    assert caught.value.key.startswith("collage")
     assert str(caught.value).startswith("collage")

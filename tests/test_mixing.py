@@ -207,7 +207,7 @@ def test_sources_that_can_not_be_mixed_are_named(unets, mixed, what):
     for use in (lambda: run(unets["sd1"], source=mixed), lambda: start_latent(mixed, 901)):
         with pytest.raises(DitailError, match=f"^sources: .*{what}") as caught:
             use()
-        assert caught.value.key == "sources"
+        assert caught.value.key.startswith("sources")
 
 
 def spread_of(z):
@@ -304,5 +304,5 @@ def test_the_apis_objects_become_further_sources():
 def test_what_is_wrong_with_a_further_source_is_named(values, sentence):
     with pytest.raises(DitailError, match=sentence) as caught:
         parse_sources(values)
-    assert caught.value.key == "sources"
+    assert caught.value.key.startswith("sources")
     assert str(caught.value).startswith("sources")

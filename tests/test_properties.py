@@ -76,7 +76,7 @@ def test_settings_are_taken_or_refused_by_name(values):
         assert len(made.source_checkpoint) <= 4096
         return
     names = {*BY_KEY, "args", *(map(named, values) if isinstance(values, dict) else ())}
-    assert error.key in names and str(error).startswith(f"{error.key}:"[:MAX_SENTENCE])
+    assert error.key.partition("[")[0] in names and str(error).startswith(f"{error.key}:"[:MAX_SENTENCE])
 
 
 @pytest.mark.parametrize("key", ["image", "mask"])
@@ -119,7 +119,7 @@ PIECE = wrong_or_right(("image", "box", "mask", "resize_mode"), st.just(PICTURE)
 @given(st.one_of(ANYTHING, st.lists(PIECE, max_size=3), st.lists(st.just({}), min_size=15, max_size=20)))
 def test_collages_are_laid_out_or_refused(pieces):
     error = refused(lambda: [compose(parse_collage(pieces), 24, 16)])
-    assert error is None or (error.key == "collage" and str(error).startswith("collage"))
+    assert error is None or (error.key.startswith("collage") and str(error).startswith("collage"))
 
 
 @given(st.lists(st.floats(0, 1), min_size=4, max_size=4), st.sampled_from([(8, 8), (64, 8), (8, 264)]))
@@ -143,7 +143,7 @@ SOURCE = wrong_or_right(SOURCE_KEYS, st.just(PICTURE), st.floats(0, 10),
 @given(st.one_of(ANYTHING, st.lists(SOURCE, max_size=3), st.lists(st.just({}), min_size=7, max_size=10)))
 def test_further_sources_are_taken_or_refused(sources):
     error = refused(parse_sources, sources)
-    assert error is None or (error.key == "sources" and str(error).startswith("sources"))
+    assert error is None or (error.key.startswith("sources") and str(error).startswith("sources"))
     if error is None:
         parsed = parse_sources(sources)
         assert len(parsed) <= 8 and all(0 <= s.weight <= 10 and 0 <= s.steps[0] < s.steps[1] <= 1 for s in parsed)
@@ -294,7 +294,7 @@ def test_any_infotext_is_read_or_refused(params):
 @example("[" * 3000 + "]" * 3000)
 def test_any_further_sources_of_infotext_are_read_or_refused(text):
     error = refused(sources_from_infotext, {SOURCES: text})
-    assert error is None or (error.key == "sources" and str(error).startswith("sources"))
+    assert error is None or (error.key.startswith("sources") and str(error).startswith("sources"))
 
 
 def test_infotext_of_earlier_versions():
