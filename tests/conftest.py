@@ -1,6 +1,7 @@
 """Small real ldm U-Nets, and the last lines that name what could not run."""
 
 import os
+import secrets
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,24 @@ def random_unet(config: dict, seed: int):
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.05)
     return unet.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def paths():
+    """The demo checkpoints: style -> path."""
+    from ditail.standalone import demo_checkpoints
+
+    return demo_checkpoints.paths()
+
+
+@pytest.fixture(scope="session")
+def ray():
+    """Ray, whose clusters here have a token that is not kept in the home folder."""
+    pytest.importorskip("ray", reason="Ray is not installed (pip install ray)")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        yield
 
 
 @pytest.fixture(scope="session")
