@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import SD1, random_unet
+from unets import SD1, random_unet
 
 from ditail import Injection, SourceLatents, inject
 from ditail.savings import Shortcut

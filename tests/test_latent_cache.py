@@ -8,20 +8,15 @@ import sys
 
 import pytest
 import torch
+from injected import entry
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from ditail import DitailError, LatentCache, SourceLatents
 from ditail.disk import LatentFolder
 from ditail.latents import FORMAT, latents_key
-from ditail.schedule import scaled_linear_alphas_cumprod
 
 KEYS = [latents_key({"n": n}) for n in range(4)]
-
-
-def entry(value=0.0, steps=2, picture=None):
-    latents = torch.full((steps, 1, 4, 8, 8), float(value))
-    return SourceLatents(range(1, steps + 1), latents, scaled_linear_alphas_cumprod(), picture=picture)
 
 
 @pytest.fixture
@@ -235,7 +230,7 @@ import sys, torch
 from ditail.disk import LatentFolder
 from ditail.latents import latents_key
 sys.path.insert(0, "tests")
-from test_latent_cache import entry
+from injected import entry
 folder, found = LatentFolder(sys.argv[1], 30_000), 0
 for i in range(400):
     n = i // 2 * int(sys.argv[2]) % 11  # each twice, so that some are found however the two take turns
