@@ -1,6 +1,7 @@
 """The command line as real processes: interrupts at any moment, full disks, read-only folders, killed workers."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from ditail.standalone.cli import main
 from lab import evaluate
 from lab.cli import main as lab_main
 
+# How many random moments: DITAIL_INTERRUPTS=60 is a soak.
+RANDOM_MOMENTS = int(os.environ.get("DITAIL_INTERRUPTS", 4))
 INTERRUPTED = ["ditail: interrupted"]
 # `python -m ditail`, with a function that is called before.
 PATCHED = "from ditail.standalone.process import run\n{}\nrun('ditail', 'ditail.standalone.cli')"
@@ -98,17 +101,19 @@ def test_an_interrupt_ends_mix_with_one_line_and_leaves_no_file(mix, tmp_path, f
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seconds", [0.3, 1.5, 4])
-def test_an_interrupt_at_any_time(mix, tmp_path, folder, seconds):
-    """Whatever is being imported or loaded then."""
-    process = python(mix, tmp_path)
+@pytest.mark.parametrize("number", range(RANDOM_MOMENTS))
+def test_two_interrupts_at_a_random_moment(request, mix, matrix, tmp_path, folder, number):
+    """Whatever is being imported, loaded or computed then; every fourth time with Ray."""
+    rng, with_ray = random.Random(number), number % 4 == 3
+    request.getfixturevalue("ray" if with_ray else "paths")
+    process = python([*matrix, "--steps=900", "--workers=2"] if with_ray else mix, tmp_path)
     process.wait_until(lambda: process.catches(signal.SIGTERM))
-    time.sleep(seconds)
+    time.sleep(rng.uniform(0, 15 if with_ray else 6))
     process.interrupt()
-    time.sleep(0.01)
+    time.sleep(rng.uniform(0, 0.1))
     process.interrupt()
     assert process.end() == (130, INTERRUPTED)
-    assert not list(folder.iterdir())
+    assert not [p for p in folder.rglob("*") if p.is_file()]
 
 
 def test_an_interrupt_before_the_first_import(tmp_path):
