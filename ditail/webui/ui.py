@@ -1,5 +1,6 @@
 """Ditail's controls in a tab, built from the table of settings."""
 
+import html
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -9,7 +10,7 @@ from modules import sd_models, sd_vae
 from modules.ui_common import create_refresh_button
 from modules.ui_components import InputAccordion
 
-from ..settings import BY_KEY
+from ..settings import BY_KEY, warnings_of
 from ..sources import WEIGHT
 from .infotext import TITLE, PasteKey, second_source_of
 from .matrix import MAX_MARGIN
@@ -44,6 +45,8 @@ def build(elem_id: Callable[[str], str], *, is_img2img: bool) -> Controls:
         for keys in (("alpha", "beta"), ("conv_ratio", "attn_ratio")):
             with gr.Row():
                 made |= {key: _control(key, elem_id) for key in keys}
+            if "alpha" in keys:
+                _warnings(made["alpha"], made["beta"], elem_id("warnings"))
         with gr.Row():
             made |= {key: _control(key, elem_id) for key in ("source_prompt", "source_negative_prompt")}
         with gr.Accordion("More", open=False, elem_id=elem_id("more")):
@@ -64,6 +67,14 @@ def build(elem_id: Callable[[str], str], *, is_img2img: bool) -> Controls:
         [made[f.key] for f in TAB_FIELDS] + second + pieces, [(made[name], key) for name, key in keys.items()] + pasted,
         list(keys.values()),
     )
+
+
+def _warnings(alpha, beta, elem_id: str) -> None:
+    """A line that follows the sliders and shows what is outside the safe region, if anything is."""
+    shown = gr.HTML(elem_id=elem_id)
+    for slider in (alpha, beta):
+        slider.change(lambda *values: "".join(f"<p>{html.escape(w)}</p>" for w in warnings_of(*values)),
+                      inputs=[alpha, beta], outputs=[shown], show_progress=False, queue=False)
 
 
 def _second_source(elem_id: Callable[[str], str]) -> list:

@@ -46,10 +46,9 @@ def main() -> None:
                     found[cfg][outcome(webui.generate(settings, steps=STEPS, cfg_scale=cfg, negative_prompt="blurry",
                                                       override_settings=target))] += 1
                 bad = [found[cfg]["not finite"] + found[cfg]["black"] for cfg in CFGS]
-                other = Counter({k: n for c in found.values() for k, n in c.items()
-                                 if k not in ("finite", "not finite", "black")})
-                total = sum(sum(counts.values()) for counts in found.values())
-                print(f"| {family} | {total} | " + " | ".join(map(str, bad)) + f" | {dict(other) or 'none'} |",
+                counts = sum(found.values(), Counter())
+                other = {k: n for k, n in counts.items() if k not in ("finite", "not finite", "black")}
+                print(f"| {family} | {counts.total()} | " + " | ".join(map(str, bad)) + f" | {other or 'none'} |",
                       flush=True)
 
 
