@@ -12,7 +12,6 @@ from itertools import product
 from pathlib import Path
 
 import torch
-from ditail.standalone.evaluate import fast
 from torch import Tensor
 
 from ditail.errors import DitailError
