@@ -1,8 +1,9 @@
 """A record of what jobs answer, to show that a change of the code changes no image and no sentence.
 
-`DITAIL_BEHAVIOUR` is the path of the record, a JSON file. A job that is not in it is added and its test skipped; a job
-that is in it is compared. Pixels depend on the CPU, on torch's build and on its number of threads, so a record is only
-good on the machine that made it, and isn't committed.
+`DITAIL_BEHAVIOUR` is the path of the record, a JSON file with one section for the WebUI and one for the command line. A
+section that is not there is recorded and the tests are skipped; else every job is compared with it. Pixels depend on
+the CPU, on torch's build and on its number of threads, so a record is only good on the machine that made it, and isn't
+committed.
 """
 
 import hashlib
@@ -36,6 +37,8 @@ class Record:
         recorded = self._read().get("environment", environment)
         assert recorded == environment, f"{self.path} was recorded with {recorded}, this is {environment}"
         self._environment = environment
+        # Decided once, so that comparing never writes: a job that is missing then was renamed or is new.
+        self.is_recording = not self.jobs
 
     def _read(self) -> dict:
         if not self.path.exists():
@@ -55,11 +58,12 @@ class Record:
         return self._read().get("jobs", {})
 
     def check(self, name: str, answer: dict) -> None:
-        """Compare a job's answer with the recorded one, or record it and skip the test."""
-        recorded = self.jobs.get(name)
-        if recorded is None:
+        """Record a job's answer and skip the test, or compare it with the recorded one."""
+        if self.is_recording:
             self._write(name, answer)
             pytest.skip(f"recorded in {self.path}")
+        recorded = self.jobs.get(name)
+        assert recorded is not None, f'"{name}" is not in {self.path}'
         differences = list(differences_of(recorded, json.loads(json.dumps(answer))))
         assert not differences, f'"{name}" is not as recorded in {self.path}:\n' + "\n".join(differences)
 

@@ -14,16 +14,24 @@ SMALL = dataclasses.replace(counts.SD15, name="small", config={**counts.SD15.con
                                                                "context_dim": 32, "num_heads": 4})
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """What one benchmark writes."""
+    folder = tmp_path_factory.mktemp("bench")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench, "COUNTED", ((SMALL, 64), (SMALL, 128)))
+        patch.setattr(bench, "BATCHES", (1, 4))
+        patch.setattr(bench, "TIMED", dict.fromkeys(("cpu", "cuda"), (((SMALL, 64),), (1,))))
+        bench.run(folder, rounds=1)
+    return folder
+
+
 @pytest.fixture
-def lines(tmp_path, monkeypatch):
-    monkeypatch.setattr(bench, "COUNTED", ((SMALL, 64), (SMALL, 128)))
-    monkeypatch.setattr(bench, "BATCHES", (1, 4))
-    monkeypatch.setattr(bench, "TIMED", dict.fromkeys(("cpu", "cuda"), (((SMALL, 64),), (1,))))
-    bench.run(tmp_path, rounds=1)
-    return lambda name: list(csv.DictReader((tmp_path / f"{name}.csv").open()))
+def lines(folder):
+    return lambda name: list(csv.DictReader((folder / f"{name}.csv").open()))
 
 
-def test_bench_writes_tables_and_a_plot(lines, tmp_path):
+def test_bench_writes_tables_and_a_plot(lines, folder):
     counted, timed = lines("flops"), lines("time")
     assert [(x["model"], x["pixels"], x["batch"]) for x in counted] == [
         ("small", side, batch) for side in ("64", "128") for batch in ("1", "4")]
@@ -33,9 +41,9 @@ def test_bench_writes_tables_and_a_plot(lines, tmp_path):
         assert hot < 1 < cold < float(line["three chunks"]) == 2
     assert [x["batch"] for x in timed] == ["1"]
     assert float(timed[0]["plain_seconds"]) > 0
-    text = (tmp_path / "bench.md").read_text()
-    assert text.count("| small | ") == 4 + 1 + (len(bench.MEMORY_STEPS) if (tmp_path / "memory.csv").exists() else 0)
-    assert Image.open(tmp_path / "bench.png").width > 1000
+    text = (folder / "bench.md").read_text()
+    assert text.count("| small | ") == 4 + 1 + (len(bench.MEMORY_STEPS) if (folder / "memory.csv").exists() else 0)
+    assert Image.open(folder / "bench.png").width > 1000
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="no resettable peak memory on this system")
@@ -67,4 +75,5 @@ def test_bench_refuses_what_it_cannot_time(wrong, capsys):
     with pytest.raises(SystemExit) as caught:
         build_parser().parse_args(["bench", *wrong])
     assert caught.value.code == 2
-    assert wrong[0] in capsys.readouterr().err
+    error = capsys.readouterr().err.splitlines()
+    assert len(error) == 1 and error[0].startswith("lab: ") and wrong[0] in error[0]

@@ -1,15 +1,18 @@
 """The stand-alone host on the demo checkpoints: loading, samplers, the command line."""
 
 import json
+import re
 import shutil
+import time
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from ditail import DitailError
 from ditail.images import tensor_to_pictures
-from ditail.standalone import demo_checkpoints, pipeline
+from ditail.standalone import demo_checkpoints, model, pipeline
 from ditail.standalone.cli import main
 from ditail.standalone.model import check_checkpoint, load_model
 from ditail.standalone.names import SAMPLER_NAMES
@@ -82,12 +85,17 @@ def test_every_sampler_generates_inverts_and_transfers(noto, ink, name):
     assert not any(m._forward_hooks for m in ink.unet.modules())
 
 
+@pytest.fixture(scope="module")
+def ddim(noto):
+    """The latents of DDIM's image of 30 steps."""
+    return pipeline.generate(noto, JOB.with_(steps=30, omega=1.0), 128, 128)[0]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(SAMPLERS) - {"DPM++ SDE", "Euler a"}))
-def test_samplers_agree_on_the_same_trajectory(noto, name):
-    """Deterministic samplers solve one ODE: with many steps they end near DDIM's picture."""
-    job = JOB.with_(steps=30, omega=1.0)
-    ddim, _ = pipeline.generate(noto, job, 128, 128)
-    z, _ = pipeline.generate(noto, job.with_(sampler=name), 128, 128)
+def test_samplers_agree_on_the_same_trajectory(noto, ddim, name):
+    """Deterministic samplers solve one ODE: with many steps they end near DDIM's image."""
+    z, _ = pipeline.generate(noto, JOB.with_(steps=30, omega=1.0, sampler=name), 128, 128)
     assert (z - ddim).abs().mean() < 0.25 * ddim.abs().mean()
 
 
@@ -153,7 +161,8 @@ def test_a_vae_that_gives_no_numbers_is_named(paths):
 
 
 @pytest.mark.parametrize(("error", "code", "words"), [
-    (PermissionError(13, "Permission denied", "x.part"), 2, "Permission denied: 'x.part'"),
+    (PermissionError(13, "Permission denied", "x.part"), 2, "out.png: can't be written (Permission denied)"),
+    (OSError(28, "No space left on device"), 2, "out.png: can't be written (No space left on device)"),
     (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 1, "not enough memory"),
     (MemoryError(), 1, "not enough memory"), (KeyboardInterrupt(), 130, "interrupted"),
 ])
@@ -176,7 +185,9 @@ def test_mix_writes_one_png_that_says_how_it_was_made(paths, content, tmp_path, 
     picture = Image.open(out)
     assert picture.size == (128, 128)
     assert json.loads(picture.text["ditail"])["prompt"] == "a fox on pink"
-    assert "100%" in capfd.readouterr().err
+    told = capfd.readouterr()
+    assert "inverting: 100%" in told.err and "sampling: 100%" in told.err
+    assert re.fullmatch(rf"{re.escape(str(out))} \(\d+\.\d s\)\n", told.out)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["content.png", "mixed.png", "z.safetensors"]
 
 
@@ -200,9 +211,9 @@ def test_mix_takes_pictures_with_alpha_and_rotation(paths, tmp_path):
     ({"image": __file__}, "is not an image that can be read"),
     ({"width": 100}, "width: must be a multiple of 8, here of 64 pixels, got 100"),
     ({"height": 136}, "height: must be a multiple of 8"),
-    ({"out": "nowhere/x.png"}, "the folder nowhere does not exist"),
+    ({"out": f"{__file__}/folder/x.png"}, f"--out: the folder {__file__}/folder can't be made (Not a directory)"),
     ({"out": "x.bmp"}, "must be a .png file"),
-    ({"save_latents": "nowhere/z.safetensors"}, "--save-latents: the folder nowhere does not exist"),
+    ({"save_latents": f"{__file__}/z"}, f"--save-latents: the folder {__file__} can't be made (File exists)"),
     ({"save_latents": "/"}, "--save-latents: / is a folder"),
     ({"mask": __file__}, "mask: "),
 ])
@@ -222,7 +233,39 @@ def test_bad_options_name_themselves(paths, content, tmp_path, capfd, change):
     with pytest.raises(SystemExit) as caught:
         main(mix_arguments(paths, content, tmp_path / "out.png", **change))
     assert caught.value.code == 2
-    assert f"--{next(iter(change)).replace('_', '-')}" in capfd.readouterr().err
+    error = capfd.readouterr().err.splitlines()
+    assert len(error) == 1 and f"--{next(iter(change)).replace('_', '-')}" in error[0] and "usage" not in error[0]
+
+
+@pytest.mark.parametrize("sampler", ["DDIM", "Heun", "DDIM (WebUI)"])
+def test_progress_counts_the_steps_whatever_the_sampler_asks(paths, content, tmp_path, capfd, sampler):
+    out = tmp_path / "folder" / "of its own" / "out.png"
+    assert main(mix_arguments(paths, content, out, steps=5, sampler=sampler)) == 0
+    bars = capfd.readouterr().err.replace("\r", "\n").splitlines()
+    for name in ("inverting", "sampling"):
+        assert [line for line in bars if line.startswith(name)][-1].count(" 5/5 ") == 1
+    assert out.is_file()
+
+
+@pytest.mark.parametrize(("version", "words"), [
+    ("/nowhere/text", "its text encoder's folder /nowhere/text is not there"),
+    ("text", "its text encoder's folder text is not there"),
+    ("nobody/nothing", "is neither a folder nor in the cache of downloads, and the Hugging Face hub can't be reached"),
+])
+def test_a_text_encoder_that_is_nowhere_is_told_at_once(paths, content, tmp_path, capfd, monkeypatch, version, words):
+    for name in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(model.huggingface_hub.constants, "ENDPOINT", "https://127.0.0.1:1")
+    for suffix in (".safetensors", ".yaml"):
+        shutil.copy(paths["noto"].with_suffix(suffix), tmp_path / f"other{suffix}")
+    config = yaml.safe_load((tmp_path / "other.yaml").read_text())
+    config["model"]["params"]["cond_stage_config"]["params"]["version"] = version
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(config))
+    start = time.monotonic()
+    assert main(mix_arguments(paths, content, tmp_path / "out.png", target=tmp_path / "other.safetensors")) == 2
+    assert time.monotonic() - start < 10
+    error = capfd.readouterr().err.strip().splitlines()
+    assert len(error) == 1 and "other.yaml: " in error[0] and words in error[0]
 
 
 def test_a_picture_too_large_to_make_needs_a_size(paths, tmp_path, capfd):

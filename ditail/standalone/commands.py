@@ -15,7 +15,7 @@ from ..errors import DitailError
 from . import demo_checkpoints
 from .arguments import check_partner_files, job_of, size_of
 from .files import check_writable, make_folder, save_image, unwritable, whole_file
-from .model import Model, load_model, quiet
+from .model import Model, load_model, quiet, read_config, read_sides
 from .pipeline import (
     Job,
     Progress,
@@ -100,22 +100,23 @@ def mix(args: Namespace) -> None:
     content = images.read_picture(args.image, "image")
     job = job_of(args, args.prompt, args.seed)
     check_partner_files(args.source, args.target)
-    mask = images.read_mask(args.mask) if args.mask else None
-    source = load_model(args.source)
-    width, height = size_of(args, (source.size_unit, source.native_side), content)
+    width, height = size_of(args, read_sides(read_config(args.source)), content)
+    if args.mask:
+        job = job.with_(mask=images.mask_to_latent(images.read_mask(args.mask), width, height, args.resize_mode))
     check_writable(args.out, "--out")
     if args.save_latents:
         check_writable(args.save_latents, "--save-latents")
-    if mask is not None:
-        job = job.with_(mask=images.mask_to_latent(mask, width, height, args.resize_mode))
+    source = load_model(args.source)
     z0 = source.encode(images.picture_to_tensor(images.fit(content, width, height, args.resize_mode)))
     source_job = job.with_(prompts=(args.source_prompt or args.prompt,),
                            negative_prompt=args.source_negative_prompt or args.negative_prompt)
     with step_bar("inverting", job, inversions(job, source.alphas_cumprod)) as progress:
         latents = invert_with(source, source_job, z0, progress)
-    # Only now, so that the two models are never in memory together.
-    target, source = source if args.source == args.target else None, None
-    target = target or load_model(args.target)
+    if args.source == args.target:
+        target = source
+    else:
+        del source  # so that the two models are never in memory together
+        target = load_model(args.target)
     with step_bar("sampling", job, evaluations(job, target.alphas_cumprod)) as progress:
         z = transfer(target, job, latents, progress)
     if args.save_latents:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ..errors import DitailError
-from .files import whole_file
+from .files import make_folder, whole_file
 from .names import ASSETS
 
 STYLES = ("noto", "flat", "ink")
@@ -50,10 +50,12 @@ def write_checkpoints(folder: Path, moved_to: Path | None = None) -> dict[str, P
     """Write `house-<style>.safetensors` and `.yaml` and the text encoder's folder below `folder`: style -> path.
 
     The yaml names the text encoder by its absolute path, which is how the WebUI finds it without a hub; `moved_to` is
-    where `folder` will lie in the end, if not where it is.
+    where `folder` will lie in the end, if not where it is. Raises DitailError for what can't be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(ASSETS / "text", folder / TEXT_FOLDER, dirs_exist_ok=True)
+    make_folder(folder / TEXT_FOLDER)
+    for path in (ASSETS / "text").iterdir():
+        with whole_file(folder / TEXT_FOLDER / path.name) as part:
+            shutil.copyfile(path, part)
     config = yaml.safe_load((ASSETS / "house.yaml").read_text())
     config["model"]["params"]["cond_stage_config"]["params"] = {
         "version": str(((moved_to or folder) / TEXT_FOLDER).resolve())}
@@ -94,10 +96,8 @@ def paths() -> dict[str, Path]:
         try:
             merge_into(folder)
         except (OSError, DitailError) as error:
-            cause = error if isinstance(error, OSError) else error.__cause__
-            raise DitailError(f"the demo checkpoints can't be written to {folder} "
-                              f"({getattr(cause, 'strerror', None) or cause}); set DITAIL_CACHE to another folder"
-                              ) from error
+            raise DitailError(f"the demo checkpoints can't be kept in {folder} ({error}); set DITAIL_CACHE to another "
+                              "folder") from error
     return {style: folder / f"house-{style}.safetensors" for style in STYLES}
 
 

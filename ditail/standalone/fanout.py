@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 
@@ -36,6 +36,9 @@ class Task(Protocol):
     def name(self) -> str: ...
 
     def run(self, state: Any) -> Any: ...
+
+
+AnyTask = TypeVar("AnyTask", bound=Task)
 
 
 class TasksFailed(DitailError):
@@ -59,7 +62,8 @@ class ThisProcess:
 
     def __init__(self, start: Callable[[], Any]):
         self.failed: dict[str, str] = {}
-        self._start, self._states = start, []
+        self._start = start
+        self._states: list[Any] = []
 
     def submit(self, task: Task) -> Callable[[], Outcome]:
         return partial(self.run, task)
@@ -237,12 +241,14 @@ def count_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def fan_out(tasks: Iterable[Task], workers: Workers) -> Iterator[tuple[Task, Any]]:
+def fan_out(tasks: Iterable[AnyTask], workers: Workers) -> Iterator[tuple[AnyTask, Any]]:
     """(task, result) of each task as it ends, in no certain order; tasks are drawn as workers become free.
 
     One that failed `TRIES` times, or for what another try would not change, is put into `workers.failed`.
     """
-    fresh, again, busy, tries = iter(tasks), [], {}, Counter()
+    fresh, tries = iter(tasks), Counter[str]()
+    again: list[AnyTask] = []
+    busy: dict[Any, AnyTask] = {}
     while True:
         while len(busy) < workers.size and (task := again.pop() if again else next(fresh, None)):
             busy[workers.submit(task)] = task

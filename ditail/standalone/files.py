@@ -34,14 +34,15 @@ def unwritable(path: Path, error: OSError) -> DitailError:
     return DitailError(f"{path}: can't be written ({error.strerror or error})")
 
 
-def make_folder(path: Path, option: str) -> None:
+def make_folder(path: Path, option: str = "") -> None:
     """Make a folder. Raises DitailError naming the option where it can't be made or can't be written to."""
+    start = f"{option}: " if option else ""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DitailError(f"{option}: the folder {path} can't be made ({error.strerror})") from error
+        raise DitailError(f"{start}the folder {path} can't be made ({error.strerror})") from error
     if not os.access(path, os.W_OK | os.X_OK):
-        raise DitailError(f"{option}: the folder {path} can't be written to")
+        raise DitailError(f"{start}the folder {path} can't be written to")
 
 
 def check_writable(path: Path, option: str) -> None:

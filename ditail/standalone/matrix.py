@@ -52,13 +52,13 @@ class LastModel:
 
     def __init__(self):
         quiet()
-        self._path = self._model = None
+        self._models: dict[Path, Model] = {}
 
     def __call__(self, path: Path) -> Model:
-        if path != self._path:
-            self._path = self._model = None
-            self._path, self._model = path, load_model(path)
-        return self._model
+        if path not in self._models:
+            self._models.clear()
+            self._models[path] = load_model(path)
+        return self._models[path]
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,9 @@ class SourceTask:
 
     def run(self, load: LastModel) -> tuple[dict[int, Image.Image], dict[int | None, SourceLatents]]:
         """(seed -> image, seed -> latents); those of an inversion, where seeds play no part, under None."""
-        model, images, latents = load(self.checkpoint.absolute()), {}, {}
+        model = load(self.checkpoint.absolute())
+        images: dict[int, Image.Image] = {}
+        latents: dict[int | None, SourceLatents] = {}
         for seed in self.seeds:
             z, latents[seed] = generate(model, self.job.with_(seeds=(seed,)), *self.size)
             images[seed] = decode_image(model, z)
@@ -241,21 +243,21 @@ def is_current(path: Path, made: dict | None, marks: dict) -> bool:
 
 def source_tasks(matrix: Matrix, missing: Sequence[Cell]) -> Iterator[SourceTask]:
     """What has to be made before the cells that are missing, one task a checkpoint and prompt."""
-    missing = set(missing)
+    wanted = set(missing)
     for path, size in matrix.sizes.items():
         content = matrix.image and fit(matrix.image, *size)
         for prompt in matrix.prompts:
             own = [Cell(path, path, prompt, seed) for seed in matrix.seeds]
-            needed = [c for c in own if any(c._replace(target=t) in missing for t in matrix.sizes if t != path)]
+            needed = [c for c in own if any(c._replace(target=t) in wanted for t in matrix.sizes if t != path)]
             lacking = {matrix.latents_seed(c) for c in needed if matrix.load_latents(c) is None}
-            seeds = tuple(c.seed for c in own if c in missing or c.seed in lacking)
+            seeds = tuple(c.seed for c in own if c in wanted or c.seed in lacking)
             if seeds or lacking:
                 yield SourceTask(path, matrix.job.with_(prompts=(prompt,)), size, seeds, content, None in lacking)
 
 
 def cell_tasks(matrix: Matrix, missing: Sequence[Cell]) -> Iterator[CellTask]:
     """The missing cells whose source latents there are; these are read as the tasks are drawn."""
-    groups = {}
+    groups: dict[tuple[Path, Path, str], list[Cell]] = {}
     for cell in missing:
         if cell.source != cell.target:
             groups.setdefault((cell.source, cell.target, cell.prompt), []).append(cell)
@@ -305,9 +307,9 @@ def make(matrix: Matrix, missing: Sequence[Cell], options: Options) -> None:
                 if (own := cell._replace(seed=seed)) in wanted:
                     matrix.save_cell(image, own)
                     bar.update()
-        for task, images in fan_out(cell_tasks(matrix, missing), workers):
+        for pair, images in fan_out(cell_tasks(matrix, missing), workers):
             for seed, image in images.items():
-                matrix.save_cell(image, Cell(task.source, task.target, task.job.prompts[0], seed))
+                matrix.save_cell(image, Cell(pair.source, pair.target, pair.job.prompts[0], seed))
                 bar.update()
     raise_failed(workers.failed)
 

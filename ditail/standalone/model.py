@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -41,9 +42,9 @@ class Model:
 
     name: str
     unet: nn.Module
-    vae: nn.Module
+    vae: Any  # ldm's AutoencoderKL
     text_model: nn.Module
-    tokenizer: object
+    tokenizer: Any  # a CLIPTokenizer
     alphas_cumprod: Tensor
     scale_factor: float
     v_prediction: bool

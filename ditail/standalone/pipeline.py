@@ -78,7 +78,8 @@ def generate(model: Model, job: Job, width: int, height: int,
              progress: Progress = _no_progress) -> tuple[Tensor, SourceLatents]:
     """Plain generation: (`z_0`, the latents it passed through, which can be the source of a mix)."""
     model.check_size(width, height)
-    sampler, kept = new_sampler(model, job), {}
+    sampler = new_sampler(model, job)
+    kept: dict[float, Tensor] = {}
     noise = seeded_noise((4, height // LATENT_SCALE, width // LATENT_SCALE), list(job.seeds))
     z = sample(model, job, sampler, noise, progress, kept)
     return z, SourceLatents(list(kept), torch.stack(list(kept.values())), model.alphas_cumprod)
@@ -95,8 +96,12 @@ def invert_with(model: Model, job: Job, z0: Tensor, progress: Progress = _no_pro
     """The source latents of `z_0` `[b, 4, h, w]` on the timesteps that `job`'s sampler will ask for."""
     context = combine_conds(job.alpha, model.encode_prompts(job.prompts), job.beta,
                             model.encode_prompts([job.negative_prompt]))
+
+    def on_step(_number: int, _z: Tensor) -> None:
+        progress()
+
     return invert(lambda z, t: model.eps(z, t, context), z0, new_sampler(model, job).timesteps, model.alphas_cumprod,
-                  lambda *_: progress())
+                  on_step)
 
 
 def noised_source(model: Model, job: Job, z0: Tensor) -> SourceLatents:

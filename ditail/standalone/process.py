@@ -8,15 +8,18 @@ import os
 import signal
 import sys
 import time
-from argparse import Namespace
 from collections.abc import Callable
 from importlib import import_module
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from argparse import Namespace
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # A signal this long after the first one means that cleaning up hangs.
 CLEANING_SECONDS = 15
+AGAIN_SECONDS = 0.05
 
 
 class Interrupts:
@@ -47,12 +50,16 @@ class Interrupts:
             raise KeyboardInterrupt
 
     def _raise_again(self, unraisable) -> None:
-        """An interrupt that hits a destructor would be printed and forgotten."""
+        """An interrupt that hits a destructor would be printed and forgotten: another one comes after it."""
         if issubclass(unraisable.exc_type, KeyboardInterrupt):
-            self.received = None
-            _thread.interrupt_main()
+            _thread.start_new_thread(self._interrupt_again, ())
         else:
             sys.__unraisablehook__(unraisable)
+
+    def _interrupt_again(self) -> None:
+        time.sleep(AGAIN_SECONDS)
+        self.received = None
+        _thread.interrupt_main()
 
     def ignore(self) -> None:
         """From the last line of output on."""
@@ -86,7 +93,7 @@ def tell_interrupted(program: str) -> int:
     return 128 + (interrupts.received or signal.SIGINT)
 
 
-def execute(program: str, load: Callable[[], Callable[[Namespace], None]], args: Namespace) -> int:
+def execute(program: str, load: "Callable[[], Callable[[Namespace], None]]", args: "Namespace") -> int:
     """Run the command that `load` imports; 0 when it worked, else one sentence on stderr.
 
     1: something failed, 2: bad input or a file that can't be written, 130: interrupted.

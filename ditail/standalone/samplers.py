@@ -1,6 +1,7 @@
 """Samplers: diffusers' schedulers behind one small interface in VP latents, the U-Net's own space."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import diffusers
 import torch
@@ -11,8 +12,8 @@ from ..errors import DitailError
 Eps = Callable[[Tensor, float], Tensor]
 
 # `steps_offset` and "leading" spacing are the authors' grid, 1 + i * (1000 // N).
-_GRID = {"steps_offset": 1, "timestep_spacing": "leading"}
-SAMPLERS = {
+_GRID: dict[str, Any] = {"steps_offset": 1, "timestep_spacing": "leading"}
+SAMPLERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "DDIM": (diffusers.DDIMScheduler, {**_GRID, "set_alpha_to_one": False, "clip_sample": False}),
     "Euler": (diffusers.EulerDiscreteScheduler, _GRID),
     "Euler a": (diffusers.EulerAncestralDiscreteScheduler, _GRID),

@@ -8,7 +8,7 @@ GAP, LINE, TITLE = 8, 22, 30
 INK, PAPER = (30, 30, 30), (255, 255, 255)
 
 
-def _font(size: int) -> ImageFont.ImageFont:
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 

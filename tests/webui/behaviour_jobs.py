@@ -12,6 +12,9 @@ RIGHT, BOX = encode(draw_mask(SIDE // 2, 0, SIDE, SIDE)), encode(draw_mask(64, 3
 LONG = ", ".join(["a fox on pink"] * 30)
 OTHER_VAE = "other.safetensors"
 LORA = "<lora:test-lora:1>"
+# Sent with every job: the WebUI does not set back an overridden option that was never saved.
+USUAL_OPTIONS = {"CLIP_stop_at_last_layers": 1, "batch_cond_uncond": True, "pad_cond_uncond": False,
+                 "skip_early_cond": 0, "ditail_features_mb": 512}
 
 
 @dataclass(frozen=True)

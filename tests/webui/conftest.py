@@ -83,7 +83,9 @@ class WebUI:
             with urllib.request.urlopen(request, timeout=timeout) as answer:
                 return Answer(answer.status, json.load(answer))
         except urllib.error.HTTPError as error:
-            return Answer(error.code, json.load(error))
+            text = error.read().decode()
+            # What is no Exception (an InterruptedException, say) the server answers in plain text.
+            return Answer(error.code, json.loads(text) if text.startswith("{") else {"errors": text})
 
     def generate(self, ditail: dict | None = None, tab: str = "txt2img", **overrides) -> Answer:
         """One job of the API: the house's ink model, 8 DDIM steps, unless `overrides` says otherwise."""

@@ -45,7 +45,7 @@ def kinds(image: str, other_image: str) -> dict[str, Kind]:
         "matrix": (None, {"script_name": "Ditail matrix", "script_args": [{"checkpoints": [NOTO, "house-ink"]}]}),
         "X/Y/Z": (source, {"plot": ("[Ditail] Alpha", "2.5, 3.5")}),
     }
-    jobs = {f"txt2img {name}": Kind(settings, overrides, plain_jobs={"matrix": 4, "X/Y/Z": 2}.get(name, 1))
+    jobs = {f"txt2img {name}": Kind(settings, overrides, plain_jobs=4 if name == "matrix" else 1)
             for name, (settings, overrides) in every.items()}
     own = {"tab": "img2img", "init_images": [image], "denoising_strength": 0.75}
     for name, (settings, overrides) in every.items():
@@ -93,7 +93,8 @@ class Faulty:
         try:
             if "plot" in asked:
                 axis = asked.pop("plot")
-                return self.webui.generate(**asked) if plain else self.webui.plot(kind.settings, axis, **asked)
+                axis = ("CFG Scale", "5, 5") if plain else axis
+                return self.webui.plot(None if plain else kind.settings, axis, **asked)
             if plain:
                 asked = {k: v for k, v in asked.items() if not k.startswith("script_")}
                 return self.webui.generate(**asked)

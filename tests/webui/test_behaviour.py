@@ -7,7 +7,7 @@ import os
 import re
 
 import pytest
-from behaviour_jobs import ERRORS, JOBS, OTHER_VAE
+from behaviour_jobs import ERRORS, JOBS, OTHER_VAE, USUAL_OPTIONS
 from behaviour_record import Record, describe_images, hash_files, needs_record
 from safetensors.torch import load_file, save_file
 
@@ -38,9 +38,10 @@ def prepared(webui, families):
 
 
 def send(webui, job):
-    """The answer to a job, with the options it overrides set back after it."""
-    asked = {"steps": 5, **job.asked, "override_settings": {"sd_model_checkpoint": job.target, **job.options},
-             "override_settings_restore_afterwards": True}
+    """The answer to a job."""
+    assert set(job.options) <= set(USUAL_OPTIONS)
+    options = {"sd_model_checkpoint": job.target, **USUAL_OPTIONS, **job.options}
+    asked = {"steps": 5, **job.asked, "override_settings": options}
     if job.plot:
         return webui.plot(job.ditail, *job.plot, tab=job.tab, **asked)
     if job.matrix is not None:

@@ -17,7 +17,7 @@ MODEL = {"model", "loaded_models", "vae_file", "base_vae"}
 # Functions that loading a model back calls.
 LOADING = ("load.read", "load.model", "load.weights", "load.state_dict", "load.callbacks", "load.to_cpu", "load.config",
            "hijack.on", "hijack.off", "vae.load", "vae.reload", "load.reload", "load.schedule")
-ERRORS = ("ValueError", "InterruptedException")
+ERRORS = ("ValueError", "InterruptedException", "OutOfMemoryError", "OSError")
 
 
 @pytest.fixture(scope="module")
@@ -200,23 +200,22 @@ def calls_of(faulty, kind: Kind) -> dict[str, int]:
     return seen["counts"]
 
 
-@pytest.mark.parametrize("error", ERRORS)
-@pytest.mark.parametrize("vae", ["", VAE])
-def test_a_failed_load_back_comes_right(faulty, ditail, one_config, error, vae):
-    """At each call that loading back makes, once and lastingly."""
+@pytest.mark.parametrize("vae", ["", VAE], ids=["its own VAE", "another VAE"])
+def test_a_failed_load_back_comes_right(faulty, ditail, one_config, vae):
+    """At the last calls of each function that loading calls, once and lastingly."""
     kind, plain = Kind({**ditail, "source_vae": vae}, {}), Kind(None, {})
     expected, mixed = faulty.picture(plain), faulty.picture(kind)
     before, counts, wrong = faulty.fingerprint(), calls_of(faulty, kind), []
-    faults = [(point, call, lasting) for point in LOADING for call in range(1, counts.get(point, 0) + 1)
-              for lasting in (False, True)]
-    for point, call, lasting in faults:
+    for i, point in enumerate(point for point in LOADING if counts.get(point)):
+        fault = {"point": point, "call": max(1, counts[point] - i % 2), "error": ERRORS[i % len(ERRORS)],
+                 "lasting": i % 3 == 0}
         faulty.post("empty-caches")
-        with faulty.armed(point=point, call=call, error=error, lasting=lasting) as seen:
+        with faulty.armed(**fault) as seen:
             faulty.ask(kind)
         picture = faulty.picture(plain)
         left = {k: v for k, v in differences(before, faulty.fingerprint()).items() if k in MODEL}
         if not seen["fired"] or picture != expected or left or faulty.picture(kind) != mixed:
-            wrong.append((point, call, lasting, seen["fired"], picture == expected, left))
+            wrong.append((fault, seen["fired"], picture == expected, left))
             faulty.post("repair", {"options": before["options"]})
     assert wrong == []
 

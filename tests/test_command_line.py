@@ -1,0 +1,267 @@
+"""The command line as real processes: interrupts at any moment, full disks, read-only folders, killed workers."""
+
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from processes import Marked
+
+from ditail.standalone import commands, demo_checkpoints
+from ditail.standalone.cli import main
+from lab import evaluate
+from lab.cli import main as lab_main
+
+INTERRUPTED = ["ditail: interrupted"]
+# `python -m ditail`, with a function that is called before.
+PATCHED = "from ditail.standalone.process import run\n{}\nrun('ditail', 'ditail.standalone.cli')"
+ENDLESS_SAVE = """
+import time
+from PIL import Image
+def save(image, path, *args, **kwargs):
+    path.write_bytes(b"half an image")
+    time.sleep(600)
+Image.Image.save = save
+"""
+INTERRUPT_IN_A_DESTRUCTOR = """
+import os, signal
+from ditail.standalone import commands
+class Trap:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(1000): pass
+def mix(args):
+    Trap()
+    for _ in range(10**9): pass
+commands.mix = mix
+"""
+INTERRUPT_AS_ANOTHER_ERROR = """
+import os, signal
+from ditail.standalone import commands
+def mix(args):
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(10**9): pass
+    except KeyboardInterrupt as error:
+        raise ImportError("a library's own words") from error
+commands.mix = mix
+"""
+
+
+@pytest.fixture(scope="module")
+def paths():
+    return demo_checkpoints.paths()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """For the files of a command; its content image is elsewhere."""
+    (tmp_path / "folder").mkdir()
+    return tmp_path / "folder"
+
+
+@pytest.fixture
+def mix(paths, tmp_path, folder):
+    """The arguments of a `mix` into the folder, of more steps than anybody waits for."""
+    content = tmp_path / "content.png"
+    demo_checkpoints.held_out().pictures["noto"][0].save(content)
+    return ["mix", f"--source={paths['noto']}", f"--target={paths['ink']}", f"--image={content}", "--prompt=a fox",
+            f"--out={folder / 'out.png'}", f"--save-latents={folder / 'z.safetensors'}", "--steps=900"]
+
+
+@pytest.fixture
+def matrix(paths, folder):
+    return ["matrix", str(paths["noto"]), str(paths["ink"]), "--prompt=a fox", f"--out={folder}", "--steps=2"]
+
+
+def python(arguments, tmp_path, *code, **options):
+    """`python -m ditail`, or a patched one."""
+    start = ["-c", PATCHED.format(*code)] if code else ["-m", "ditail"]
+    return Marked([sys.executable, *start, *arguments], tmp_path, **options)
+
+
+MOMENTS = {
+    "as soon as signals are handled": lambda process: process.catches(signal.SIGTERM),
+    "torch starts to load": lambda process: process.maps("libtorch"),
+    "torch is loading": lambda process: process.maps("libtorch_python"),
+    "inverting": lambda process: "inverting:   1%" in process.err.read_text(),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_an_interrupt_ends_mix_with_one_line_and_leaves_no_file(mix, tmp_path, folder, moment):
+    process = python(mix, tmp_path)
+    process.wait_until(lambda: MOMENTS[moment](process))
+    process.interrupt()
+    assert process.end() == (130, INTERRUPTED)
+    assert not list(folder.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.3, 1.5, 4])
+def test_an_interrupt_at_any_time(mix, tmp_path, folder, seconds):
+    """Whatever is being imported or loaded then."""
+    process = python(mix, tmp_path)
+    process.wait_until(lambda: process.catches(signal.SIGTERM))
+    time.sleep(seconds)
+    process.interrupt()
+    time.sleep(0.01)
+    process.interrupt()
+    assert process.end() == (130, INTERRUPTED)
+    assert not list(folder.iterdir())
+
+
+def test_an_interrupt_before_the_first_import(tmp_path):
+    """Nothing heavy is imported before signals are handled, so that there is hardly a moment before."""
+    code = "import sys, ditail.standalone.process\nprint(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"torch", "numpy", "PIL", "argparse", "dataclasses", "ditail.errors"} & set(modules)
+
+
+@pytest.mark.slow
+def test_an_interrupt_while_the_image_is_written(mix, tmp_path, folder):
+    process = python([*mix, "--steps=1"], tmp_path, ENDLESS_SAVE)
+    process.wait_until(lambda: (folder / "out.png.part").exists())
+    process.interrupt()
+    assert process.end() == (130, INTERRUPTED)
+    assert [p.name for p in folder.iterdir()] == ["z.safetensors"]
+
+
+@pytest.mark.slow
+def test_a_termination_is_told_like_an_interrupt(mix, tmp_path, folder):
+    process = python([*mix, "--steps=1"], tmp_path, ENDLESS_SAVE)
+    process.wait_until(lambda: (folder / "out.png.part").exists())
+    process.popen.terminate()
+    assert process.end() == (128 + signal.SIGTERM, INTERRUPTED)
+    assert [p.name for p in folder.iterdir()] == ["z.safetensors"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("code", [INTERRUPT_IN_A_DESTRUCTOR, INTERRUPT_AS_ANOTHER_ERROR])
+def test_an_interrupt_that_others_catch_still_ends_it(mix, tmp_path, code):
+    assert python(mix, tmp_path, code).end() == (130, INTERRUPTED)
+
+
+@pytest.mark.slow
+def test_an_interrupt_while_the_demo_checkpoints_are_merged(tmp_path, folder):
+    process = python(["demo", f"--out={folder}"], tmp_path, DITAIL_CACHE=str(tmp_path / "cache"))
+    process.wait_until(lambda: list(tmp_path.glob("cache/*/house/*.safetensors")))
+    process.interrupt()
+    assert process.end() == (130, INTERRUPTED)
+    assert not list(folder.iterdir()) and not list((tmp_path / "cache").iterdir())
+
+
+@pytest.fixture
+def ray_token(monkeypatch):
+    """A token of its own, which is not kept in the home folder."""
+    pytest.importorskip("ray", reason="Ray is not installed (pip install ray)")
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+
+def tasks(process):
+    return [pid for pid, command in process.family().items() if command.startswith("ray::_run_on_ray")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["Ray starts", "tasks run"])
+def test_an_interrupt_with_workers_leaves_no_process(ray_token, matrix, tmp_path, folder, moment):
+    process = python([*matrix, "--steps=900", "--workers=2"], tmp_path)
+    process.wait_until(lambda: tasks(process) if moment == "tasks run" else len(process.family()) > 1)
+    process.interrupt()
+    assert process.end() == (130, INTERRUPTED)
+    assert not [p for p in folder.rglob("*") if p.is_file()]
+
+
+@pytest.mark.slow
+def test_workers_that_are_killed_are_named_and_the_next_run_makes_the_rest(ray_token, matrix, tmp_path, folder):
+    process = python([*matrix, "--steps=900", "--workers=2"], tmp_path)
+    killed = set()
+
+    def kill():
+        for pid in set(tasks(process)) - killed:
+            os.kill(pid, signal.SIGKILL)
+            killed.add(pid)
+        return process.popen.poll() is not None
+
+    process.wait_until(kill, ended=True)
+    code, (line,) = process.end()
+    assert code == 1 and len(killed) >= 6
+    assert line.startswith("ditail: failed: source house-") and "WorkerCrashedError" in line
+    assert python(matrix, tmp_path).end()[0] == 0
+    assert len(list(folder.glob("*.png"))) == 5
+
+
+@pytest.fixture(params=["full", "read-only", "below a file"])
+def unwritable(request, tmp_path):
+    """(a folder that can't be written to, the system's words)."""
+    kind, place = request.param, tmp_path / "unwritable"
+    if kind == "below a file":
+        place.write_text("")
+        yield place / "folder", "Not a directory"
+        return
+    place.mkdir()
+    if os.system(f"mount -t tmpfs -o size=4k{',ro' * (kind == 'read-only')} none {place} 2> /dev/null"):
+        pytest.skip("a file system can't be mounted here (needs root)")
+    yield place, {"full": "No space left on device", "read-only": "can't be written to"}[kind]
+    os.system(f"umount {place}")
+
+
+def assert_one_sentence(capfd, *words, program="ditail"):
+    lines = capfd.readouterr().err.replace("\r", "\n").strip().splitlines()
+    assert [line for line in lines if line.startswith(f"{program}: ")] == lines[-1:]
+    assert all(str(word) in lines[-1] for word in words)
+
+
+@pytest.mark.parametrize("command", ["mix", "matrix", "demo"])
+def test_what_cannot_be_written_is_one_sentence(request, monkeypatch, unwritable, capfd, command):
+    place, words = unwritable
+    monkeypatch.setattr(commands, "DEMO", commands.DEMO.with_(steps=1))
+    arguments = request.getfixturevalue(command) if command != "demo" else ["demo"]
+    arguments = [a for a in arguments if not a.startswith(("--save", "--out", "--steps"))]
+    arguments += ["--steps=1"] * (command != "demo")
+    assert main([*arguments, f"--out={place / 'out.png' if command == 'mix' else place}"]) == 2
+    assert_one_sentence(capfd, words, place)
+    assert not (list(place.rglob("*.part")) if place.is_dir() else [])
+
+
+def test_an_evaluation_that_cannot_be_written_is_one_sentence(monkeypatch, unwritable, capfd):
+    place, words = unwritable
+    monkeypatch.setattr(evaluate, "run_units", lambda *_: iter([[{"row": "r" * 5000, "source": "a", "target": "b"}]]))
+    assert lab_main(["evaluate", f"--out={place}"]) == 2
+    assert_one_sentence(capfd, words, place, program="lab")
+
+
+def test_a_cache_that_cannot_be_written_is_one_sentence(monkeypatch, unwritable, folder, capfd):
+    place, _ = unwritable
+    monkeypatch.setenv("DITAIL_CACHE", str(place / "cache"))
+    assert main(["demo", f"--out={folder}"]) == 2
+    assert_one_sentence(capfd, "the demo checkpoints can't be kept in", place, "DITAIL_CACHE")
+    assert not [p for p in place.parent.rglob("*") if p.is_file() and p.name != place.name]
+
+
+def test_a_webui_folder_that_cannot_be_written_is_one_sentence(unwritable, capfd):
+    place, _ = unwritable
+    models = place / "models" / "Stable-diffusion"
+    with suppress(OSError):
+        models.mkdir(parents=True)
+    assert main(["demo", f"--webui={place}"]) == 2
+    assert_one_sentence(capfd, place)
+
+
+@pytest.mark.parametrize("program", ["ditail", "lab"])
+def test_help_tells_no_more_than_there_is(program):
+    def run(*arguments):
+        return subprocess.run([sys.executable, "-m", program, *arguments, "--help"], capture_output=True, text=True,
+                              check=True, cwd=Path(__file__).parents[1]).stdout
+
+    commands = {"ditail": ["demo", "mix", "matrix"], "lab": ["evaluate", "bench", "train"]}[program]
+    assert all(f"    {command} " in run() for command in commands)
+    told = "".join(run(command) for command in commands)
+    assert "--out" in told and "LoRA" not in told and "house" not in told
