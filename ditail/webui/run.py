@@ -24,6 +24,7 @@ from ..layers import parse_layers
 from ..mixing import Mixed, start_latent
 from ..savings import Savings, is_untouched
 from ..schedule import InjectionSteps
+from ..settings import warnings_of
 from ..sites import find_sites
 from . import caches, models, neighbours
 from .failures import errors_for_the_user
@@ -103,6 +104,8 @@ class Run:
                                   shared.sd_model.model.diffusion_model)
         find_sites(shared.sd_model.model.diffusion_model, parse_layers(request.settings.layers))
         if not self.plain:
+            for sentence in warnings_of(alpha=request.settings.alpha, cfg_scale=p.cfg_scale):
+                p.comment(f"Ditail: {sentence}")
             self._without_token_merging()
         self._plan([row[None] for row in seen[0]] if seen else [])
         todo = self._missing(distinct(s for sampling in self.samplings.values() for s in sampling.all_sources))
