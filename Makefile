@@ -15,7 +15,7 @@ test: .venv/installed lint
 
 # A real WebUI: SD_WEBUI_DIR is its folder, SD_WEBUI_PYTHON its interpreter.
 test-webui: .venv/installed
-	$(PIP) webuiapi playwright requests
+	$(PIP) webuiapi playwright requests schemathesis
 	.venv/bin/python -m pytest tests/webui
 
 # Resumable; on every core of this machine, by Ray.
