@@ -18,7 +18,7 @@ from ditail.content.images import picture_to_tensor
 from ditail.errors import DitailError
 from ditail.method.inversion import combine_conds, invert
 from ditail.method.latents import SourceLatents
-from ditail.standalone import house
+from ditail.standalone import demo_checkpoints
 from ditail.standalone.model import load_model, quiet
 from ditail.standalone.pipeline import Job, generate, new_sampler, transfer
 
@@ -29,7 +29,7 @@ NEGATIVE = "blurry"
 CLIPPED_MORE = 0.25
 USUAL_CFG = 7.0  # the WebUI's default
 USUAL_BETA = 0.5
-ALPHAS = (0.0, 1.0, 3.0, 5.0, 7.0, 10.0)
+ALPHAS = (0.0, 1.0, 2.0, 3.0, 5.0, 7.0, 10.0)
 BETAS = (0.0, 0.5, 1.0, 3.0, 6.0, 10.0)
 CFGS = (0.0, 1.0, 3.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0)
 CFG_ALPHAS = (1.0, 3.0, 6.0, 10.0)
@@ -49,9 +49,9 @@ class Image:
 
 def plan() -> list[Image]:
     """All images, by source, target and CFG scale; each direction has a scene of its own."""
-    plain = [Image(scene, "", target, cfg) for target, cfg in product(house.STYLES, CFGS)
+    plain = [Image(scene, "", target, cfg) for target, cfg in product(demo_checkpoints.STYLES, CFGS)
              for scene in range(PLAIN_SCENES if cfg == USUAL_CFG else BATCH)]
-    directions = [(s, t) for s, t in product(house.STYLES, house.STYLES) if s != t]
+    directions = [(s, t) for s, t in product(demo_checkpoints.STYLES, demo_checkpoints.STYLES) if s != t]
     cells = [(USUAL_CFG, a, b) for a, b in product(ALPHAS, BETAS)]
     cells += [(c, a, USUAL_BETA) for c, a in product(CFGS, CFG_ALPHAS) if c != USUAL_CFG or a not in ALPHAS]
     mixed = [Image(number, source, target, *cell) for number, (source, target) in enumerate(directions)
@@ -76,8 +76,8 @@ class Maker:
     """The demo checkpoints and the scenes, and what is made with them."""
 
     def __init__(self):
-        self.models = {style: load_model(path) for style, path in house.checkpoints().items()}
-        self.scenes = house.held_out()
+        self.models = {style: load_model(path) for style, path in demo_checkpoints.paths().items()}
+        self.scenes = demo_checkpoints.held_out()
 
     def records(self, images: Sequence[Image]) -> list[dict]:
         """What is measured of images that have source, target and CFG scale in common."""
@@ -98,7 +98,7 @@ class Maker:
         prompts = tuple(self.scenes.captions[image.scene] for image in images)
         job = Job(prompts, NEGATIVE, tuple(image.scene for image in images), STEPS, omega=first.cfg)
         if not first.source:
-            return generate(target, job, house.SIDE, house.SIDE)[0]
+            return generate(target, job, demo_checkpoints.SIDE, demo_checkpoints.SIDE)[0]
         return transfer(target, job, self.inverted(job, images))
 
     def inverted(self, job: Job, images: Sequence[Image]) -> SourceLatents:
@@ -137,7 +137,7 @@ def make_missing(path: Path) -> list[dict]:
 def true_measures() -> dict[tuple[str, int], dict]:
     """What is measured of the held-out scenes' true images: (style, scene) -> measures."""
     return {(style, number): measure(picture_to_tensor(image))[0]
-            for style, images in house.held_out().pictures.items() for number, image in enumerate(images)}
+            for style, images in demo_checkpoints.held_out().pictures.items() for number, image in enumerate(images)}
 
 
 def burnt_among(records: Sequence[dict]) -> list[bool]:
@@ -148,7 +148,7 @@ def burnt_among(records: Sequence[dict]) -> list[bool]:
     """
     true = true_measures()
     most = {style: float(torch.tensor([m["chroma"] for (s, _), m in true.items() if s == style]).quantile(0.99))
-            for style in house.STYLES}
+            for style in demo_checkpoints.STYLES}
     return [record["finite"] and (record["black"] or record["chroma"] > most[record["target"]] or
                                   record["clipped"] > true[record["target"], record["scene"]]["clipped"] + CLIPPED_MORE)
             for record in records]

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import SD1, random_unet
+from unets import SD1, random_unet
 
 from ditail import Injection, SourceLatents, inject
 from ditail.method.schedule import InjectionSteps, scaled_linear_alphas_cumprod

@@ -22,11 +22,6 @@ JOB = pipeline.Job(("a fox on mint",), seeds=(3,), steps=4, omega=3.0)
 
 
 @pytest.fixture(scope="module")
-def paths():
-    return demo_checkpoints.paths()
-
-
-@pytest.fixture(scope="module")
 def noto(paths):
     return load_model(paths["noto"])
 

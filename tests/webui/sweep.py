@@ -91,11 +91,14 @@ class Sweep:
             self.faulty.post("empty-caches")
             pictures = self.faulty.picture(kind)
             assert self.faulty.picture(kind) == pictures, f"{name}: cached latents make another picture"
-            with self.faulty.armed(record=True) as seen:
-                answers = [self.faulty.ask(kind, plain=True) for _ in range(kind.plain_jobs)]
+            rng = set()
+            for first in (PLAIN, kind):  # with its LoRAs to be loaded, which draws, and with LoRAs that are there
+                self.faulty.picture(first, plain=True)
+                with self.faulty.armed(record=True) as seen:
+                    answers = [self.faulty.ask(kind, plain=True) for _ in range(kind.plain_jobs)]
+                after = self.faulty.fingerprint()
+                rng |= {*seen["rng"], after["torch_rng"], after["python_rng"]}
             without = b"".join(image.tobytes() for image in answers[0].images)
-            after = self.faulty.fingerprint()
-            rng = {*seen["rng"], after["torch_rng"], after["python_rng"]}
             self.references[name] = Reference(pictures, without, frozenset(rng))
         return self.references[name]
 

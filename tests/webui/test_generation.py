@@ -131,3 +131,11 @@ def test_same_picture_as_the_command_line(webui, ditail, content, tmp_path):
     ours = webui.generate(ditail, steps=20).image
     theirs = Image.open(tmp_path / "out.png").convert("RGB")
     assert difference(ours, theirs) < 1
+
+
+@pytest.mark.parametrize(("alpha", "cfg_scale", "names"), [(3.0, 5.0, []), (0.5, 5.0, ["Alpha"]),
+                                                           (0.5, 25.0, ["Alpha", "CFG"])])
+def test_a_job_outside_the_safe_region_says_so(webui, ditail, alpha, cfg_scale, names):
+    assert webui.generate({**ditail, "alpha": alpha}, cfg_scale=cfg_scale, steps=2).status == 200
+    comments = webui.call("/ditail-test/comments").json
+    assert [c.split()[1] for c in comments if "burnt colours" in c] == names
