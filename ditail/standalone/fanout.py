@@ -274,5 +274,5 @@ def raise_failed(failed: dict[str, str]) -> None:
         return
     shown = [f"{name} ({reason})" for name, reason in failed.items()][:SHOWN]
     more = [f"{len(failed) - SHOWN} more"] if len(failed) > SHOWN else []
-    raise TasksFailed(f"failed: {'; '.join(shown + more)}; the rest is kept, and the same command makes what is "
+    raise TasksFailed(None, f"failed: {'; '.join(shown + more)}; the rest is kept, and the same command makes what is "
                       "missing")

@@ -145,7 +145,8 @@ class StepBar:
         self._bar = tqdm(total=steps, desc=text, unit="step")
 
     def step(self, *_) -> None:
-        self._bar.update()
+        if self._bar is not None:
+            self._bar.update()
 
     def check(self) -> None:
         pass

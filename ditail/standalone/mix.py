@@ -34,9 +34,10 @@ SETTINGS = ("alpha", "beta", "conv_ratio", "attn_ratio", "source_prompt", "sourc
 
 
 class Content(NamedTuple):
-    """One content image (None: the source generates it), its prompt, and the file to write."""
+    """One content image (None: the source generates it), its file, its prompt, and the file to write."""
 
     image: Image.Image | None
+    path: Path | None
     prompt: str
     out: Path
 
@@ -70,7 +71,7 @@ def mix_one(args: Namespace, content: Content, request: Request, target: Checkpo
     made = {k: str(v) for k, v in vars(args).items() if v is not None and k not in ("command", "out")}
     for number, image in enumerate(sampled(host, ditail)):
         path = content.out if len(seeds) == 1 else content.out.with_stem(f"{content.out.stem} {seeds[number]}")
-        save_image(image, path, {**made, "image": str(getattr(content.image, "filename", "")), "seed": seeds[number]})
+        save_image(image, path, {**made, "image": str(content.path or ""), "seed": seeds[number]})
         print(f"{path} ({time.monotonic() - start:.1f} s)")
     if args.save_latents:
         source = ditail.samplings[False].sources[0]
@@ -151,7 +152,7 @@ def contents_of(args: Namespace) -> Iterator[Content]:
     if args.image is None:
         if args.prompt is None:
             raise DitailError("--prompt", "say what the image is to show")
-        yield Content(None, args.prompt, _as_png(args.out))
+        yield Content(None, None, args.prompt, _as_png(args.out))
         return
     folder = args.image.is_dir()
     paths = sorted(p for p in args.image.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES) if folder else [args.image]
@@ -164,8 +165,7 @@ def contents_of(args: Namespace) -> Iterator[Content]:
         prompt = text.read_text(encoding="utf-8").strip() if text.is_file() else args.prompt
         if prompt is None:
             raise DitailError("--prompt", f"say what {path} shows, or write it into {text}")
-        image.filename = str(path)
-        yield Content(image, prompt, args.out / f"{path.stem}.png" if folder else _as_png(args.out))
+        yield Content(image, path, prompt, args.out / f"{path.stem}.png" if folder else _as_png(args.out))
 
 
 def _as_png(path: Path) -> Path:
