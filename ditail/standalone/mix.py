@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from ..cache.folder import LatentFolder
 from ..cache.latents import LatentCache
@@ -19,9 +18,9 @@ from ..errors import DitailError
 from ..job.host import Checkpoint
 from ..job.job import Job as DitailJob
 from ..job.request import Request
-from .arguments import job_of, size_of
+from .arguments import check_partner_files, job_of, size_of
 from .files import check_writable, make_folder, save_image, unwritable
-from .host import FileHost, FileLibrary, LastModel
+from .host import FileHost, FileLibrary, LastModel, step_bar
 from .model import read_config, read_sides
 from .pipeline import new_sampler, sample
 from .samplers import seeded_noise
@@ -45,6 +44,7 @@ class Content(NamedTuple):
 def command(args: Namespace) -> None:
     """The content of each image (or of images that the source generates) in the target's style."""
     library = FileLibrary()
+    check_partner_files(args.source, args.target)
     target = _found(library, args.target)
     contents = list(contents_of(args))
     requests = [Request.from_values(values_of(args, content.image), library) for content in contents]
@@ -97,8 +97,8 @@ def sampled(host: FileHost, ditail: DitailJob) -> Iterator[Image.Image]:
 
 
 def _with_bar(host: FileHost, ditail: DitailJob, model, job, sampler, noise: Tensor, first: int) -> Tensor:
-    with tqdm(total=len(sampler.schedule), desc="sampling", unit="step") as bar:
-        return sample(model, job, sampler, noise, bar.update,
+    with step_bar("sampling", job.steps, len(sampler.schedule)) as progress:
+        return sample(model, job, sampler, noise, progress,
                       before_step=lambda rows: ditail.follow(rows, hires=False, first=first))
 
 
