@@ -104,7 +104,8 @@ class Run:
                                   shared.sd_model.model.diffusion_model)
         find_sites(shared.sd_model.model.diffusion_model, parse_layers(request.settings.layers))
         if not self.plain:
-            for sentence in warnings_of(alpha=request.settings.alpha, cfg_scale=p.cfg_scale):
+            settings = request.settings
+            for sentence in warnings_of(alpha=settings.alpha, beta=settings.beta, cfg_scale=p.cfg_scale):
                 p.comment(f"Ditail: {sentence}")
             self._without_token_merging()
         self._plan([row[None] for row in seen[0]] if seen else [])
