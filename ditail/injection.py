@@ -20,7 +20,7 @@ from .features import Features
 from .latents import SourceLatents
 from .layers import Layer
 from .mixing import Mixed, active_at, as_mixed, blend, images_of, shares
-from .savings import Savings, is_untouched, shortcuts, spread
+from .savings import Savings, Shortcut, is_from, is_untouched, shortcuts, spread
 from .schedule import InjectionSteps
 from .sites import find_sites
 
@@ -83,6 +83,8 @@ class Injection:
         self._layers |= {f"{site.name}.{part}": site.layer for site in sites.attention for part in ("to_q", "to_k")}
         blocks = [(site.name, unet.get_submodule(site.name.removesuffix(".out_layers"))) for site in sites.features]
         with ExitStack() as installed:
+            # Before anything is hooked: a call that hooks and then raises gives no handle to undo it by.
+            installed.callback(_sweep, unet)
             handles = [unet.register_forward_pre_hook(self._before_unet, with_kwargs=True)]
             installed.callback(handles[0].remove)
             for key in self._layers:
@@ -282,6 +284,17 @@ def resize_mask(mask: Tensor, size: Sequence[int]) -> Tensor:
 def remove(unet: nn.Module) -> None:
     """Take every hook of Ditail off `unet`, also if taking off one of them raises; without any, nothing happens."""
     unet.__dict__.pop(INSTALLED, ExitStack()).close()
+
+
+def _sweep(unet: nn.Module) -> None:
+    """Take off what an installation that raised has left on `unet`."""
+    for module in unet.modules():
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            for key in [key for key, hook in hooks.items() if is_from(hook, (__name__,))]:
+                del hooks[key]
+                module._forward_pre_hooks_with_kwargs.pop(key, None)
+        if isinstance(module.__dict__.get("forward"), Shortcut):
+            del module.forward
 
 
 @contextmanager
