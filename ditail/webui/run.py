@@ -83,7 +83,8 @@ class Run:
             shared.state.interrupted = True
             return
         if not job.is_plain:
-            for sentence in warnings_of(alpha=job.request.settings.alpha, cfg_scale=p.cfg_scale):
+            settings = job.request.settings
+            for sentence in warnings_of(alpha=settings.alpha, beta=settings.beta, cfg_scale=p.cfg_scale):
                 p.comment(f"Ditail: {sentence}")
             hashes = image_hashes(job.request, job.samplings, init_images)
             # Not in place: a script's own job (ADetailer's) may share the dict with the job that it is part of.

@@ -45,7 +45,7 @@ def build(elem_id: Callable[[str], str], *, is_img2img: bool, cfg_scale=None) ->
             with gr.Row():
                 made |= {key: _control(key, elem_id) for key in keys}
             if "alpha" in keys:
-                sliders = {"alpha": made["alpha"], "cfg_scale": cfg_scale}
+                sliders = {"alpha": made["alpha"], "beta": made["beta"], "cfg_scale": cfg_scale}
                 _warnings({key: slider for key, slider in sliders.items() if slider is not None}, elem_id("warnings"))
         with gr.Row():
             made |= {key: _control(key, elem_id) for key in ("source_prompt", "source_negative_prompt")}
