@@ -156,8 +156,3 @@ def image_hashes(request: Request, samplings: Mapping[bool, Sampling], init_imag
 def image_hash(image: Image.Image) -> str:
     """Ten hex digits that change with any pixel and with the size."""
     return hashlib.sha256(f"{image.size}".encode() + image.convert("RGB").tobytes()).hexdigest()[:10]
-
-
-def rows_of(pixels: Sequence[Tensor]) -> list[Tensor]:
-    """The rows of the first batch of pixels as images `[1, 3, H, W]`."""
-    return list(pixels[0].split(1)) if pixels else []

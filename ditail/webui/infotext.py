@@ -97,7 +97,7 @@ class PasteKey(str):
 
 
 def second_source_of(name: str, params: dict):
-    """The value of one of the second source's controls (`request.SECOND_SOURCE`) from parsed infotext."""
+    """The value of one of the second source's controls (`controls.SECOND_SOURCE`) from parsed infotext."""
     if not has_settings(params):
         return None
     with refusing(SOURCES):

@@ -11,7 +11,7 @@ from modules.ui_components import InputAccordion
 
 from ..content.further import WEIGHT
 from ..content.settings import BY_KEY, warnings_of
-from .controls import AUTOMATIC_VAE, COLLAGE_SLOTS, PICTURES, SAME_CHECKPOINT, SECOND_SOURCE, TAB_FIELDS
+from .controls import AUTOMATIC_VAE, COLLAGE_SLOTS, CONTROLS, IMAGES, SAME_CHECKPOINT, SECOND_SOURCE, TAB_FIELDS
 from .infotext import TITLE, PasteKey, second_source_of
 from .matrix import MAX_MARGIN
 
@@ -58,15 +58,12 @@ def build(elem_id: Callable[[str], str], *, is_img2img: bool, cfg_scale=None) ->
             made["layers"] = _control("layers", elem_id)
         with gr.Accordion("Mask", open=False, elem_id=elem_id("mask_accordion")):
             made["mask"] = _picture("mask", elem_id, is_img2img)
-        second = _second_source(lambda name: elem_id(f"second_{name}"))
-        pieces = _collage(lambda name: elem_id(f"collage_{name}"))
+        made |= _second_source(lambda name: elem_id(f"second_{name}"))
+        made |= _collage(lambda name: elem_id(f"collage_{name}"))
     keys = {f.key: PasteKey(f) for f in TAB_FIELDS if f.infotext or f.key == "enabled"}
-    pasted = [(control, partial(second_source_of, name)) for name, control in zip(SECOND_SOURCE, second, strict=True)
-              if name not in PICTURES]
-    return Controls(
-        [made[f.key] for f in TAB_FIELDS] + second + pieces, [(made[name], key) for name, key in keys.items()] + pasted,
-        list(keys.values()),
-    )
+    pasted = [(made[f"second_{name}"], partial(second_source_of, name)) for name in SECOND_SOURCE if name not in IMAGES]
+    return Controls([made[name] for name in CONTROLS], [(made[name], key) for name, key in keys.items()] + pasted,
+                    list(keys.values()))
 
 
 def _warnings(sliders: dict, elem_id: str) -> None:
@@ -77,8 +74,8 @@ def _warnings(sliders: dict, elem_id: str) -> None:
                       inputs=list(sliders.values()), outputs=[line], show_progress=False, queue=False)
 
 
-def _second_source(elem_id: Callable[[str], str]) -> list:
-    """The controls of a second source, in the order of `request.SECOND_SOURCE`."""
+def _second_source(elem_id: Callable[[str], str]) -> dict:
+    """The controls of a second source by their names in `CONTROLS`."""
     with InputAccordion(False, label="Second source", elem_id=elem_id("on")) as on:
         with gr.Row():
             source = gr.Radio(label="Second source", choices=list(BY_KEY["source"].choices), value="image",
@@ -92,12 +89,13 @@ def _second_source(elem_id: Callable[[str], str]) -> list:
         with gr.Row():
             image = _slot_picture("Its content image (empty: the first's)", elem_id("image"))
             mask = _slot_picture("Where it takes the first's place (empty: shared everywhere)", elem_id("mask"))
-    return [on, source, image, checkpoint, weight, begin, end, mask]
+    return {"second_on": on, "second_source": source, "second_image": image, "second_source_checkpoint": checkpoint,
+            "second_weight": weight, "second_begin": begin, "second_end": end, "second_mask": mask}
 
 
-def _collage(elem_id: Callable[[str], str]) -> list:
-    """The controls of the collage's slots, each in the order of `request.COLLAGE_SLOT`."""
-    controls = []
+def _collage(elem_id: Callable[[str], str]) -> dict:
+    """The controls of the collage's slots by their names in `CONTROLS`."""
+    controls = {}
     with gr.Accordion("Collage", open=False, elem_id=elem_id("accordion")):
         gr.HTML("<p>Pictures laid over the content image, or over an even ground without one. Box: left, top, width "
                 "and height as shares of the whole, such as 0 0.2 0.5 0.8.</p>")
@@ -106,7 +104,7 @@ def _collage(elem_id: Callable[[str], str]) -> list:
                 image = _slot_picture(f"Picture {i}", elem_id(f"image_{i}"))
                 box = gr.Textbox(label=f"Box {i}", placeholder="0 0 0.5 1", lines=1, elem_id=elem_id(f"box_{i}"))
                 mask = _slot_picture(f"Mask {i} (white = here; empty: all of the box)", elem_id(f"mask_{i}"))
-            controls += [image, box, mask]
+            controls |= {f"collage_image_{i}": image, f"collage_box_{i}": box, f"collage_mask_{i}": mask}
     return controls
 
 
