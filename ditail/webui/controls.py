@@ -32,8 +32,8 @@ def settings_from(args: Sequence) -> dict:
     if isinstance(args[0], dict):
         return dict(args[0])
     if len(args) != len(CONTROLS):
-        raise DitailError("args", f"must be one object of settings, or the {len(CONTROLS)} values of the tab's controls, "
-                          f"got {len(args)} values")
+        raise DitailError("args", f"must be one object of settings, or the {len(CONTROLS)} values of the tab's "
+                          f"controls, got {len(args)} values")
     values = dict(zip(CONTROLS, args, strict=True))
     settings = {field.key: _setting(field.key, values[field.key]) for field in TAB_FIELDS}
     return {**settings, "sources": _second_source(values), "collage": _collage(values)}

@@ -20,7 +20,7 @@ STEP = 0.05
 
 @dataclass
 class Controls:
-    """The controls in the order of FIELDS, and what pasting infotext does to them."""
+    """The controls in the order of `CONTROLS`, and what pasting infotext does to them."""
 
     controls: list
     infotext_fields: list[tuple]
