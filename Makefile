@@ -9,12 +9,13 @@ PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check
 demo: .venv/installed
 	.venv/bin/python -m ditail demo
 
+# As many processes as cores, at most four, of one torch thread each.
 test: .venv/installed lint
-	.venv/bin/python -m pytest
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 # A real WebUI: SD_WEBUI_DIR is its folder, SD_WEBUI_PYTHON its interpreter.
 test-webui: .venv/installed
-	$(PIP) webuiapi playwright requests
+	$(PIP) webuiapi playwright requests schemathesis
 	.venv/bin/python -m pytest tests/webui
 
 # Resumable; on every core of this machine, by Ray.
@@ -26,6 +27,8 @@ bench: .venv/installed
 
 lint: .venv/installed
 	.venv/bin/ruff check .
+	.venv/bin/lint-imports
+	.venv/bin/mypy
 
 # Remakes the demo checkpoints from scratch (under two hours on two cores, needs npm); not needed to use them.
 train: .venv/installed

@@ -18,7 +18,7 @@ from ditail.content.images import picture_to_tensor
 from ditail.errors import DitailError
 from ditail.method.inversion import combine_conds, invert
 from ditail.method.latents import SourceLatents
-from ditail.standalone import house
+from ditail.standalone import demo_checkpoints
 from ditail.standalone.model import load_model, quiet
 from ditail.standalone.pipeline import Job, generate, new_sampler, transfer
 
@@ -29,7 +29,7 @@ NEGATIVE = "blurry"
 CLIPPED_MORE = 0.25
 USUAL_CFG = 7.0  # the WebUI's default
 USUAL_BETA = 0.5
-ALPHAS = (0.0, 1.0, 3.0, 5.0, 7.0, 10.0)
+ALPHAS = (0.0, 1.0, 2.0, 3.0, 5.0, 7.0, 10.0)
 BETAS = (0.0, 0.5, 1.0, 3.0, 6.0, 10.0)
 CFGS = (0.0, 1.0, 3.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0)
 CFG_ALPHAS = (1.0, 3.0, 6.0, 10.0)
@@ -49,9 +49,9 @@ class Image:
 
 def plan() -> list[Image]:
     """All images, by source, target and CFG scale; each direction has a scene of its own."""
-    plain = [Image(scene, "", target, cfg) for target, cfg in product(house.STYLES, CFGS)
+    plain = [Image(scene, "", target, cfg) for target, cfg in product(demo_checkpoints.STYLES, CFGS)
              for scene in range(PLAIN_SCENES if cfg == USUAL_CFG else BATCH)]
-    directions = [(s, t) for s, t in product(house.STYLES, house.STYLES) if s != t]
+    directions = [(s, t) for s, t in product(demo_checkpoints.STYLES, demo_checkpoints.STYLES) if s != t]
     cells = [(USUAL_CFG, a, b) for a, b in product(ALPHAS, BETAS)]
     cells += [(c, a, USUAL_BETA) for c, a in product(CFGS, CFG_ALPHAS) if c != USUAL_CFG or a not in ALPHAS]
     mixed = [Image(number, source, target, *cell) for number, (source, target) in enumerate(directions)
@@ -76,8 +76,8 @@ class Maker:
     """The demo checkpoints and the scenes, and what is made with them."""
 
     def __init__(self):
-        self.models = {style: load_model(path) for style, path in house.checkpoints().items()}
-        self.scenes = house.held_out()
+        self.models = {style: load_model(path) for style, path in demo_checkpoints.paths().items()}
+        self.scenes = demo_checkpoints.held_out()
 
     def records(self, images: Sequence[Image]) -> list[dict]:
         """What is measured of images that have source, target and CFG scale in common."""
@@ -98,7 +98,7 @@ class Maker:
         prompts = tuple(self.scenes.captions[image.scene] for image in images)
         job = Job(prompts, NEGATIVE, tuple(image.scene for image in images), STEPS, omega=first.cfg)
         if not first.source:
-            return generate(target, job, house.SIDE, house.SIDE)[0]
+            return generate(target, job, demo_checkpoints.SIDE, demo_checkpoints.SIDE)[0]
         return transfer(target, job, self.inverted(job, images))
 
     def inverted(self, job: Job, images: Sequence[Image]) -> SourceLatents:
@@ -134,24 +134,29 @@ def make_missing(path: Path) -> list[dict]:
     return records
 
 
-def true_measures() -> dict[tuple[str, int], dict]:
-    """What is measured of the held-out scenes' true images: (style, scene) -> measures."""
-    return {(style, number): measure(picture_to_tensor(image))[0]
-            for style, images in house.held_out().pictures.items() for number, image in enumerate(images)}
+def over_plain(records: Sequence[dict]) -> list[bool]:
+    """Which images are burnt by the measure of plain ones: black, or clipped share or chroma above the 99th percentile
+    of the target's plain images at the usual CFG scale."""
+    most = {(style, key): _quantile([r[key] for r in records if not r["source"] and r["finite"] and
+                                     (r["target"], r["cfg"]) == (style, USUAL_CFG)])
+            for style, key in product(demo_checkpoints.STYLES, ("clipped", "chroma"))}
+    return [r["finite"] and (r["black"] or any(r[key] > most[r["target"], key] for key in ("clipped", "chroma")))
+            for r in records]
 
 
-def burnt_among(records: Sequence[dict]) -> list[bool]:
-    """Which images are burnt: black, or more clipped or more colourful than the target style's true images.
+def over_true(records: Sequence[dict]) -> list[bool]:
+    """Which images are burnt by the measure of true ones: black, or the clipped share over CLIPPED_MORE above that of
+    the scene's true image in the target style, or the chroma above the 99th percentile of that style's true images."""
+    true = {(style, number): measure(picture_to_tensor(image))[0]
+            for style, images in demo_checkpoints.held_out().pictures.items() for number, image in enumerate(images)}
+    most = {style: _quantile([m["chroma"] for (s, _), m in true.items() if s == style])
+            for style in demo_checkpoints.STYLES}
+    return [r["finite"] and (r["black"] or r["chroma"] > most[r["target"]] or
+                             r["clipped"] > true[r["target"], r["scene"]]["clipped"] + CLIPPED_MORE) for r in records]
 
-    That is to say: the clipped share is over CLIPPED_MORE above the scene's true image, whose ground may be clipped as
-    well, or the mean chroma over the 99th percentile of the style's true images.
-    """
-    true = true_measures()
-    most = {style: float(torch.tensor([m["chroma"] for (s, _), m in true.items() if s == style]).quantile(0.99))
-            for style in house.STYLES}
-    return [record["finite"] and (record["black"] or record["chroma"] > most[record["target"]] or
-                                  record["clipped"] > true[record["target"], record["scene"]]["clipped"] + CLIPPED_MORE)
-            for record in records]
+
+def _quantile(values: Sequence[float]) -> float:
+    return float(torch.tensor(values).quantile(0.99))
 
 
 def share(records: Sequence[dict], wanted: Callable[[dict], bool]) -> str:
@@ -163,21 +168,32 @@ def share(records: Sequence[dict], wanted: Callable[[dict], bool]) -> str:
 
 
 def tables(records: Sequence[dict]) -> str:
-    """Both tables as Markdown."""
-    records = [record | {"burnt": burnt} for record, burnt in zip(records, burnt_among(records), strict=True)]
-    lines = [f"CFG scale {USUAL_CFG:g}, burnt images in per cent:", ""]
-    lines += ["| alpha | " + " | ".join(f"beta {b:g}" for b in BETAS) + " |", "|---" * (len(BETAS) + 1) + "|"]
+    """All tables as Markdown, by both measures of what is burnt."""
+    parts = []
+    for name, judge in (("plain images", over_plain), ("true images", over_true)):
+        judged = [r | {"burnt": burnt} for r, burnt in zip(records, judge(records), strict=True)]
+        parts += [f"Burnt by the measure of {name}, per cent, CFG scale {USUAL_CFG:g}:", "", _alpha_table(judged), "",
+                  f"Burnt by the measure of {name}, per cent, beta {USUAL_BETA:g}:", "", _cfg_table(judged), ""]
+    return "\n".join(parts)
+
+
+def _alpha_table(records: Sequence[dict]) -> str:
+    lines = ["| alpha | " + " | ".join(f"beta {b:g}" for b in BETAS) + " | all |", "|---" * (len(BETAS) + 2) + "|"]
+    mixed = [r for r in records if r["source"] and r["cfg"] == USUAL_CFG and r["beta"] in BETAS]
     for a in ALPHAS:
-        cells = [share(records, lambda r, a=a, b=b: r["source"] and (r["alpha"], r["beta"], r["cfg"])
-                       == (a, b, USUAL_CFG)) for b in BETAS]
-        lines.append(f"| {a:g} | " + " | ".join(cells) + " |")
-    lines += ["", f"Beta {USUAL_BETA:g}, burnt images in per cent:", ""]
-    lines += ["| CFG scale | plain | " + " | ".join(f"alpha {a:g}" for a in CFG_ALPHAS) + " |",
-              "|---" * (len(CFG_ALPHAS) + 2) + "|"]
+        cells = [share(mixed, lambda r, a=a, b=b: (r["alpha"], r["beta"]) == (a, b)) for b in BETAS]
+        lines.append(f"| {a:g} | " + " | ".join([*cells, share(mixed, lambda r, a=a: r["alpha"] == a)]) + " |")
+    return "\n".join(lines)
+
+
+def _cfg_table(records: Sequence[dict]) -> str:
+    lines = ["| CFG scale | plain | " + " | ".join(f"alpha {a:g}" for a in CFG_ALPHAS) + " | all alphas |",
+             "|---" * (len(CFG_ALPHAS) + 3) + "|"]
     for c in CFGS:
-        cells = [share(records, lambda r, c=c: not r["source"] and r["cfg"] == c)]
-        cells += [share(records, lambda r, a=a, c=c: r["source"] and (r["alpha"], r["beta"], r["cfg"])
-                        == (a, USUAL_BETA, c)) for a in CFG_ALPHAS]
+        here = [r for r in records if r["cfg"] == c]
+        mixed = [r for r in here if r["source"] and r["beta"] == USUAL_BETA and r["alpha"] in CFG_ALPHAS]
+        cells = [share(here, lambda r: not r["source"])]
+        cells += [share(mixed, lambda r, a=a: r["alpha"] == a) for a in CFG_ALPHAS] + [share(mixed, lambda _: True)]
         lines.append(f"| {c:g} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -51,8 +51,13 @@ else:
         def elem_id(self, item_id):
             return f"{'img2img' if self.is_img2img else 'txt2img'}_ditail_{item_id}"
 
+        def after_component(self, component, **kwargs):
+            # Made before this script's controls; a warning follows it.
+            if kwargs.get("elem_id") == f"{'img2img' if self.is_img2img else 'txt2img'}_cfg_scale":
+                self.cfg_scale = component
+
         def ui(self, is_img2img):
-            made = ui.build(self.elem_id, is_img2img=is_img2img)
+            made = ui.build(self.elem_id, is_img2img=is_img2img, cfg_scale=getattr(self, "cfg_scale", None))
             self.infotext_fields = made.infotext_fields
             self.paste_field_names = made.paste_field_names
             return made.controls

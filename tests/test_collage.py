@@ -3,8 +3,8 @@
 import base64
 
 import pytest
+from drawings import BLUE, RED, encoded, halves
 from PIL import Image
-from test_images import BLUE, RED, encoded, halves
 
 from ditail import DitailError
 from ditail.content.collage import MAX_PIECES, Piece, compose, parse_collage

@@ -7,37 +7,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SD1, random_unet
+from injected import ABAR, ALWAYS, conds, hooks_on, randn, source_latents
+from unets import SD1, random_unet
 
 import ditail
 from ditail import DitailError, Injection, Savings, SourceLatents, inject, invert, remove
 from ditail.method.inversion import combine_conds
 from ditail.method.layers import Layer
-from ditail.method.schedule import InjectionSteps, alphas_cumprod_at, ddim_timesteps, scaled_linear_alphas_cumprod
+from ditail.method.schedule import InjectionSteps, alphas_cumprod_at, ddim_timesteps
 from ditail.mix import ddim_step
 from ditail.unet import injection, step
 from ditail.unet.sites import architecture_of, find_sites
 
-ABAR = scaled_linear_alphas_cumprod()
-ALWAYS = InjectionSteps(float("-inf"), float("-inf"))
 SETTINGS = {"alphas_cumprod": ABAR, "steps": 4, "alpha": 2.0, "beta": 0.5, "omega": 3.0, "conv_ratio": 0.8,
             "attn_ratio": 0.5}
-
-
-def randn(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def conds(rows=1):
-    return [randn(rows, 7, 32, seed=s) for s in (11, 12)] + [randn(1, 7, 32, seed=13)]
-
-
-def hooks_on(unet):
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in unet.modules())
-
-
-def source_latents(rows=1, timesteps=(101, 501, 901), size=(8, 16)):
-    return SourceLatents(timesteps, randn(len(timesteps), rows, 4, *size, seed=5), ABAR)
 
 
 def test_core_imports_neither_the_webui_nor_gradio():

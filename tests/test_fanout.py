@@ -1,7 +1,6 @@
 """Fanning out: the same results in this process, in workers of this machine and on a cluster, also if one is killed."""
 
 import os
-import secrets
 import shutil
 import signal
 import socket
@@ -39,25 +38,17 @@ class DyingCellTask(matrix.CellTask):
         return made
 
 
-@pytest.fixture(scope="module")
-def paths():
-    return demo_checkpoints.paths()
-
-
 @pytest.fixture(scope="module", autouse=True)
-def token():
-    """Ray's clusters of these tests find their modules, and have a token that is not kept in the home folder."""
+def modules():
+    """Workers find the modules of these tests."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "token")
-        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
         patch.setenv("PYTHONPATH", PYTHONPATH)
         yield
 
 
 @pytest.fixture(scope="module")
-def cluster():
+def cluster(ray):
     """The address of a Ray cluster of two cores that was there before."""
-    pytest.importorskip("ray", reason="Ray is not installed (pip install ray)")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -87,9 +78,12 @@ def wait_for(process, options):
 
 @pytest.fixture(params=["here", "workers", "cluster"])
 def options(request):
-    if request.param == "cluster":
-        return fanout.Options(address=request.getfixturevalue("cluster"))
-    return fanout.Options(workers={"here": 1, "workers": 2}[request.param])
+    if request.param == "here":
+        return fanout.Options(workers=1)
+    request.getfixturevalue("ray")
+    if request.param == "workers":
+        return fanout.Options(workers=2)
+    return fanout.Options(address=request.getfixturevalue("cluster"))
 
 
 def test_tasks_are_done_once_or_tried_again_then_named_and_nothing_is_left(options, tmp_path, monkeypatch, caplog):
@@ -116,9 +110,8 @@ def test_tasks_are_done_once_or_tried_again_then_named_and_nothing_is_left(optio
         fanout.raise_failed(workers.failed)
 
 
-def test_processes_end_with_a_killed_parent(tmp_path):
+def test_processes_end_with_a_killed_parent(ray, tmp_path):
     """Also in the middle of a task."""
-    pytest.importorskip("ray", reason="Ray is not installed (pip install ray)")
     script = tmp_path / "script.py"
     script.write_text(
         "import sys, time\nfrom pathlib import Path\nfrom ditail.standalone import fanout\n"
@@ -126,7 +119,7 @@ def test_processes_end_with_a_killed_parent(tmp_path):
         "    def run(self, state):\n        Path(sys.path[0]).joinpath(self.name).touch(); time.sleep(600)\n"
         "if __name__ == '__main__':\n    with fanout.Options(workers=2).open(dict, 2) as workers:\n"
         "        list(fanout.fan_out([Sleep('a'), Sleep('b')], workers))\n".replace("sys.path[0]", repr(str(tmp_path))))
-    process = Marked([sys.executable, script])
+    process = Marked([sys.executable, script], tmp_path)
     process.wait_until(lambda: (tmp_path / "a").exists() and (tmp_path / "b").exists())
     assert len(process.family()) > 3
     process.popen.kill()
@@ -147,8 +140,7 @@ def test_without_ray_one_sentence_says_how_to_install_it(monkeypatch, paths, tmp
     assert not list(tmp_path.iterdir())
 
 
-def test_an_address_where_nothing_listens_is_one_sentence(paths, tmp_path, capfd):
-    pytest.importorskip("ray", reason="Ray is not installed (pip install ray)")
+def test_an_address_where_nothing_listens_is_one_sentence(ray, paths, tmp_path, capfd):
     assert main([*arguments(paths, tmp_path), "--address=127.0.0.1:1"]) == 2
     assert "ditail: --address: can't join Ray at '127.0.0.1:1'" in capfd.readouterr().err
 
@@ -173,8 +165,7 @@ def made(paths, tmp_path_factory):
     return out
 
 
-def test_a_matrix_of_two_workers_one_of_them_killed_is_the_same(monkeypatch, paths, made, tmp_path):
-    pytest.importorskip("ray", reason="Ray is not installed (pip install ray)")
+def test_a_matrix_of_two_workers_one_of_them_killed_is_the_same(ray, monkeypatch, paths, made, tmp_path):
     monkeypatch.setenv(DIE, str(tmp_path / "dies"))
     monkeypatch.setattr(matrix, "CellTask", DyingCellTask)
     assert main(arguments(paths, tmp_path / "out", "--workers=2")) == 0

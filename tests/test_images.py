@@ -1,10 +1,10 @@
 """Reading what users bring, and fitting it."""
 
 import base64
-import io
 
 import pytest
 import torch
+from drawings import BLUE, RED, encoded, halves
 from PIL import Image
 
 from ditail import DitailError
@@ -17,20 +17,6 @@ from ditail.content.images import (
     read_picture,
     tensor_to_pictures,
 )
-
-RED, BLUE = (255, 0, 0), (0, 0, 255)
-
-
-def encoded(image, kind="PNG", **options):
-    out = io.BytesIO()
-    image.save(out, kind, **options)
-    return out.getvalue()
-
-
-def halves(width=40, height=20):
-    image = Image.new("RGB", (width, height), RED)
-    image.paste(BLUE, (width // 2, 0, width, height))
-    return image
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "1", "CMYK", "RGB", "LA", "RGBA"])

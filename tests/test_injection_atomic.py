@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import SD1, random_unet
+from unets import SD1, random_unet
 
 from ditail import Injection, SourceLatents, inject
 from ditail.method.schedule import InjectionSteps, scaled_linear_alphas_cumprod
@@ -44,10 +44,10 @@ def run(unet):
 
 
 class Bomb:
-    """Raises at the n-th call of any of the functions that install hooks and shortcuts."""
+    """Raises before or after the n-th call of any of the functions that install hooks and shortcuts."""
 
-    def __init__(self, monkeypatch, call: int, error: type[BaseException]):
-        self.call, self.error, self.count = call, error, 0
+    def __init__(self, monkeypatch, call: int, error: type[BaseException], when: str = "before"):
+        self.call, self.error, self.when, self.count = call, error, when, 0
         for owner, name in ((torch.nn.Module, "register_forward_hook"), (torch.nn.Module, "register_forward_pre_hook"),
                             (Shortcut, "__init__"), (Shortcut, "__enter__")):
             monkeypatch.setattr(owner, name, self.counted(getattr(owner, name)))
@@ -55,9 +55,13 @@ class Bomb:
     def counted(self, function):
         def call(*args, **kwargs):
             self.count += 1
-            if self.count == self.call:
+            due = self.count == self.call
+            if due and self.when == "before":
                 raise self.error("injected")
-            return function(*args, **kwargs)
+            result = function(*args, **kwargs)
+            if due:
+                raise self.error("injected")
+            return result
 
         return call
 
@@ -69,14 +73,16 @@ def calls_of_an_install(unet) -> int:
     return bomb.count
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("error", ERRORS)
-def test_install_that_raises_leaves_the_unet_untouched(unet, monkeypatch, error):
+def test_install_that_raises_leaves_the_unet_untouched(unet, monkeypatch, error, when):
+    """Before or after the call did its work."""
     before = run(unet)
     calls = calls_of_an_install(unet)
     assert calls > 20
     for call in range(1, calls + 1):
         with monkeypatch.context() as patch:
-            Bomb(patch, call, error)
+            Bomb(patch, call, error, when)
             with pytest.raises(error, match="injected"):
                 injection().install(unet)
         assert traces(unet) == [], f"call {call} of {calls}"

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from injected import entry
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -15,14 +16,8 @@ from ditail import DitailError, LatentCache, SourceLatents
 from ditail.cache.folder import LatentFolder
 from ditail.keys import cache_key
 from ditail.method.latents import FORMAT
-from ditail.method.schedule import scaled_linear_alphas_cumprod
 
 KEYS = [cache_key({"n": n}) for n in range(4)]
-
-
-def entry(value=0.0, steps=2, picture=None):
-    latents = torch.full((steps, 1, 4, 8, 8), float(value))
-    return SourceLatents(range(1, steps + 1), latents, scaled_linear_alphas_cumprod(), picture=picture)
 
 
 @pytest.fixture
@@ -236,7 +231,7 @@ import sys, torch
 from ditail.cache.folder import LatentFolder
 from ditail.keys import cache_key
 sys.path.insert(0, "tests")
-from test_latent_cache import entry
+from injected import entry
 folder, found = LatentFolder(sys.argv[1], 30_000), 0
 for i in range(400):
     n = i // 2 * int(sys.argv[2]) % 11  # each twice, so that some are found however the two take turns

@@ -2,22 +2,17 @@
 
 import pytest
 import torch
-from test_core import conds, randn, source_latents
-from test_savings import EACH, HOOKS, assert_equal, run, source_runs
+from injected import EACH, HOOKS, assert_equal, conds, randn, run, source_latents, source_runs, steps_of
 
 from ditail import DitailError, FeatureCache, Injection, Savings, inject
 from ditail.method.layers import Layer, parse_layers
-from ditail.method.schedule import InjectionSteps, Window, ddim_timesteps
+from ditail.method.schedule import Window, ddim_timesteps
 from ditail.unet.sites import find_sites
 
 DEFAULTS = {"sd1": "f4 a4-11", "sd2": "f4 a4-11", "sdxl": "f1 a1-5"}
 # Features before and after attention, several, none of one kind; Ctrl-X's for SDXL.
 CHOICES = [("sd1", "f4 a4-8 a9-11@0-0.3"), ("sd1", "a3 f7 f2 f11"), ("sd1", "a11"), ("sd1", "f0"), ("sd2", "a4-11"),
            ("sd2", "f5-6 a5"), ("sdxl", "f0 a0-2"), ("sdxl", "f8 a0@0-1")]
-
-
-def steps_of(text, conv_ratio=1.0, attn_ratio=1.0, timesteps=(101, 501, 901)):
-    return InjectionSteps.from_ratios(timesteps, conv_ratio, attn_ratio, parse_layers(text))
 
 
 def named(text):

@@ -4,11 +4,9 @@ import base64
 
 import pytest
 import torch
-from conftest import SD1, random_unet
-from test_core import ABAR, ALWAYS, conds, randn
-from test_images import encoded, halves
-from test_layers import steps_of
-from test_savings import EACH, HOOKS, assert_equal, rows_run, run
+from drawings import encoded, halves
+from injected import ABAR, ALWAYS, EACH, HOOKS, assert_equal, conds, randn, rows_run, run, steps_of
+from unets import SD1, random_unet
 
 from ditail import DitailError, FeatureCache, Injection, Savings, SourceLatents, inject
 from ditail.content.further import FurtherSource, parse_sources

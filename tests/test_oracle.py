@@ -1,16 +1,18 @@
 """`ditail.mix` against the latents that the authors' own code computed."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import REFERENCE
 from safetensors.torch import load_file
 
 import ditail
 from ditail.method.schedule import ddim_timesteps, scaled_linear_alphas_cumprod
 
 TOLERANCE = 1e-3
+REFERENCE = Path(os.environ.get("DITAIL_REFERENCE", Path(__file__).parents[2] / "shared" / "reference"))
 CASES = json.loads((REFERENCE / "cases.json").read_text())["cases"] if REFERENCE.is_dir() else {"none": {}}
 
 pytestmark = pytest.mark.skipif(not REFERENCE.is_dir(), reason=f"the oracle is not at {REFERENCE} (DITAIL_REFERENCE)")

@@ -1,19 +1,27 @@
 """What is left out changes no result: every saving against the plain hook path, and when it steps aside."""
 
 import dataclasses
-from itertools import product
 
 import pytest
 import torch
-from conftest import SD1, random_unet
-from test_core import ALWAYS, conds, hooks_on, randn, source_latents
+from injected import (
+    ALWAYS,
+    EACH,
+    HOOKS,
+    assert_equal,
+    conds,
+    hooks_on,
+    randn,
+    run,
+    source_latents,
+    source_runs,
+)
+from unets import SD1, random_unet
 
 from ditail import DitailError, FeatureCache, Injection, Savings, inject, remove
 from ditail.method.schedule import InjectionSteps
 from ditail.unet.shortcuts import Shortcut, share_probabilities
 
-HOOKS = Savings(early_exit=False, skip_dead=False, share_attention=False)
-EACH = [Savings(*on) for on in product([True, False], repeat=3) if sum(on) == 1]
 T = torch.tensor([501])
 
 
@@ -24,27 +32,8 @@ def unet(sd1_unets):
     assert hooks_on(sd1_unets[1]) == 0
 
 
-def label(kind, rows=1):
-    return {"y": torch.full((rows,), 3)} if kind == "sdxl" else {}
-
-
 def traces(unet):
     return [n for n, m in unet.named_modules() if "forward" in m.__dict__]
-
-
-def run(unet, savings=HOOKS, kind="sd1", images=1, x=None, context=None, t=501, **settings):
-    """`unet` on rows `x` under injection, and the projections and attentions that it ran."""
-    x = randn(2, 4, 8, 16, seed=9) if x is None else x
-    context = torch.cat(conds()[:2])[: len(x)] if context is None else context
-    settings.setdefault("source", source_latents(images))
-    made = Injection(null={"context": conds()[2], **label(kind)}, steps=settings.pop("steps", ALWAYS),
-                     savings=savings, **settings)
-    with inject(unet, made):
-        return unet(x, torch.full((len(x),), t), context=context, **label(kind, len(x)))
-
-
-def assert_equal(ours, expected, tolerance=1e-4):
-    assert (ours - expected).abs().max() <= tolerance * expected.abs().max()
 
 
 def calls_of(module):
@@ -290,24 +279,6 @@ def test_a_shortcut_that_somebody_wrapped_passes_through_after_its_removal(unet)
     assert traces(unet) != []
     assert torch.equal(unet(randn(1, 4, 8, 16), T, context=conds()[0]), plain)
     del attn1.forward
-
-
-def rows_run(unet, **settings):
-    """(output, how many rows each call of the U-Net took)."""
-    rows, conv = [], unet.input_blocks[0][0]
-    kind = type(conv)
-    conv.__class__ = type("Counted", (kind,), {"forward": lambda self, x: (rows.append(len(x)),
-                                                                           kind.forward(self, x))[1]})
-    try:
-        return run(unet, **settings), rows
-    finally:
-        conv.__class__ = kind
-
-
-def source_runs(unet, **settings):
-    """(output, how often the source row ran)."""
-    output, rows = rows_run(unet, **settings)
-    return output, rows.count(1)
 
 
 @pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl"])

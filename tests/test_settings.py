@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from ditail import DitailError
-from ditail.content.settings import FIELDS, DitailSettings
+from ditail.content.settings import BY_KEY, FIELDS, SAFE_REGION, DitailSettings, warnings_of
 
 
 def test_the_object_has_the_tables_fields_and_defaults():
@@ -46,3 +46,15 @@ def test_what_is_wrong_is_named(values, key):
     assert caught.value.key == key
     assert str(caught.value).startswith(f"{key}: ")
     assert len(str(caught.value)) < 400
+
+
+def test_the_defaults_are_in_the_safe_region():
+    assert warnings_of(alpha=BY_KEY["alpha"].default, beta=BY_KEY["beta"].default, cfg_scale=7.0) == []
+    assert warnings_of() == warnings_of(alpha=None, cfg_scale=None) == []
+
+
+@pytest.mark.parametrize(("name", "key", "lowest", "highest"), SAFE_REGION)
+def test_what_is_outside_the_safe_region_is_said(name, key, lowest, highest):
+    assert warnings_of(**{key: lowest}) == warnings_of(**{key: highest}) == []
+    for value, side in ((lowest - 0.5, f"below {lowest:g}"), (highest + 0.5, f"above {highest:g}")):
+        assert warnings_of(**{key: value}) == [f"{name} {value:g} is {side}, where burnt colours are more common."]

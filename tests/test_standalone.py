@@ -22,11 +22,6 @@ JOB = pipeline.Job(("a fox on mint",), seeds=(3,), steps=4, omega=3.0)
 
 
 @pytest.fixture(scope="module")
-def paths():
-    return demo_checkpoints.paths()
-
-
-@pytest.fixture(scope="module")
 def noto(paths):
     return load_model(paths["noto"])
 
@@ -186,7 +181,7 @@ def test_mix_writes_one_png_that_says_how_it_was_made(paths, content, tmp_path, 
     assert picture.size == (128, 128)
     assert json.loads(picture.text["ditail"])["prompt"] == "a fox on pink"
     told = capfd.readouterr()
-    assert "inverting: 100%" in told.err and "sampling: 100%" in told.err
+    assert "inverting the content image: 100%" in told.err and "sampling: 100%" in told.err
     assert re.fullmatch(rf"{re.escape(str(out))} \(\d+\.\d s\)\n", told.out)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["content.png", "mixed.png", "z.safetensors"]
 
@@ -216,6 +211,10 @@ def test_mix_takes_pictures_with_alpha_and_rotation(paths, tmp_path):
     ({"save_latents": f"{__file__}/z"}, f"--save-latents: the folder {__file__} can't be made (File exists)"),
     ({"save_latents": "/"}, "--save-latents: / is a folder"),
     ({"mask": __file__}, "mask: "),
+    ({"prompt": None}, "--prompt: say what "),
+    ({"layers": "f99"}, "layers: SD 1.x/2.x has output blocks 0 to 11, and no 99"),
+    ({"settings": __file__}, "--settings: "),
+    ({"prompt": "a <lora:x:1> fox"}, "<lora:x:1>: extra networks work in the WebUI only"),
 ])
 def test_bad_input_is_one_sentence_and_exit_code_2(paths, content, tmp_path, capfd, change, words):
     options = {"out": tmp_path / "out.png", **change}
@@ -227,7 +226,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(paths, content, tmp_path, cap
 
 @pytest.mark.parametrize("change", [
     {"steps": 0}, {"steps": 1000}, {"steps": "x"}, {"conv_ratio": 1.5}, {"attn_ratio": -1}, {"alpha": "nan"},
-    {"alpha": 11}, {"cfg": 0}, {"sampler": "magic"}, {"seed": -1}, {"prompt": None},
+    {"alpha": 11}, {"cfg": 0}, {"sampler": "magic"}, {"seed": -1}, {"image": None},
 ])
 def test_bad_options_name_themselves(paths, content, tmp_path, capfd, change):
     with pytest.raises(SystemExit) as caught:
@@ -242,7 +241,7 @@ def test_progress_counts_the_steps_whatever_the_sampler_asks(paths, content, tmp
     out = tmp_path / "folder" / "of its own" / "out.png"
     assert main(mix_arguments(paths, content, out, steps=5, sampler=sampler)) == 0
     bars = capfd.readouterr().err.replace("\r", "\n").splitlines()
-    for name in ("inverting", "sampling"):
+    for name in ("inverting the content image", "sampling"):
         assert [line for line in bars if line.startswith(name)][-1].count(" 5/5 ") == 1
     assert out.is_file()
 
@@ -285,7 +284,7 @@ def test_another_architecture_is_refused_naming_both(paths, content, tmp_path, c
     config.write_text(config.read_text().replace(mult, mult.removesuffix("- 2\n").rstrip(" ")))
     assert main(mix_arguments(paths, content, tmp_path / "out.png", target=tmp_path / "other.safetensors")) == 2
     error = capfd.readouterr().err
-    assert "house-noto.safetensors has 12 output blocks" in error and "other.safetensors has 9" in error
+    assert "house-noto.safetensors has 12" in error and "other.safetensors: has 9 output blocks" in error
 
 
 def test_divergence_is_told_with_its_step(noto):

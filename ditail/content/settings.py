@@ -160,14 +160,18 @@ class DitailSettings:
         return cls(**values)
 
 
-@dataclass(frozen=True)
-class SafeRegion:
-    """Up to where few images have burnt colours, measured on the demo checkpoints (docs/reliability.md)."""
-
-    difference: float = 5.0
-    cfg_scale: float = 15.0
+# (name, key, lowest, highest) of the numbers outside of which burnt colours were more common on the demo checkpoints,
+# by two measures: docs/reliability.md has the tables, `lab.safe_region` makes them. By neither do alpha and beta burn
+# more than plain generation does, so they have no bound here.
+SAFE_REGION = (("CFG scale", "cfg_scale", 0.0, 10.0),)
 
 
-def warnings_of(alpha: float, beta: float, cfg_scale: float | None = None) -> list[str]:
-    """A sentence for each number outside the safe region; cfg_scale None: unknown."""
-    return []
+def warnings_of(**values: float | None) -> list[str]:
+    """A sentence for each of the `values`, by the keys of SAFE_REGION, that is outside it; None: not known."""
+    sentences = []
+    for name, key, lowest, highest in SAFE_REGION:
+        value = values.get(key)
+        if value is not None and not lowest <= value <= highest:
+            side, limit = ("below", lowest) if value < lowest else ("above", highest)
+            sentences.append(f"{name} {value:g} is {side} {limit:g}, where burnt colours are more common.")
+    return sentences

@@ -214,8 +214,14 @@ class Target(Protocol):
 class Host(Protocol):
     """A host with one job. Whatever it changes of its own state is undone when the context that it is in ends."""
 
-    library: Library
-    checkpoints: Checkpoints
-    job: HostJob
-    models: SourceModels
-    target: Target
+    @property
+    def checkpoints(self) -> Checkpoints: ...
+
+    @property
+    def job(self) -> HostJob: ...
+
+    @property
+    def models(self) -> SourceModels: ...
+
+    @property
+    def target(self) -> Target: ...

@@ -107,7 +107,9 @@ class RayCluster:
         (ready,), _ = self._ray.wait(list(handles))
         try:
             return ready, self._ray.get(ready)
-        except self._ray.exceptions.RayError as error:  # the worker was killed, for instance
+        except self._ray.exceptions.WorkerCrashedError:
+            return ready, Outcome(failure="its worker process was killed or crashed")
+        except self._ray.exceptions.RayError as error:
             last = str(error).strip().splitlines()[-1:]
             return ready, Outcome(failure=": ".join([type(error).__name__, *last]))
 
@@ -272,5 +274,5 @@ def raise_failed(failed: dict[str, str]) -> None:
         return
     shown = [f"{name} ({reason})" for name, reason in failed.items()][:SHOWN]
     more = [f"{len(failed) - SHOWN} more"] if len(failed) > SHOWN else []
-    raise TasksFailed(f"failed: {'; '.join(shown + more)}; the rest is kept, and the same command makes what is "
+    raise TasksFailed(None, f"failed: {'; '.join(shown + more)}; the rest is kept, and the same command makes what is "
                       "missing")

@@ -1,9 +1,10 @@
 """The command line as a host of the job layer: checkpoints are files, and one model is in memory at a time."""
 
 import hashlib
+import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -131,36 +132,44 @@ class FileJob:
         return self.job.with_(prompts=self.job.prompts[batch], seeds=self.job.seeds[batch])
 
 
-class StepBar:
-    """See `job.host.Progress`: one bar for each batch of sources."""
+@contextmanager
+def step_bar(description: str, steps: int, calls: int) -> Iterator[Callable[[], object]]:
+    """A bar of a job's steps; what it yields is called `calls` times, which may be more often or less."""
+    done = itertools.count(1)
+    with tqdm(total=steps, desc=description, unit="step") as bar:
+        yield lambda: bar.update(next(done) * steps // calls - bar.n)
 
-    def __init__(self):
-        self._bar: tqdm | None = None
+
+class StepBar:
+    """See `job.host.Progress`: one bar for each batch of sources, of as many steps as the job has."""
+
+    def __init__(self, steps: int):
+        self._steps = steps
+        self._bar = ExitStack()
+        self._update: Callable[[], object] = int
 
     def show(self, text: str) -> None:
         pass
 
     def begin(self, steps: int, text: str) -> None:
         self.end()
-        self._bar = tqdm(total=steps, desc=text, unit="step")
+        self._update = self._bar.enter_context(step_bar(text, self._steps, steps))
 
     def step(self, *_) -> None:
-        self._bar.update()
+        self._update()
 
     def check(self) -> None:
         pass
 
     def end(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+        self._bar.close()
 
 
 class FileModels:
     """See `job.host.SourceModels`."""
 
     def __init__(self, load: LastModel, job: FileJob):
-        self._load, self._job, self._bar = load, job, StepBar()
+        self._load, self._job, self._bar = load, job, StepBar(job.job.steps)
 
     @contextmanager
     def source_pass(self, steps: Sequence[int]) -> Iterator[StepBar]:

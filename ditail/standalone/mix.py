@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from ..cache.folder import LatentFolder
 from ..cache.latents import LatentCache
@@ -19,9 +18,9 @@ from ..errors import DitailError
 from ..job.host import Checkpoint
 from ..job.job import Job as DitailJob
 from ..job.request import Request
-from .arguments import job_of, size_of
+from .arguments import check_partner_files, job_of, size_of
 from .files import check_writable, make_folder, save_image, unwritable
-from .host import FileHost, FileLibrary, LastModel
+from .host import FileHost, FileLibrary, LastModel, step_bar
 from .model import read_config, read_sides
 from .pipeline import new_sampler, sample
 from .samplers import seeded_noise
@@ -34,9 +33,10 @@ SETTINGS = ("alpha", "beta", "conv_ratio", "attn_ratio", "source_prompt", "sourc
 
 
 class Content(NamedTuple):
-    """One content image (None: the source generates it), its prompt, and the file to write."""
+    """One content image (None: the source generates it), its file, its prompt, and the file to write."""
 
     image: Image.Image | None
+    path: Path | None
     prompt: str
     out: Path
 
@@ -44,6 +44,7 @@ class Content(NamedTuple):
 def command(args: Namespace) -> None:
     """The content of each image (or of images that the source generates) in the target's style."""
     library = FileLibrary()
+    check_partner_files(args.source, args.target)
     target = _found(library, args.target)
     contents = list(contents_of(args))
     requests = [Request.from_values(values_of(args, content.image), library) for content in contents]
@@ -70,7 +71,7 @@ def mix_one(args: Namespace, content: Content, request: Request, target: Checkpo
     made = {k: str(v) for k, v in vars(args).items() if v is not None and k not in ("command", "out")}
     for number, image in enumerate(sampled(host, ditail)):
         path = content.out if len(seeds) == 1 else content.out.with_stem(f"{content.out.stem} {seeds[number]}")
-        save_image(image, path, {**made, "image": str(getattr(content.image, "filename", "")), "seed": seeds[number]})
+        save_image(image, path, {**made, "image": str(content.path or ""), "seed": seeds[number]})
         print(f"{path} ({time.monotonic() - start:.1f} s)")
     if args.save_latents:
         source = ditail.samplings[False].sources[0]
@@ -96,8 +97,8 @@ def sampled(host: FileHost, ditail: DitailJob) -> Iterator[Image.Image]:
 
 
 def _with_bar(host: FileHost, ditail: DitailJob, model, job, sampler, noise: Tensor, first: int) -> Tensor:
-    with tqdm(total=len(sampler.schedule), desc="sampling", unit="step") as bar:
-        return sample(model, job, sampler, noise, bar.update,
+    with step_bar("sampling", job.steps, len(sampler.schedule)) as progress:
+        return sample(model, job, sampler, noise, progress,
                       before_step=lambda rows: ditail.follow(rows, hires=False, first=first))
 
 
@@ -151,7 +152,7 @@ def contents_of(args: Namespace) -> Iterator[Content]:
     if args.image is None:
         if args.prompt is None:
             raise DitailError("--prompt", "say what the image is to show")
-        yield Content(None, args.prompt, _as_png(args.out))
+        yield Content(None, None, args.prompt, _as_png(args.out))
         return
     folder = args.image.is_dir()
     paths = sorted(p for p in args.image.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES) if folder else [args.image]
@@ -164,8 +165,7 @@ def contents_of(args: Namespace) -> Iterator[Content]:
         prompt = text.read_text(encoding="utf-8").strip() if text.is_file() else args.prompt
         if prompt is None:
             raise DitailError("--prompt", f"say what {path} shows, or write it into {text}")
-        image.filename = str(path)
-        yield Content(image, prompt, args.out / f"{path.stem}.png" if folder else _as_png(args.out))
+        yield Content(image, path, prompt, args.out / f"{path.stem}.png" if folder else _as_png(args.out))
 
 
 def _as_png(path: Path) -> Path:

@@ -103,6 +103,8 @@ def _job(p, cell: Cell, values: dict, tagged: bool):
     """A copy of the job for one cell."""
     job = copy.copy(p)
     job.styles = list(p.styles)
+    # Whatever the request says of its own settings: that of a cell's checkpoint is the matrix's.
+    job.override_settings_restore_afterwards = True
     job.override_settings = {**p.override_settings, "sd_model_checkpoint": cell.target.checkpoint.handle.name}
     job.extra_generation_params, job.comments = dict(p.extra_generation_params), {}
     job.do_not_save_grid = True

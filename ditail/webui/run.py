@@ -6,6 +6,7 @@ from functools import partial
 from modules import images, sd_samplers, sd_unet, shared
 from torch import Tensor
 
+from ..content.settings import warnings_of
 from ..errors import DitailError
 from ..job.host import Interrupted
 from ..job.job import Job
@@ -82,6 +83,9 @@ class Run:
             shared.state.interrupted = True
             return
         if not job.is_plain:
+            settings = job.request.settings
+            for sentence in warnings_of(alpha=settings.alpha, beta=settings.beta, cfg_scale=p.cfg_scale):
+                p.comment(f"Ditail: {sentence}")
             hashes = image_hashes(job.request, job.samplings, init_images)
             # Not in place: a script's own job (ADetailer's) may share the dict with the job that it is part of.
             p.extra_generation_params = {**p.extra_generation_params, **infotext_of(job.request, hashes)}

@@ -1,6 +1,5 @@
 """Ditail's controls in a tab, built from the table of settings."""
 
-import html
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -28,8 +27,8 @@ class Controls:
     paste_field_names: list[str]
 
 
-def build(elem_id: Callable[[str], str], *, is_img2img: bool) -> Controls:
-    """Make the tab's controls inside the current gradio block."""
+def build(elem_id: Callable[[str], str], *, is_img2img: bool, cfg_scale=None) -> Controls:
+    """Make the tab's controls inside the current gradio block. cfg_scale: the tab's own slider, if it is there yet."""
     made = {}
     with InputAccordion(BY_KEY["enabled"].default, label=TITLE, elem_id=elem_id("enabled")) as made["enabled"]:
         with gr.Row():
@@ -46,7 +45,8 @@ def build(elem_id: Callable[[str], str], *, is_img2img: bool) -> Controls:
             with gr.Row():
                 made |= {key: _control(key, elem_id) for key in keys}
             if "alpha" in keys:
-                _warnings(made["alpha"], made["beta"], elem_id("warnings"))
+                sliders = {"alpha": made["alpha"], "beta": made["beta"], "cfg_scale": cfg_scale}
+                _warnings({key: slider for key, slider in sliders.items() if slider is not None}, elem_id("warnings"))
         with gr.Row():
             made |= {key: _control(key, elem_id) for key in ("source_prompt", "source_negative_prompt")}
         with gr.Accordion("More", open=False, elem_id=elem_id("more")):
@@ -69,12 +69,12 @@ def build(elem_id: Callable[[str], str], *, is_img2img: bool) -> Controls:
     )
 
 
-def _warnings(alpha, beta, elem_id: str) -> None:
-    """A line that follows the sliders and shows what is outside the safe region, if anything is."""
-    shown = gr.HTML(elem_id=elem_id)
-    for slider in (alpha, beta):
-        slider.change(lambda *values: "".join(f"<p>{html.escape(w)}</p>" for w in warnings_of(*values)),
-                      inputs=[alpha, beta], outputs=[shown], show_progress=False, queue=False)
+def _warnings(sliders: dict, elem_id: str) -> None:
+    """A line that says, as the sliders (key: slider) move, which values are outside the safe region."""
+    line = gr.HTML(elem_id=elem_id)
+    for slider in sliders.values():
+        slider.change(lambda *values: " ".join(warnings_of(**dict(zip(sliders, values, strict=True)))),
+                      inputs=list(sliders.values()), outputs=[line], show_progress=False, queue=False)
 
 
 def _second_source(elem_id: Callable[[str], str]) -> list:

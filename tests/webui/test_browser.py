@@ -105,6 +105,18 @@ def test_txt2img(page, picture, webui):
     assert page.is_visible("#txt2img_ditail_alpha")
 
 
+@pytest.mark.parametrize("tab", ["txt2img", "img2img"])
+def test_a_warning_follows_the_cfg_scale(page, tab):
+    """Outside the safe region the tab says so at once, and nothing within it."""
+    open_tab(page, tab)
+    line = f"gradioApp().querySelector('#{tab}_ditail_warnings').innerText"
+    assert page.evaluate(line).strip() == ""
+    fill(page, tab, cfg_scale=25)
+    page.wait_for_function(f"{line}.includes('CFG scale 25 is above 10')")
+    fill(page, tab, ditail_alpha=4, cfg_scale=5)
+    page.wait_for_function(f"{line}.trim() === ''")
+
+
 def test_plain_infotext_switches_ditail_off(page):
     open_tab(page, "txt2img")
     fill(page, "txt2img", prompt="a cat\nSteps: 7, Sampler: Euler, CFG scale: 4, Seed: 3, Size: 128x128")

@@ -131,3 +131,11 @@ def test_same_picture_as_the_command_line(webui, ditail, content, tmp_path):
     ours = webui.generate(ditail, steps=20).image
     theirs = Image.open(tmp_path / "out.png").convert("RGB")
     assert difference(ours, theirs) < 1
+
+
+@pytest.mark.parametrize(("cfg_scale", "count"), [(5.0, 0), (10.0, 0), (25.0, 1)])
+def test_a_job_outside_the_safe_region_says_so(webui, ditail, cfg_scale, count):
+    assert webui.generate(ditail, cfg_scale=cfg_scale, steps=2).status == 200
+    comments = webui.call("/ditail-test/comments").json
+    assert sum(f"CFG scale {cfg_scale:g} is above 10" in comment for comment in comments) == count
+    assert sum("burnt colours" in comment for comment in comments) == count

@@ -146,7 +146,7 @@ class Injector:
             return function(*args, **kwargs)
         count = self.counts[name] = self.counts.get(name, 0) + 1
         if self.record:
-            self.rng.add(rng_digest())
+            self.rng |= {rng_digest(), python_digest()}
             self.note_options(name)
         due = name == self.point and (count == self.call or (self.lasting and count > self.call))
         if due and self.when == "before":
@@ -224,6 +224,10 @@ def digest(data) -> str:
 
 def rng_digest() -> str:
     return digest(torch.get_rng_state().numpy().tobytes())
+
+
+def python_digest() -> str:
+    return f"{hash(random.getstate()):x}"
 
 
 def options_of() -> dict[str, str]:
@@ -307,7 +311,7 @@ def fingerprint() -> dict:
         "total_tqdm": shared.total_tqdm._tqdm is not None,
         "skip_writing_to_config": sd_models.SkipWritingToConfig.skip,
         "current_unet": sd_unet.current_unet is not None,
-        "torch_rng": rng_digest(), "numpy_rng": digest(np.random.get_state()), "python_rng": digest(random.getstate()),
+        "torch_rng": rng_digest(), "numpy_rng": digest(np.random.get_state()), "python_rng": python_digest(),
     }
 
 
