@@ -3,6 +3,7 @@
 import os
 import sys
 
+import torch
 from modules import devices, extra_networks, sd_hijack, sd_models, sd_vae, shared
 from safetensors import SafetensorError
 
@@ -135,6 +136,8 @@ class WebuiCheckpoints:
                            if any(name in text for text in prompts)},
             "dtypes": [str(devices.dtype_unet), str(devices.dtype_vae)], "tiling": bool(self.p.tiling),
             "attention": str(sd_hijack.model_hijack.optimization_method),
+            # A cache on disk may be used on another device, or with other threads, where rounding differs.
+            "device": [devices.device.type, torch.get_num_threads()],
         }
 
 
