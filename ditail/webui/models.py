@@ -169,13 +169,8 @@ class Loaded:
                                   f"after another model ({error})", "source_checkpoint") from error
 
 
-class LoadError(DitailError):
-    """A model could not be put in place. The WebUI may believe a half-dismantled one to be loaded now."""
-
-
 @contextmanager
-def restored_models(p=None, *, is_sound: Callable[[BaseException], bool] = lambda e: not isinstance(e, LoadError)
-                    ) -> Iterator[Loaded]:
+def restored_models(p=None, *, is_sound: Callable[[BaseException], bool]) -> Iterator[Loaded]:
     """A block that may load other models: yields what is in place, which is in place again afterwards.
 
     is_sound: whether the model that is in place can be trusted when this is raised in the block; otherwise the one of
@@ -233,20 +228,23 @@ def borrowed_models(p) -> Iterator[Callable[..., object]]:
     It raises DitailError if one can't be loaded, and before anything is unloaded if the target could not come back;
     nothing is loaded that is in place already. Afterwards the target is back (see `restored_models`).
     """
-    wanted = _family_of_target(shared.sd_model.model.diffusion_model)
-    with restored_models(p) as target:
+    wanted, is_loading = _family_of_target(shared.sd_model.model.diffusion_model), False
+    # The WebUI may believe a half-dismantled model to be loaded after whatever ended the loading, an interrupt, too.
+    with restored_models(p, is_sound=lambda error: not is_loading) as target:
 
         def borrow(info, vae_file: str | None, why: str):
+            nonlocal is_loading
             log.info("%s: %s", info.name_for_extra, why)
             source = Loaded(info, vae_file)
             if source != Loaded.now():
                 target.check_files()
+            is_loading = True
             try:
                 switch_to(source, p)
             except Exception as error:
                 log.exception("loading %s", info.name)
-                raise LoadError(f"source_checkpoint: {info.name_for_extra} can't be loaded ({error})",
-                                "source_checkpoint") from error
+                raise _wrong_source(info, f"can't be loaded ({error})") from error
+            is_loading = False
             _check_family(info, _family_of(shared.sd_model.model.diffusion_model), target.info, wanted)
             return shared.sd_model
 
