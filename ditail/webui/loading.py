@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from ..errors import DitailError
 from ..job.host import Checkpoint, Model, Networks
 from ..unet.families import family_of_unet
-from .checkpoints import check_same_family, family_of_target
+from .checkpoints import check_same_family, family_of_target, wrong_source
 from .hijacks import turn_off_hypertile
 
 log = logging.getLogger("ditail")
@@ -42,13 +42,8 @@ class Loaded:
                                   f"back after another model ({error})") from error
 
 
-class LoadError(DitailError):
-    """A model could not be put in place. The WebUI may believe a half-dismantled one to be loaded now."""
-
-
 @contextmanager
-def restored_models(p=None, *, is_sound: Callable[[BaseException], bool] = lambda e: not isinstance(e, LoadError)
-                    ) -> Iterator[Loaded]:
+def restored_models(p=None, *, is_sound: Callable[[BaseException], bool]) -> Iterator[Loaded]:
     """A block that may load other models: yields what is in place, which is in place again afterwards.
 
     is_sound: whether the model that is in place can be trusted when this is raised in the block; otherwise the one of
@@ -106,20 +101,24 @@ def borrowed_models(p) -> Iterator[Callable[..., AbstractContextManager[Model]]]
     It raises DitailError if one can't be loaded, and before anything is unloaded if the target could not come back;
     nothing is loaded that is in place already. Afterwards the target is back (see `restored_models`).
     """
-    wanted = family_of_target()
-    with restored_models(p) as target:
+    wanted, is_loading = family_of_target(), False
+    # The WebUI may believe a half-dismantled model to be loaded after whatever ended the loading, an interrupt, too.
+    with restored_models(p, is_sound=lambda error: not is_loading) as target:
 
         @contextmanager
         def borrow(checkpoint: Checkpoint, vae_file: str | None, networks: Networks, why: str) -> Iterator[Model]:
+            nonlocal is_loading
             log.info("%s: %s", checkpoint.name, why)
             source = Loaded(checkpoint.handle, vae_file)
             if source != Loaded.now():
                 target.check_files()
+            is_loading = True
             try:
                 switch_to(source, p)
             except Exception as error:
                 log.exception("loading %s", checkpoint.path)
-                raise LoadError("source_checkpoint", f"{checkpoint.name} can't be loaded ({error})") from error
+                raise wrong_source(checkpoint.name, f"can't be loaded ({error})") from error
+            is_loading = False
             check_same_family(checkpoint, family_of_unet(shared.sd_model.model.diffusion_model), target.info, wanted)
             with active_extra_networks(p, networks):
                 yield shared.sd_model

@@ -9,7 +9,9 @@ from webui_helpers import encode
 @pytest.fixture(scope="module")
 def sweep(webui, content, other_content):
     before = webui.call("/ditail-test/options").json
-    changed = {"ditail_disk": True, "samples_save": True}
+    # In full, as the WebUI writes it when it loads one.
+    title = next(m["title"] for m in webui.call("/sdapi/v1/sd-models").json if m["model_name"] == "house-ink")
+    changed = {"ditail_disk": True, "samples_save": True, "sd_model_checkpoint": title}
     webui.call("/sdapi/v1/options", changed)
     webui.generate(steps=1)
     yield Sweep(webui, kinds(encode(content), encode(other_content)))
