@@ -68,7 +68,7 @@ def test_model_files(record, prepared):
 
 @pytest.mark.parametrize("name", JOBS)
 def test_job(record, prepared, name):
-    prepared.call("/ditail-test/start-afresh", {})
+    assert prepared.call("/ditail-test/start-afresh", {"checkpoint": JOBS[name].target}).status == 200
     answers = [describe(prepared, send(prepared, JOBS[name])) for _ in range(JOBS[name].times)]
     expected = 422 if name in ERRORS else 200
     assert [answer["status"] for answer in answers] == [expected] * len(answers), answers

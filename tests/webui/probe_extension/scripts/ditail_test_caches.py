@@ -5,7 +5,8 @@ import random
 import gradio as gr
 import numpy
 import torch
-from modules import script_callbacks, scripts, shared
+from fastapi import Body
+from modules import script_callbacks, scripts, sd_models, shared
 
 from ditail.webui import caches
 
@@ -35,8 +36,12 @@ def restart() -> None:
     shared.reload_hypernetworks()
 
 
-def start_afresh() -> None:
-    """Empty caches and seeded global generators, which img2img's encoder draws from: no job depends on an earlier."""
+def start_afresh(checkpoint: str = Body(embed=True)) -> None:  # noqa: B008 (fastapi's way)
+    """Make a job independent of earlier ones: its checkpoint loaded, the caches empty, global generators seeded.
+
+    Loading draws from torch's global generator, and so does img2img's encoder.
+    """
+    sd_models.reload_model_weights(info=sd_models.get_closet_checkpoint_match(checkpoint))
     caches.clear()
     random.seed(0)
     numpy.random.seed(0)
