@@ -17,10 +17,11 @@ def paths():
 @pytest.fixture(scope="session")
 def ray():
     """Ray, whose clusters here have a token that is not kept in the home folder."""
-    pytest.importorskip("ray", reason="Ray is not installed (pip install ray)")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "token")
         patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        # Ray reads the variables when it is imported.
+        pytest.importorskip("ray", reason="Ray is not installed (pip install ray)")
         yield
 
 
