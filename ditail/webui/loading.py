@@ -32,7 +32,7 @@ class Loaded:
 
     def check_files(self) -> None:
         """Raise DitailError unless both can be loaded again after others took their place."""
-        for path in filter(None, (getattr(self.info, "filename", None), self.vae_file)):
+        for path in filter(None, (self.info and self.info.filename, self.vae_file)):
             try:
                 # A safetensors header names the file's length, so this also finds one that was cut off.
                 with safe_open(path, "pt") if path.endswith(".safetensors") else open(path, "rb"):
@@ -61,6 +61,8 @@ def restored_models(p=None, *, is_sound: Callable[[BaseException], bool]) -> Ite
 
 
 def _put_back(before: Loaded, p, *, anew: bool = False) -> None:
+    if before.info is None:
+        return  # there was none, so the next job loads one anyway
     if Loaded.now() != before:
         log.info("%s: back in place as the target", before.info.name_for_extra)
     try:
