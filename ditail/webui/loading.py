@@ -62,7 +62,7 @@ def restored_models(p=None, *, is_sound: Callable[[BaseException], bool]) -> Ite
 
 def _put_back(before: Loaded, p, *, anew: bool = False) -> None:
     if before.info is None:
-        return  # there was none, so the next job loads one anyway
+        return None  # there was none, so the next job loads one anyway
     if Loaded.now() != before:
         log.info("%s: back in place as the target", before.info.name_for_extra)
     try:
