@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from processes import Marked
 
-from ditail.standalone import commands, demo_checkpoints
+from ditail.standalone import demo, demo_checkpoints
 from ditail.standalone.cli import main
 from lab import evaluate
 from lab.cli import main as lab_main
@@ -32,7 +32,7 @@ Image.Image.save = save
 """
 INTERRUPT_IN_A_DESTRUCTOR = """
 import os, signal
-from ditail.standalone import commands
+from ditail.standalone import mix as module
 class Trap:
     def __del__(self):
         os.kill(os.getpid(), signal.SIGINT)
@@ -40,18 +40,18 @@ class Trap:
 def mix(args):
     Trap()
     for _ in range(10**9): pass
-commands.mix = mix
+module.command = mix
 """
 INTERRUPT_AS_ANOTHER_ERROR = """
 import os, signal
-from ditail.standalone import commands
+from ditail.standalone import mix as module
 def mix(args):
     try:
         os.kill(os.getpid(), signal.SIGINT)
         for _ in range(10**9): pass
     except KeyboardInterrupt as error:
         raise ImportError("a library's own words") from error
-commands.mix = mix
+module.command = mix
 """
 
 
@@ -213,7 +213,7 @@ def assert_one_sentence(capfd, *words, program="ditail"):
 @pytest.mark.parametrize("command", ["mix", "matrix", "demo"])
 def test_what_cannot_be_written_is_one_sentence(request, monkeypatch, unwritable, capfd, command):
     place, words = unwritable
-    monkeypatch.setattr(commands, "DEMO", commands.DEMO.with_(steps=2))
+    monkeypatch.setattr(demo, "DEMO", demo.DEMO.with_(steps=2))
     arguments = request.getfixturevalue(command) if command != "demo" else ["demo"]
     arguments = [a for a in arguments if not a.startswith(("--save", "--out", "--steps"))]
     arguments += ["--steps=1"] * (command != "demo")
