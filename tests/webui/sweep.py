@@ -63,7 +63,8 @@ class Sweep:
     def __init__(self, webui, kinds: dict[str, Kind]):
         self.faulty, self.kinds = Faulty(webui), kinds
         self.one_config = False
-        self.references: dict[str, Reference] = {}
+        # One model object is loaded without drawing random numbers, which shows in a matrix of img2img.
+        self.references: dict[tuple[str, bool], Reference] = {}
         self.plain = self.faulty.picture(PLAIN)
         self.at_rest = self.state()
         self.primed = ""
@@ -86,7 +87,8 @@ class Sweep:
             self.at_rest = self.state()
 
     def reference(self, name: str) -> Reference:
-        if name not in self.references:
+        key = name, self.one_config
+        if key not in self.references:
             kind = self.kinds[name]
             self.faulty.post("empty-caches")
             pictures = self.faulty.picture(kind)
@@ -99,8 +101,8 @@ class Sweep:
                 after = self.faulty.fingerprint()
                 rng |= {*seen["rng"], after["torch_rng"], after["python_rng"]}
             without = b"".join(image.tobytes() for image in answers[0].images)
-            self.references[name] = Reference(pictures, without, frozenset(rng))
-        return self.references[name]
+            self.references[key] = Reference(pictures, without, frozenset(rng))
+        return self.references[key]
 
     def counts(self, name: str, warm: bool) -> dict[str, int]:
         """How often a kind of job calls each function."""
