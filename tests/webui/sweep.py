@@ -17,6 +17,8 @@ from faulty import SEED, Faulty, Kind, differences
 HOW_MANY = os.environ.get("DITAIL_FAULTS", "40")
 LOG = os.environ.get("DITAIL_FAULTS_LOG")
 MOST_CALLS = 12
+# How many kinds of job are run with one yaml for all checkpoints.
+SHARE_OF_ONE_CONFIG = 0.4
 PLAIN = Kind(None, {})
 # A job's model need not be back at once, as long as the next job finds the right one.
 UNTIL_THE_NEXT_JOB = {"model", "loaded_models", "vae_file", "base_vae", "options"}
@@ -183,17 +185,26 @@ def choose(sweep: Sweep, names: Sequence[str], errors: Sequence[str], how_many: 
     rng = random.Random(SEED)
     if how_many != "all":
         names = rng.sample(sorted(names), min(len(names), 3 + int(how_many) // 10))
-    cells = [(name, warm, point, count) for name in names for warm in (False, True)
-             for point, count in sweep.counts(name, warm).items()]
+    cells = []
+    for one_config in (False, True):
+        sweep.share_config(one_config)
+        for name in names:
+            for warm in (False, True):
+                if how_many == "all" or one_config == (rng_of(name, warm).random() < SHARE_OF_ONE_CONFIG):
+                    cells += [(name, warm, one_config, point, count) for point, count in sweep.counts(name, warm).items()]
     if how_many == "all":
-        calls = [(*cell, call) for cell in cells for call in spread(cell[3])]
+        calls = [(*cell, call) for cell in cells for call in spread(cell[-1])]
     else:
-        calls = [(*cell, rng.randint(1, cell[3])) for cell in at_random(cells, int(how_many), rng)]
+        calls = [(*cell, rng.randint(1, cell[-1])) for cell in at_random(cells, int(how_many), rng)]
     faults = []
-    for name, warm, point, _, call in calls:
-        faults.append(Fault(name, warm, rng.random() < 0.4, point, call, rng.choice(errors),
+    for name, warm, one_config, point, _, call in calls:
+        faults.append(Fault(name, warm, one_config, point, call, rng.choice(errors),
                             rng.choice(("before", "before", "after")), rng.random() < 0.15))
     return sorted(set(faults), key=lambda f: (f.one_config, f.kind, f.warm, f.point, f.call))
+
+
+def rng_of(*names) -> random.Random:
+    return random.Random(f"{SEED} {names}")
 
 
 def at_random(cells: Sequence, count: int, rng: random.Random) -> Iterator:
