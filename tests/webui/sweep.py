@@ -191,7 +191,8 @@ def choose(sweep: Sweep, names: Sequence[str], errors: Sequence[str], how_many: 
         for name in names:
             for warm in (False, True):
                 if how_many == "all" or one_config == (rng_of(name, warm).random() < SHARE_OF_ONE_CONFIG):
-                    cells += [(name, warm, one_config, point, count) for point, count in sweep.counts(name, warm).items()]
+                    counts = sweep.counts(name, warm)
+                    cells += [(name, warm, one_config, point, count) for point, count in counts.items()]
     if how_many == "all":
         calls = [(*cell, call) for cell in cells for call in spread(cell[-1])]
     else:
