@@ -149,23 +149,27 @@ class InjectionHooks:
 
     def _recorded_step(self, x: Tensor, timesteps: Tensor, step: Step) -> Step:
         """`step` with what the source run records, or with what an earlier generation kept."""
-        features, name = self.injection.features, self._name_of_features(x, step)
-        kept = features.get(name) if name else None
+        features = self._features_for(x)
+        if features is None:
+            self._run_source(x, timesteps, step)
+            return step
+        name = (step.timestep, tuple(x.shape[-2:]), x.dtype, x.device.type, step.places)
+        kept = features.get(name)
         if kept and step.layers_to_keep <= kept.keys():
             step.recall(kept, x.device, self._grid)
             return step
         self._run_source(x, timesteps, step)
-        if name and step.layers_to_keep <= step.to_keep.keys():
+        if step.layers_to_keep <= step.to_keep.keys():
             features.put(name, step.to_keep)
         return step
 
-    def _name_of_features(self, x: Tensor, step: Step) -> tuple | None:
-        """What names a step among the kept features; None where they are not to be kept."""
+    def _features_for(self, x: Tensor) -> Features | None:
+        """Where the features of a call with `x` are kept; None where they are not to be."""
         # An inpainting U-Net's further channels are the denoised rows' own.
         channels = self.mixed[0].latents.latents.shape[2]
         if self.injection.features is None or x.shape[1] != channels or not is_untouched(self.unet, self):
             return None
-        return step.timestep, tuple(x.shape[-2:]), x.dtype, x.device.type, step.places
+        return self.injection.features
 
     def _run_source(self, x: Tensor, timesteps: Tensor, step: Step) -> None:
         """Run the U-Net on the source latents, for the hooks to record what it computes."""
@@ -203,7 +207,7 @@ class InjectionHooks:
             if not self._recording:
                 return self._injected(step, output, self.recorded(key, module), key)
             step.record(key, args[0], output, self._grid, keep=self.injection.features is not None)
-            if self.savings.early_exit and step.kept is None and step.is_recorded:
+            if self.savings.early_exit and not step.kept and step.is_recorded:
                 raise _LastLayerReached
             return None
 
@@ -222,6 +226,11 @@ class InjectionHooks:
                 source = m * source + (1 - m) * output
         return source
 
+    def _step_at_hand(self) -> Step:
+        if self._step is None:
+            raise RuntimeError("no layer is injected at this timestep")
+        return self._step
+
     # What the shortcuts ask: see `shortcuts.Source`.
 
     def replaces(self, *keys: str) -> bool:
@@ -230,7 +239,7 @@ class InjectionHooks:
                 and step.wanted.issuperset(keys))
 
     def recorded(self, key: str, module: nn.Module) -> Tensor:
-        step = self._step
+        step = self._step_at_hand()
         if key not in step.recorded:
             # Of kept features, q and k are projected when they are first asked for.
             with self._recorded_into(step):
@@ -238,7 +247,7 @@ class InjectionHooks:
         return step.recorded[key]
 
     def is_fed_alike(self, attention: str) -> bool:
-        return self._step.is_fed_alike(attention)
+        return self._step_at_hand().is_fed_alike(attention)
 
     def owns(self, hook_id: int) -> bool:
         return hook_id in self._hook_ids
