@@ -16,7 +16,7 @@ from PIL import Image
 from processes import Marked
 
 from ditail import DitailError
-from ditail.standalone import demo_checkpoints, fanout, matrix, matrix_folder
+from ditail.standalone import demo_checkpoints, fanout, host, matrix, matrix_folder
 from ditail.standalone.cli import main
 from lab import cli as lab_cli
 from lab import evaluate
@@ -203,7 +203,8 @@ def calls(monkeypatch):
         return call
 
     for name in counts:
-        monkeypatch.setattr(matrix, name, counted(name, getattr(matrix, name)))
+        module = host if name == "load_model" else matrix
+        monkeypatch.setattr(module, name, counted(name, getattr(module, name)))
     return counts
 
 
