@@ -13,7 +13,7 @@ def sweep(webui, content, other_content):
     title = next(m["title"] for m in webui.call("/sdapi/v1/sd-models").json if m["model_name"] == "house-ink")
     changed = {"ditail_disk": True, "samples_save": True, "sd_model_checkpoint": title}
     webui.call("/sdapi/v1/options", changed)
-    webui.generate(steps=1)
+    webui.generate(steps=1, override_settings={})
     yield Sweep(webui, kinds(encode(content), encode(other_content)))
     webui.call("/ditail-test/faults/share-config", {"on": False})
     webui.call("/sdapi/v1/options", {name: before[name] for name in changed})
