@@ -128,7 +128,7 @@ class InjectionHooks:
             return
         x, timesteps = args[0], args[1] if len(args) > 1 else kwargs["timesteps"]
         self._grid = tuple(x.shape[-2:])
-        self._rows = self._images_of_rows(len(x))
+        self._rows = images_of_rows(len(x), images_of(self.mixed), self.injection.row_images)
         t = float(timesteps.flatten()[0])
         places = active_at(self.mixed, t)
         wanted = frozenset(key for key, layer in self.layers.items() if places and self.injection.steps.wants(layer, t))
@@ -139,13 +139,6 @@ class InjectionHooks:
         is_same = before is not None and (before.timestep, before.wanted) == (t, wanted)
         # Not before it is recorded: after a source run that raised, the next call starts another.
         self._step = before if is_same else self._recorded_step(x, timesteps, mixed_at(self.mixed, t, wanted, places))
-
-    def _images_of_rows(self, rows: int) -> Sequence[int]:
-        count, row_images = images_of(self.mixed), self.injection.row_images
-        images = list(row_images(rows)) if row_images and count > 1 else [i % count for i in range(rows)]
-        if len(images) != rows or (row_images is None and rows % count):
-            raise DitailError(None, f"injection: {rows} rows can't be matched with {count} source latents")
-        return images
 
     def _recorded_step(self, x: Tensor, timesteps: Tensor, step: Step) -> Step:
         """`step` with what the source run records, or with what an earlier generation kept."""
@@ -173,7 +166,7 @@ class InjectionHooks:
 
     def _run_source(self, x: Tensor, timesteps: Tensor, step: Step) -> None:
         """Run the U-Net on the source latents, for the hooks to record what it computes."""
-        z = torch.cat([self._source_rows(mixed.latents, x, step.timestep) for mixed in step.active])
+        z = torch.cat([source_rows(mixed.latents, step.timestep, x, self._rows) for mixed in step.active])
         null = {k: v.to(x.device).expand(len(z), *v.shape[1:]) for k, v in self.injection.null.items()}
         with self.injection.around_source(), self._recorded_into(step), suppress(_LastLayerReached):
             self.unet(z, timesteps.flatten()[:1].expand(len(z)), **null)
@@ -187,17 +180,6 @@ class InjectionHooks:
             yield
         finally:
             self._step, self._recording = before, False
-
-    def _source_rows(self, latents: SourceLatents, x: Tensor, t: float) -> Tensor:
-        z = latents.at(t).to(x)
-        if z.shape[-2:] != x.shape[-2:]:
-            raise DitailError(None, f"injection: the source latents are {tuple(z.shape[-2:])}, the sampler's "
-                              f"{tuple(x.shape[-2:])} (height, width)")
-        if x.shape[1] > z.shape[1]:
-            # An inpainting U-Net's further channels (mask, masked image) are the denoised rows' own.
-            first = [self._rows.index(i) if i in self._rows else 0 for i in range(len(z))]
-            z = torch.cat([z, x[first, z.shape[1] :]], 1)
-        return z
 
     def _hook(self, key: str):
         def hook(module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
@@ -258,3 +240,27 @@ class InjectionHooks:
         if rest or rows != tiles * len(self._rows):
             return None
         return [image * tiles + tile for image in self._rows for tile in range(tiles)]
+
+
+def images_of_rows(rows: int, images: int, row_images: RowImages | None) -> Sequence[int]:
+    """The image of each of `rows` rows; see `Injection.row_images`. Raises DitailError where they don't match."""
+    found = list(row_images(rows)) if row_images and images > 1 else [i % images for i in range(rows)]
+    if len(found) != rows or (row_images is None and rows % images):
+        raise DitailError(None, f"injection: {rows} rows can't be matched with {images} source latents")
+    return found
+
+
+def source_rows(latents: SourceLatents, timestep: float, x: Tensor, images: Sequence[int]) -> Tensor:
+    """The source's rows at a timestep, as the U-Net takes them beside rows `x` of these `images`.
+
+    Raises DitailError for latents of another size.
+    """
+    z = latents.at(timestep).to(x)
+    if z.shape[-2:] != x.shape[-2:]:
+        raise DitailError(None, f"injection: the source latents are {tuple(z.shape[-2:])}, the sampler's "
+                          f"{tuple(x.shape[-2:])} (height, width)")
+    if x.shape[1] > z.shape[1]:
+        # An inpainting U-Net's further channels (mask, masked image) are the denoised rows' own.
+        first = [images.index(i) if i in images else 0 for i in range(len(z))]
+        z = torch.cat([z, x[first, z.shape[1] :]], 1)
+    return z
