@@ -16,7 +16,7 @@ from PIL import Image
 from processes import Marked
 
 from ditail import DitailError
-from ditail.standalone import demo_checkpoints, fanout, matrix
+from ditail.standalone import demo_checkpoints, fanout, host, matrix, matrix_folder
 from ditail.standalone.cli import main
 from lab import cli as lab_cli
 from lab import evaluate
@@ -203,7 +203,8 @@ def calls(monkeypatch):
         return call
 
     for name in counts:
-        monkeypatch.setattr(matrix, name, counted(name, getattr(matrix, name)))
+        module = host if name == "load_model" else matrix
+        monkeypatch.setattr(module, name, counted(name, getattr(module, name)))
     return counts
 
 
@@ -251,7 +252,7 @@ def test_a_matrix_may_grow_by_seeds_and_prompts(calls, made, paths, tmp_path):
     assert main(arguments(paths, out, "--seeds=5,0", "--prompt=A fox: on pink?")) == 0
     assert calls["generate"] == 3 * 2 and calls["transfer"] == 3 * 2
     assert pngs(out / PROMPT / "seed 0") == pngs(made)
-    assert (out / matrix.folder_name("A fox: on pink?") / "seed 5" / "matrix.png").is_file()
+    assert (out / matrix_folder.folder_name("A fox: on pink?") / "seed 5" / "matrix.png").is_file()
     assert main(arguments(paths, out)) == 0
     assert calls["generate"] == 3 * 2 and calls["transfer"] == 3 * 2
 
@@ -318,7 +319,7 @@ def test_bad_seeds_are_named(paths, tmp_path, capfd, seeds):
 
 def test_folders_of_prompts_differ_and_can_be_made(tmp_path):
     prompts = ["a fox on mint", "A fox on mint", "../a fox", "", "?!", "x" * 300, "x" * 301, "ein Füchslein, rot."]
-    names = [matrix.folder_name(p) for p in prompts]
+    names = [matrix_folder.folder_name(p) for p in prompts]
     assert names[0] == prompts[0] and len({n.lower() for n in names}) == len(names)
     for name in names:
         (tmp_path / name).mkdir()

@@ -12,9 +12,10 @@ from PIL import Image
 
 from ditail import DitailError
 from ditail.content.images import tensor_to_pictures
-from ditail.standalone import demo_checkpoints, model, pipeline
+from ditail.standalone import checkpoint_files, demo_checkpoints, pipeline
+from ditail.standalone.checkpoint_files import check_checkpoint
 from ditail.standalone.cli import main
-from ditail.standalone.model import check_checkpoint, load_model
+from ditail.standalone.model import load_model
 from ditail.standalone.names import SAMPLER_NAMES
 from ditail.standalone.samplers import SAMPLERS, Sampler, seeded_noise
 
@@ -254,7 +255,7 @@ def test_progress_counts_the_steps_whatever_the_sampler_asks(paths, content, tmp
 def test_a_text_encoder_that_is_nowhere_is_told_at_once(paths, content, tmp_path, capfd, monkeypatch, version, words):
     for name in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(model.huggingface_hub.constants, "ENDPOINT", "https://127.0.0.1:1")
+    monkeypatch.setattr(checkpoint_files.huggingface_hub.constants, "ENDPOINT", "https://127.0.0.1:1")
     for suffix in (".safetensors", ".yaml"):
         shutil.copy(paths["noto"].with_suffix(suffix), tmp_path / f"other{suffix}")
     config = yaml.safe_load((tmp_path / "other.yaml").read_text())

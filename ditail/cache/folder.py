@@ -101,7 +101,7 @@ class LatentFolder:
 
     def _files(self) -> list[tuple[float, int, Path]]:
         """(time of last use, bytes, path) of every entry; nothing is read but the folder's listing."""
-        found = []
+        found: list[tuple[float, int, Path]] = []
         try:
             listing = list(os.scandir(self.path))
         except OSError:

@@ -6,10 +6,9 @@ from PIL import Image
 
 from ..errors import DitailError
 from .lists import check_fractions, check_mask, check_picture, check_setting, parse_objects
-from .settings import BY_KEY, Field
+from .settings import DitailSettings, setting, table_of
 
 MAX_SOURCES = 8
-WEIGHT = Field("weight", "Weight", 1.0, "This source's weight among the others.", low=0.0, high=10.0)
 
 
 @dataclass(frozen=True)
@@ -20,15 +19,18 @@ class FurtherSource:
     steps: its range of the steps, as fractions from the first step on.
     """
 
-    source: str = BY_KEY["source"].default
+    source: str = DitailSettings.source
     image: Image.Image | None = None
-    source_checkpoint: str = BY_KEY["source_checkpoint"].default
-    source_vae: str = BY_KEY["source_vae"].default
-    source_prompt: str = BY_KEY["source_prompt"].default
-    source_negative_prompt: str = BY_KEY["source_negative_prompt"].default
-    weight: float = WEIGHT.default
+    source_checkpoint: str = DitailSettings.source_checkpoint
+    source_vae: str = DitailSettings.source_vae
+    source_prompt: str = DitailSettings.source_prompt
+    source_negative_prompt: str = DitailSettings.source_negative_prompt
+    weight: float = setting(1.0, "Weight", "This source's weight among the others.", low=0.0, high=10.0)
     mask: Image.Image | None = None
     steps: tuple[float, float] = (0.0, 1.0)
+
+
+WEIGHT = table_of(FurtherSource)["weight"]
 
 
 def parse_sources(values) -> tuple[FurtherSource, ...]:

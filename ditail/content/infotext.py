@@ -6,6 +6,7 @@ raises DitailError naming the key.
 
 import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ..errors import DitailError, shown
 from .further import CHECKS as SOURCE_CHECKS
@@ -45,18 +46,19 @@ def has_settings(params: Mapping[str, object]) -> bool:
 
 def value_from_infotext(field: Field, params: Mapping[str, object]):
     """The value of one setting of an image that Ditail made, its default where none is written. Raises DitailError."""
-    value = params.get(field.infotext, field.default)
+    key = field.infotext or ""
+    value = params.get(key, field.default)
     if isinstance(field.default, bool):
         value = {"True": True, "False": False}.get(str(value), value)
     elif isinstance(field.default, float):
         value = _number(value)
-    elif field.infotext not in params and f"{field.infotext}-1" in params:
+    elif key not in params and f"{key}-1" in params:
         # The WebUI takes a text such as 512x768 for a size, under whatever key.
-        value = f"{params[f'{field.infotext}-1']}x{params[f'{field.infotext}-2']}"
+        value = f"{params[f'{key}-1']}x{params[f'{key}-2']}"
     return check_setting(field.key, value)
 
 
-def sources_from_infotext(params: Mapping[str, object]) -> list[dict]:
+def sources_from_infotext(params: Mapping[str, Any]) -> list[dict]:
     """What infotext says of the further sources, by the keys of SOURCE_KEYS. Raises DitailError naming `sources`."""
     text = params.get(SOURCES, "[]")
     try:

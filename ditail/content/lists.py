@@ -50,7 +50,7 @@ def check_mask(name: str, value) -> Image.Image | None:
     return _read(name, value, read_mask)
 
 
-def _read(name: str, value, read: Callable[[bytes, str], Image.Image]) -> Image.Image | None:
+def _read(name: str, value, read: Callable[[bytes | Image.Image, str], Image.Image]) -> Image.Image | None:
     if value is None or value == "":
         return None
     if not isinstance(value, str | Image.Image):

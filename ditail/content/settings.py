@@ -1,7 +1,9 @@
-"""The settings of a run: one table of fields, one frozen object built from it and validated when it is built."""
+"""The settings of a run: one frozen dataclass, whose fields are the table of settings, validated when it is built."""
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
 
 from ..errors import DitailError, named, shown
 from ..method.layers import parse_layers
@@ -23,8 +25,8 @@ class Field:
     default: bool | float | str | tuple | None
     help: str
     infotext: str | None = None
-    low: float | None = None
-    high: float | None = None
+    low: float = -math.inf
+    high: float = math.inf
     choices: tuple[str, ...] | None = None
     parse: Callable[[str], object] | None = None
     max_length: int | None = None
@@ -80,85 +82,83 @@ class Field:
         return DitailError(self.key, f"{what}, got {shown(value)}")
 
 
-FIELDS = (
-    Field("enabled", "Enable Ditail", False, "Take the content from a source and the style from this checkpoint."),
-    Field("source", "Source", "image", "Where the content comes from: a picture that is inverted, or one that the "
-          "source checkpoint generates.", "Ditail source", choices=("image", "generate")),
-    Field("image", "Content image", None, "The picture whose content is kept; in img2img the init image if "
-          'empty (null or "" in the API).'),
-    Field("resize_mode", "Resize mode", "crop", "How a content image of other proportions is made to fit: cut off, "
-          "padded with its edge, or stretched.", "Ditail resize mode", choices=("crop", "fill", "stretch")),
-    Field("source_checkpoint", "Source checkpoint", "", "The model that inverts the content image, or generates it; "
-          "the target itself if none is chosen.", "Ditail source checkpoint", max_length=MAX_NAME),
-    Field("source_vae", "Source VAE", "", "The VAE that encodes the content image; Automatic is the WebUI's choice.",
-          "Ditail source VAE", max_length=MAX_NAME),
-    Field("source_prompt", "Source prompt", "", "What the content image shows, LoRA tags allowed; empty: the main "
-          "prompt.", "Ditail source prompt"),
-    Field("source_negative_prompt", "Source negative prompt", "", "Empty: the main negative prompt.",
-          "Ditail source negative prompt"),
-    Field("alpha", "Alpha", 3.0, "Weight of the prompt in the inversion: more keeps more structure, then colours turn "
-          "unnatural.", "Ditail alpha", 0.0, 10.0),
-    Field("beta", "Beta", 0.5, "Weight of the negative prompt in the inversion.", "Ditail beta", 0.0, 10.0),
-    Field("conv_ratio", "Feature ratio", 0.8, "Share of the steps, from the first, that take the source's ResBlock "
-          "feature.", "Ditail feature ratio", 0.0, 1.0),
-    Field("attn_ratio", "Attention ratio", 0.5, "Share of the steps, from the first, that take the source's "
-          "self-attention queries and keys.", "Ditail attention ratio", 0.0, 1.0),
-    Field("start", "Start", "source", "Start sampling from the source's last latent or from the seed's noise.",
-          "Ditail start", choices=("source", "noise")),
-    Field("layers", "Layers", "", "Which blocks, and when: f4 a4-8 a9-11@0-0.3 (f: feature, a: attention, @: from "
-          "which share of the steps to which); empty: the usual ones.", "Ditail layers", parse=parse_layers),
-    Field("hires", "In the hires pass", True, "Take the content in the hires fix's second pass, too, at its own size.",
-          "Ditail hires"),
-    Field("show_source", "Show the source", False, "Add the picture that the content came from to the results."),
-    Field("sources", "Further sources", (), "Mixed over the first, each with the keys of a source, weight, mask "
-          "and steps."),
-    Field("collage", "Collage", (), "Pictures laid out into one content image, each with a box or a mask."),
-    Field("mask", "Mask", None, 'Only the white parts take the content; empty (null or "" in the API): everywhere.'),
-)
-BY_KEY = {f.key: f for f in FIELDS}
+T = TypeVar("T")
+
+
+def setting(default: T, label: str, help: str, infotext: str | None = None, **others: Any) -> T:
+    """A dataclass's field that carries its row of the table; others: further attributes of `Field`."""
+    return field(default=default, metadata={
+        "default": default, "label": label, "help": help, "infotext": infotext, **others})
+
+
+def table_of(data_class: type) -> dict[str, Field]:
+    """The settings that a dataclass declares with `setting`, by key, in their order."""
+    return {f.name: Field(f.name, **f.metadata) for f in fields(data_class) if f.metadata}
 
 
 @dataclass(frozen=True)
 class DitailSettings:
-    """A validated set of settings; see `FIELDS` for what each means. Raises DitailError naming the key."""
+    """A validated set of settings, and the table of them: `FIELDS`. Raises DitailError naming the key."""
 
-    enabled: bool = BY_KEY["enabled"].default
-    source: str = BY_KEY["source"].default
-    image: str | None = BY_KEY["image"].default
-    resize_mode: str = BY_KEY["resize_mode"].default
-    source_checkpoint: str = BY_KEY["source_checkpoint"].default
-    source_vae: str = BY_KEY["source_vae"].default
-    source_prompt: str = BY_KEY["source_prompt"].default
-    source_negative_prompt: str = BY_KEY["source_negative_prompt"].default
-    alpha: float = BY_KEY["alpha"].default
-    beta: float = BY_KEY["beta"].default
-    conv_ratio: float = BY_KEY["conv_ratio"].default
-    attn_ratio: float = BY_KEY["attn_ratio"].default
-    start: str = BY_KEY["start"].default
-    layers: str = BY_KEY["layers"].default
-    hires: bool = BY_KEY["hires"].default
-    show_source: bool = BY_KEY["show_source"].default
-    sources: tuple[dict, ...] = BY_KEY["sources"].default
-    collage: tuple[dict, ...] = BY_KEY["collage"].default
-    mask: str | None = BY_KEY["mask"].default
+    enabled: bool = setting(False, "Enable Ditail", "Take the content from a source and the style from this "
+                            "checkpoint.")
+    source: str = setting("image", "Source", "Where the content comes from: a picture that is inverted, or one that "
+                          "the source checkpoint generates.", "Ditail source", choices=("image", "generate"))
+    image: str | None = setting(None, "Content image", "The picture whose content is kept; in img2img the init image "
+                                'if empty (null or "" in the API).')
+    resize_mode: str = setting("crop", "Resize mode", "How a content image of other proportions is made to fit: cut "
+                               "off, padded with its edge, or stretched.", "Ditail resize mode",
+                               choices=("crop", "fill", "stretch"))
+    source_checkpoint: str = setting("", "Source checkpoint", "The model that inverts the content image, or generates "
+                                     "it; the target itself if none is chosen.", "Ditail source checkpoint",
+                                     max_length=MAX_NAME)
+    source_vae: str = setting("", "Source VAE", "The VAE that encodes the content image; Automatic is the WebUI's "
+                              "choice.", "Ditail source VAE", max_length=MAX_NAME)
+    source_prompt: str = setting("", "Source prompt", "What the content image shows, LoRA tags allowed; empty: the "
+                                 "main prompt.", "Ditail source prompt")
+    source_negative_prompt: str = setting("", "Source negative prompt", "Empty: the main negative prompt.",
+                                          "Ditail source negative prompt")
+    alpha: float = setting(3.0, "Alpha", "Weight of the prompt in the inversion: more keeps more structure, then "
+                           "colours turn unnatural.", "Ditail alpha", low=0.0, high=10.0)
+    beta: float = setting(0.5, "Beta", "Weight of the negative prompt in the inversion.", "Ditail beta", low=0.0,
+                          high=10.0)
+    conv_ratio: float = setting(0.8, "Feature ratio", "Share of the steps, from the first, that take the source's "
+                                "ResBlock feature.", "Ditail feature ratio", low=0.0, high=1.0)
+    attn_ratio: float = setting(0.5, "Attention ratio", "Share of the steps, from the first, that take the source's "
+                                "self-attention queries and keys.", "Ditail attention ratio", low=0.0, high=1.0)
+    start: str = setting("source", "Start", "Start sampling from the source's last latent or from the seed's noise.",
+                         "Ditail start", choices=("source", "noise"))
+    layers: str = setting("", "Layers", "Which blocks, and when: f4 a4-8 a9-11@0-0.3 (f: feature, a: attention, @: "
+                          "from which share of the steps to which); empty: the usual ones.", "Ditail layers",
+                          parse=parse_layers)
+    hires: bool = setting(True, "In the hires pass", "Take the content in the hires fix's second pass, too, at its "
+                          "own size.", "Ditail hires")
+    show_source: bool = setting(False, "Show the source", "Add the picture that the content came from to the results.")
+    sources: tuple[dict, ...] = setting((), "Further sources", "Mixed over the first, each with the keys of a source, "
+                                        "weight, mask and steps.")
+    collage: tuple[dict, ...] = setting((), "Collage", "Pictures laid out into one content image, each with a box or "
+                                        "a mask.")
+    mask: str | None = setting(None, "Mask", 'Only the white parts take the content; empty (null or "" in the API): '
+                               "everywhere.")
 
     def __post_init__(self):
-        for field in FIELDS:
+        for key, row in BY_KEY.items():
             # Frozen: the checked value (an int given for a float, say) replaces what came in.
-            object.__setattr__(self, field.key, field.check(getattr(self, field.key)))
+            object.__setattr__(self, key, row.check(getattr(self, key)))
 
     @classmethod
     def from_dict(cls, values: Mapping) -> "DitailSettings":
         """Settings from an API's or a file's mapping; an unknown key raises DitailError naming it."""
         if not isinstance(values, Mapping):
             raise DitailError("args", f"must be one object of settings, got {type(values).__name__}")
-        known = {f.name for f in fields(cls)}
         for key in values:
-            if key not in known:
-                key = named(key)
-                raise DitailError(key, f"is not a setting of Ditail (known: {', '.join(sorted(known))})")
+            if key not in BY_KEY:
+                raise DitailError(named(key), f"is not a setting of Ditail (known: {', '.join(sorted(BY_KEY))})")
         return cls(**values)
 
+
+BY_KEY = table_of(DitailSettings)
+FIELDS = tuple(BY_KEY.values())
 
 # (name, key, lowest, highest) of the numbers outside of which burnt colours were more common on the demo checkpoints,
 # by two measures: docs/reliability.md has the tables, `lab.safe_region` makes them. By neither do alpha and beta burn

@@ -72,7 +72,8 @@ def plan_job(host: Host, request: Request, init_images: Sequence[Tensor], *, is_
     init_images: `[1, 3, H, W]` each, the content images where the request has none. is_plain: the job is a plain image,
     and only its sources are wanted. Raises DitailError for what the request and the job don't allow.
     """
-    settings, samplings = request.settings, {}
+    settings = request.settings
+    samplings: dict[bool, Sampling] = {}
     is_generated = settings.source == "generate"
     for a_pass in host.job.passes():
         is_wanted = settings.hires and not is_plain if a_pass.hires else is_generated or a_pass.is_sampled
@@ -105,21 +106,20 @@ def _plan_sampling(host: Host, request: Request, a_pass: Pass, plan: SamplingPla
 
 def _contents(host: Host, request: Request, size: tuple[int, int], init_images: Sequence[Tensor]) -> Sequence[Tensor]:
     if request.image is not None:
-        return [_fitted(host, request, size)]
+        return [_fitted(host, request.image, size, request.settings.resize_mode)]
     if not init_images and not request.collage:
         raise DitailError("image", "a content image is needed in txt2img")
     return init_images
 
 
-def _fitted(host: Host, request: Request, size: tuple[int, int]) -> Tensor:
-    resize_mode = request.settings.resize_mode
-    return picture_to_tensor(fit(host.job.framed(request.image, resize_mode), *size, resize_mode))
+def _fitted(host: Host, image: Image.Image, size: tuple[int, int], resize_mode: str) -> Tensor:
+    return picture_to_tensor(fit(host.job.framed(image, resize_mode), *size, resize_mode))
 
 
 def _composed(request: Request, grounds: Sequence[Tensor], size: tuple[int, int]) -> tuple[list[Tensor], Image.Image]:
     """The collage over each content image (or over none), and the mask of where its pieces lie."""
-    composed = [compose(request.collage, *size, ground)
-                for ground in ([tensor_to_pictures(ground)[0] for ground in grounds] or [None])]
+    pictures = [tensor_to_pictures(ground)[0] for ground in grounds]
+    composed = [compose(request.collage, *size, picture) for picture in pictures or (None,)]
     return [picture_to_tensor(image) for image, _ in composed], composed[0][1]
 
 
@@ -134,7 +134,7 @@ def _further_sources(host: Host, part: Further, number: int, a_pass: Pass, plan:
             raise DitailError("sources", "none that is generated can be mixed in the hires pass; switch `hires` off")
         contents = []
     else:
-        contents = [_fitted(host, request, size)] if request.image is not None else contents
+        contents = [_fitted(host, request.image, size, resize_mode)] if request.image is not None else contents
         if not contents:
             raise DitailError("sources", f"number {number + 1} needs an image, as the first is generated")
     mask = mask_to_latent(host.job.framed(part.mask, resize_mode), *size, resize_mode) if part.mask else None

@@ -4,10 +4,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 
-from PIL import Image
-
 from ..cache.latents import LatentCache
-from ..content.images import fit, picture_to_tensor
 from ..method.inversion import invert
 from ..method.latents import SourceLatents
 from .host import Host, Model, Progress
@@ -112,11 +109,7 @@ def _message(host: Host, source: Source, steps: int) -> tuple:
 
 def _inverted(host: Host, model: Model, source: Source, known: Mapping[str, SourceLatents], progress: Progress,
               ) -> SourceLatents:
-    settings, pixels = source.request.settings, source.pixels
-    if pixels is None:
-        image = Image.fromarray(known[source.parent.key].picture.numpy())
-        pixels = picture_to_tensor(fit(image, *source.size, settings.resize_mode))
-    z0 = host.models.encode(model, pixels, source.latent_hw)
-    timesteps = source.plan.timesteps
+    settings, timesteps = source.request.settings, source.plan.timesteps
+    z0 = host.models.encode(model, source.content_pixels(known), source.latent_hw)
     denoise = host.models.denoiser(model, source.prompts, settings.alpha, settings.beta, source.size, timesteps)
     return invert(denoise, z0, timesteps, host.models.alphas_cumprod(model), progress.step)

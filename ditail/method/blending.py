@@ -1,7 +1,9 @@
 """Several sources at once: what each has a share of, where, and when."""
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from itertools import pairwise
 from math import prod
 
@@ -115,11 +117,11 @@ def shares(mixed: Sequence[Mixed]) -> tuple[list[Tensor | float], Tensor | None]
 
 def blend(outputs: Sequence[Tensor], parts: Sequence[Tensor | float], rows: int) -> Tensor:
     """`sum(part * output)` `[rows, ...]`; parts must broadcast to the outputs, of which fewer rows are repeated."""
-    total = 0
-    for output, part in zip(outputs, parts, strict=True):
-        weighted = output * (part.to(output) if isinstance(part, Tensor) else part)
-        total = total + weighted.repeat(rows // len(output), *[1] * (output.ndim - 1))
-    return total
+    def weighted(output: Tensor, part: Tensor | float) -> Tensor:
+        product = output * (part.to(output) if isinstance(part, Tensor) else part)
+        return product.repeat(rows // len(output), *[1] * (output.ndim - 1))
+
+    return reduce(operator.add, (weighted(*pair) for pair in zip(outputs, parts, strict=True)))
 
 
 def start_latent(source: SourceLatents | Sequence[Mixed], timestep: float) -> Tensor:
@@ -134,8 +136,8 @@ def start_latent(source: SourceLatents | Sequence[Mixed], timestep: float) -> Te
     covariance is the measured one: latents of one picture inverted with two models are alike and lose little, equal
     ones lose nothing, and where one source is alone nothing changes.
     """
-    mixed = as_mixed(source)
-    mixed = [mixed[i] for i in active_at(mixed, timestep)] or [m for m in mixed if m.weight > 0]
+    every = as_mixed(source)
+    mixed = [every[i] for i in active_at(every, timestep)] or [m for m in every if m.weight > 0]
     count = images_of(mixed)
     z = torch.stack([m.latents.at(timestep).expand(count, -1, -1, -1) for m in mixed])
     if len(mixed) == 1:

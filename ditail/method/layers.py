@@ -59,7 +59,8 @@ def _parse_term(term: str) -> tuple[str, range, Steps | None]:
     first, last = int(first), int(last or first)
     if last < first:
         raise _error(term, f"block {last} comes before block {first}")
-    return kind, range(first, last + 1), begin and (_fraction(term, begin), _fraction(term, end, begin))
+    steps = (_fraction(term, begin), _fraction(term, end, begin)) if begin else None
+    return kind, range(first, last + 1), steps
 
 
 def _fraction(term: str, text: str, begin: str | None = None) -> float:

@@ -8,7 +8,8 @@ from pathlib import Path
 from PIL import Image
 
 from ..errors import DitailError
-from .model import check_checkpoint, check_size
+from .checkpoint_files import check_checkpoint
+from .model import check_size
 from .pipeline import Job
 
 # A phone's image is larger: SD at its size would take hours, or all memory.

@@ -46,9 +46,7 @@ def add_demo(parser: argparse.ArgumentParser) -> None:
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
     def ratio(key: str):
-        low, high = BY_KEY[key].low, BY_KEY[key].high
-        assert low is not None and high is not None
-        return number(f"--{key.replace('_', '-')}", low, high)
+        return number(f"--{key.replace('_', '-')}", BY_KEY[key].low, BY_KEY[key].high)
 
     parser.add_argument("--negative-prompt", default="", help='(default: "%(default)s")')
     parser.add_argument("--steps", type=number("--steps", 1, 999, whole=True), default=20,

@@ -24,7 +24,8 @@ from ..method.schedule import InjectionSteps
 from ..unet.families import family_of_file
 from ..unet.shortcuts import Savings
 from ..unet.sites import find_sites
-from .model import Model, build_empty_unet, check_checkpoint, load_model, quiet, read_config, read_schedule
+from .checkpoint_files import check_checkpoint, read_config, read_schedule
+from .model import Model, build_empty_unet, load_model, quiet
 from .pipeline import Job, decode_image, generate
 from .samplers import Sampler
 

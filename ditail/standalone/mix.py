@@ -19,9 +19,9 @@ from ..job.host import Checkpoint
 from ..job.job import Job as DitailJob
 from ..job.request import Request
 from .arguments import check_partner_files, job_of, size_of
+from .checkpoint_files import read_config, read_sides
 from .files import check_writable, make_folder, save_image, unwritable
 from .host import FileHost, FileLibrary, LastModel, step_bar
-from .model import read_config, read_sides
 from .pipeline import new_sampler, sample
 from .samplers import seeded_noise
 

@@ -128,7 +128,7 @@ class InjectionHooks:
             return
         x, timesteps = args[0], args[1] if len(args) > 1 else kwargs["timesteps"]
         self._grid = tuple(x.shape[-2:])
-        self._rows = self._images_of_rows(len(x))
+        self._rows = images_of_rows(len(x), images_of(self.mixed), self.injection.row_images)
         t = float(timesteps.flatten()[0])
         places = active_at(self.mixed, t)
         wanted = frozenset(key for key, layer in self.layers.items() if places and self.injection.steps.wants(layer, t))
@@ -140,36 +140,33 @@ class InjectionHooks:
         # Not before it is recorded: after a source run that raised, the next call starts another.
         self._step = before if is_same else self._recorded_step(x, timesteps, mixed_at(self.mixed, t, wanted, places))
 
-    def _images_of_rows(self, rows: int) -> Sequence[int]:
-        count, row_images = images_of(self.mixed), self.injection.row_images
-        images = list(row_images(rows)) if row_images and count > 1 else [i % count for i in range(rows)]
-        if len(images) != rows or (row_images is None and rows % count):
-            raise DitailError(None, f"injection: {rows} rows can't be matched with {count} source latents")
-        return images
-
     def _recorded_step(self, x: Tensor, timesteps: Tensor, step: Step) -> Step:
         """`step` with what the source run records, or with what an earlier generation kept."""
-        features, name = self.injection.features, self._name_of_features(x, step)
-        kept = features.get(name) if name else None
+        features = self._features_for(x)
+        if features is None:
+            self._run_source(x, timesteps, step)
+            return step
+        name = (step.timestep, tuple(x.shape[-2:]), x.dtype, x.device.type, step.places)
+        kept = features.get(name)
         if kept and step.layers_to_keep <= kept.keys():
             step.recall(kept, x.device, self._grid)
             return step
         self._run_source(x, timesteps, step)
-        if name and step.layers_to_keep <= step.to_keep.keys():
+        if step.layers_to_keep <= step.to_keep.keys():
             features.put(name, step.to_keep)
         return step
 
-    def _name_of_features(self, x: Tensor, step: Step) -> tuple | None:
-        """What names a step among the kept features; None where they are not to be kept."""
+    def _features_for(self, x: Tensor) -> Features | None:
+        """Where the features of a call with `x` are kept; None where they are not to be."""
         # An inpainting U-Net's further channels are the denoised rows' own.
         channels = self.mixed[0].latents.latents.shape[2]
         if self.injection.features is None or x.shape[1] != channels or not is_untouched(self.unet, self):
             return None
-        return step.timestep, tuple(x.shape[-2:]), x.dtype, x.device.type, step.places
+        return self.injection.features
 
     def _run_source(self, x: Tensor, timesteps: Tensor, step: Step) -> None:
         """Run the U-Net on the source latents, for the hooks to record what it computes."""
-        z = torch.cat([self._source_rows(mixed.latents, x, step.timestep) for mixed in step.active])
+        z = torch.cat([source_rows(mixed.latents, step.timestep, x, self._rows) for mixed in step.active])
         null = {k: v.to(x.device).expand(len(z), *v.shape[1:]) for k, v in self.injection.null.items()}
         with self.injection.around_source(), self._recorded_into(step), suppress(_LastLayerReached):
             self.unet(z, timesteps.flatten()[:1].expand(len(z)), **null)
@@ -184,17 +181,6 @@ class InjectionHooks:
         finally:
             self._step, self._recording = before, False
 
-    def _source_rows(self, latents: SourceLatents, x: Tensor, t: float) -> Tensor:
-        z = latents.at(t).to(x)
-        if z.shape[-2:] != x.shape[-2:]:
-            raise DitailError(None, f"injection: the source latents are {tuple(z.shape[-2:])}, the sampler's "
-                              f"{tuple(x.shape[-2:])} (height, width)")
-        if x.shape[1] > z.shape[1]:
-            # An inpainting U-Net's further channels (mask, masked image) are the denoised rows' own.
-            first = [self._rows.index(i) if i in self._rows else 0 for i in range(len(z))]
-            z = torch.cat([z, x[first, z.shape[1] :]], 1)
-        return z
-
     def _hook(self, key: str):
         def hook(module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
             step = self._step
@@ -203,7 +189,7 @@ class InjectionHooks:
             if not self._recording:
                 return self._injected(step, output, self.recorded(key, module), key)
             step.record(key, args[0], output, self._grid, keep=self.injection.features is not None)
-            if self.savings.early_exit and step.kept is None and step.is_recorded:
+            if self.savings.early_exit and not step.kept and step.is_recorded:
                 raise _LastLayerReached
             return None
 
@@ -222,6 +208,11 @@ class InjectionHooks:
                 source = m * source + (1 - m) * output
         return source
 
+    def _step_at_hand(self) -> Step:
+        if self._step is None:
+            raise RuntimeError("no layer is injected at this timestep")
+        return self._step
+
     # What the shortcuts ask: see `shortcuts.Source`.
 
     def replaces(self, *keys: str) -> bool:
@@ -230,7 +221,7 @@ class InjectionHooks:
                 and step.wanted.issuperset(keys))
 
     def recorded(self, key: str, module: nn.Module) -> Tensor:
-        step = self._step
+        step = self._step_at_hand()
         if key not in step.recorded:
             # Of kept features, q and k are projected when they are first asked for.
             with self._recorded_into(step):
@@ -238,7 +229,7 @@ class InjectionHooks:
         return step.recorded[key]
 
     def is_fed_alike(self, attention: str) -> bool:
-        return self._step.is_fed_alike(attention)
+        return self._step_at_hand().is_fed_alike(attention)
 
     def owns(self, hook_id: int) -> bool:
         return hook_id in self._hook_ids
@@ -249,3 +240,27 @@ class InjectionHooks:
         if rest or rows != tiles * len(self._rows):
             return None
         return [image * tiles + tile for image in self._rows for tile in range(tiles)]
+
+
+def images_of_rows(rows: int, images: int, row_images: RowImages | None) -> Sequence[int]:
+    """The image of each of `rows` rows; see `Injection.row_images`. Raises DitailError where they don't match."""
+    found = list(row_images(rows)) if row_images and images > 1 else [i % images for i in range(rows)]
+    if len(found) != rows or (row_images is None and rows % images):
+        raise DitailError(None, f"injection: {rows} rows can't be matched with {images} source latents")
+    return found
+
+
+def source_rows(latents: SourceLatents, timestep: float, x: Tensor, images: Sequence[int]) -> Tensor:
+    """The source's rows at a timestep, as the U-Net takes them beside rows `x` of these `images`.
+
+    Raises DitailError for latents of another size.
+    """
+    z = latents.at(timestep).to(x)
+    if z.shape[-2:] != x.shape[-2:]:
+        raise DitailError(None, f"injection: the source latents are {tuple(z.shape[-2:])}, the sampler's "
+                          f"{tuple(x.shape[-2:])} (height, width)")
+    if x.shape[1] > z.shape[1]:
+        # An inpainting U-Net's further channels (mask, masked image) are the denoised rows' own.
+        first = [images.index(i) if i in images else 0 for i in range(len(z))]
+        z = torch.cat([z, x[first, z.shape[1] :]], 1)
+    return z

@@ -7,7 +7,7 @@ class's own `forward`, after which the hook path does the job. So it is decided 
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,8 @@ PLAIN_RESBLOCK = ("ldm.modules.diffusionmodules.openaimodel", "sgm.modules.diffu
 MOVES_MODULES = "modules.lowvram"
 # Where no fused kernel takes values wider than the keys, the scores lie in memory: at most this many at once.
 SCORES_AT_ONCE = 2**26
+# A ResBlock or CrossAttention of ldm's layout, whose class differs by host: known by its attributes.
+LdmModule = Any
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,8 @@ class Shortcut:
     """Stands in for `module.forward` as a context; `fast` gives the output, or None to compute it as usual."""
 
     def __init__(self, module: nn.Module, fast: Callable[..., Tensor | None]):
-        self.module, self.fast = module, fast
+        self.module = module
+        self.fast: Callable[..., Tensor | None] | None = fast
 
     def __enter__(self) -> "Shortcut":
         self.module.forward = self
@@ -113,7 +116,7 @@ def _skip_projection(source: Source, projection: nn.Module, key: str):
     return fast
 
 
-def _skip_main_path(source: Source, block: nn.Module, key: str):
+def _skip_main_path(source: Source, block: LdmModule, key: str):
     def fast(x: Tensor, *_, **__) -> Tensor | None:
         if not source.replaces(key) or getattr(block, "updown", False) or "_forward" in block.__dict__:
             return None
@@ -128,11 +131,11 @@ def _skip_main_path(source: Source, block: nn.Module, key: str):
     return fast
 
 
-def _main_path(block: nn.Module) -> list[nn.Module]:
+def _main_path(block: LdmModule) -> list[nn.Module]:
     return [m for part in (block.in_layers, block.emb_layers, block.out_layers) for m in part.modules()]
 
 
-def _share(source: Source, attn1: nn.Module, name: str):
+def _share(source: Source, attn1: LdmModule, name: str):
     keys = (f"{name}.to_q", f"{name}.to_k")
 
     def fast(x: Tensor, *args, **kwargs) -> Tensor | None:

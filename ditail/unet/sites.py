@@ -82,7 +82,7 @@ def find_sites(unet: nn.Module, layers: Iterable[Layer] = ()) -> Sites:
     Raises DitailError if a block is not there, or lacks its ResBlock or the self-attentions that are expected.
     """
     architecture = architecture_of(unet)
-    found = {FEATURE: [], ATTENTION: []}
+    found: dict[str, list[Site]] = {FEATURE: [], ATTENTION: []}
     chosen = tuple(layers)
     for layer in chosen or parse_layers(architecture.layers):
         try:
@@ -96,9 +96,10 @@ def _sites_of(unet: nn.Module, architecture: Architecture, layer: Layer) -> list
     if layer.block >= architecture.blocks:
         raise DitailError(None, f"{architecture.name} has output blocks 0 to {architecture.blocks - 1}, and no "
                           f"{layer.block}")
-    block, path = unet.output_blocks[layer.block], f"output_blocks.{layer.block}"
+    path = f"output_blocks.{layer.block}"
+    block = unet.get_submodule(path)
     if layer.kind == FEATURE:
-        out_layers = getattr(block[0], "out_layers", None)
+        out_layers = getattr(next(block.children(), None), "out_layers", None)
         if out_layers is None:
             raise DitailError(None, f"{architecture.name}: {path}.0 is not a ResBlock with out_layers")
         return [Site(layer, f"{path}.0.out_layers", out_layers)]

@@ -16,8 +16,8 @@ class Step:
 
     wanted: the layers to inject, by the names of the modules that are hooked. active: which of the mixed sources take
     part. recorded: the source rows' output of each layer, blended to one row an image. kept: an earlier generation's
-    tensors (see `layer_to_keep`), None where the source run was made. to_keep: those of this source run; an attention
-    whose q and k did not come from one tensor has None or no entry.
+    tensors (see `layer_to_keep`), none where the source run was made. to_keep: those of this source run. fed_alike:
+    its attentions whose q and k came from one tensor; the others have none to keep.
     """
 
     timestep: float
@@ -26,8 +26,9 @@ class Step:
     places: tuple[int, ...]
     images: int
     recorded: dict[str, Tensor] = field(default_factory=dict)
-    kept: Mapping[str, Tensor] | None = None
-    to_keep: dict[str, Tensor | None] = field(default_factory=dict)
+    kept: Mapping[str, Tensor] = field(default_factory=dict)
+    to_keep: dict[str, Tensor] = field(default_factory=dict)
+    fed_alike: set[str] = field(default_factory=set)
     # What the last `to_q` was called with.
     queried: Tensor | None = None
 
@@ -54,8 +55,10 @@ class Step:
         elif part == "out_layers":
             self.to_keep[layer] = output
         elif self.queried is layer_input:
-            # Autocast hands the projection this very rounding of its input, at half the size.
-            self.to_keep[layer] = layer_input.to(output.dtype) if keep else None
+            self.fed_alike.add(layer)
+            if keep:
+                # Autocast hands the projection this very rounding of its input, at half the size.
+                self.to_keep[layer] = layer_input.to(output.dtype)
 
     def recall(self, kept: Mapping[str, Tensor], device, grid: tuple[int, int]) -> None:
         """Take an earlier generation's tensors instead of a source run; q and k are projected when first asked for."""
@@ -64,7 +67,7 @@ class Step:
 
     def is_fed_alike(self, attention: str) -> bool:
         """Whether an attention's to_q and to_k were called with one tensor (no hypernetwork in between)."""
-        return self.kept is not None or attention in self.to_keep
+        return bool(self.kept) or attention in self.fed_alike
 
     def _blended(self, key: str, output: Tensor, grid: tuple[int, int]) -> Tensor:
         """What the active sources' rows gave, as one row an image."""

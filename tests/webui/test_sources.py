@@ -16,7 +16,8 @@ def test_each_init_image_of_a_batch_is_its_own_content(webui, ditail, content):
         assert difference(image, alone.image) < 1
 
 
-@pytest.mark.parametrize("options", [{}, {"batch_cond_uncond": False}])
+# In this order: the WebUI does not set back an overridden option that its config.json lacks.
+@pytest.mark.parametrize("options", [{"batch_cond_uncond": False}, {"batch_cond_uncond": True}])
 def test_rows_keep_their_source_however_they_are_batched(webui, ditail, content, options):
     """Composed prompts and prompts of unequal length come in other rows and other calls."""
     pictures = [encode(content), encode(content.rotate(180))]
