@@ -86,7 +86,7 @@ MOMENTS = {
     "as soon as signals are handled": lambda process: process.catches(signal.SIGTERM),
     "torch starts to load": lambda process: process.maps("libtorch"),
     "torch is loading": lambda process: process.maps("libtorch_python"),
-    "inverting": lambda process: "inverting:   1%" in process.err.read_text(),
+    "inverting": lambda process: "inverting the content image:   1%" in process.err.read_text(),
 }
 
 
