@@ -29,8 +29,9 @@ def test_a_fault_leaves_nothing_behind(sweep, capsys, record_property):
     results = run(sweep, faults)
     left = [result for result in results if result["left"]]
     fired = sum(result["fired"] > 0 for result in results)
+    names = {fault.kind for fault in faults}
     with capsys.disabled():
-        print(f"\n{fired} faults injected in {len({fault.kind for fault in faults})} kinds of job: {len(left)} left something behind")  # noqa: T201
+        print(f"\n{fired} faults injected in {len(names)} kinds of job: {len(left)} left something behind")  # noqa: T201
     record_property("faults", fired)
     assert fired == len(faults)
     assert left == []
