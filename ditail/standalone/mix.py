@@ -68,17 +68,17 @@ def mix_one(args: Namespace, content: Content, request: Request, target: Checkpo
     # The source pass comes first and the target is loaded after it, so two models are never in memory together.
     ditail = DitailJob(host, request, cache)
     ditail.prepare([])
-    made = {k: str(v) for k, v in vars(args).items() if v is not None and k not in ("command", "out")}
-    for number, image in enumerate(sampled(host, ditail)):
-        path = content.out if len(seeds) == 1 else content.out.with_stem(f"{content.out.stem} {seeds[number]}")
-        save_image(image, path, {**made, "image": str(content.path or ""), "seed": seeds[number]})
-        print(f"{path} ({time.monotonic() - start:.1f} s)")
     if args.save_latents:
         source = ditail.samplings[False].sources[0]
         try:
             ditail.latents[source.key].save(args.save_latents, {"image": str(args.image), "source": str(args.source)})
         except OSError as error:
             raise unwritable(args.save_latents, error) from error
+    made = {k: str(v) for k, v in vars(args).items() if v is not None and k not in ("command", "out")}
+    for number, image in enumerate(sampled(host, ditail)):
+        path = content.out if len(seeds) == 1 else content.out.with_stem(f"{content.out.stem} {seeds[number]}")
+        save_image(image, path, {**made, "image": str(content.path or ""), "seed": seeds[number]})
+        print(f"{path} ({time.monotonic() - start:.1f} s)")
 
 
 def sampled(host: FileHost, ditail: DitailJob) -> Iterator[Image.Image]:
