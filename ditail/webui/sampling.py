@@ -25,7 +25,8 @@ SAMPLING_OPTIONS = ("eta_ancestral", "eta_ddim", "eta_noise_seed_delta", "randn_
                     "no_dpmpp_sde_batch_determinism", "uni_pc_variant", "uni_pc_skip_type", "uni_pc_order",
                     "uni_pc_lower_order_final", "s_min_uncond_all", "beta_dist_alpha", "beta_dist_beta",
                     "enable_quantization", "use_old_karras_scheduler_sigmas", "pad_cond_uncond", "pad_cond_uncond_v0",
-                    "batch_cond_uncond")
+                    "batch_cond_uncond", "hypertile_enable_unet", "hypertile_max_depth_unet", "hypertile_max_tile_unet",
+                    "hypertile_swap_size_unet", "token_merging_ratio")
 
 
 
