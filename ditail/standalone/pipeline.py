@@ -128,16 +128,6 @@ def transfer(model: Model, job: Job, source: SourceLatents, progress: Progress =
         return sample(model, job, sampler, start, progress)
 
 
-def evaluations(job: Job, alphas_cumprod: Tensor) -> int:
-    """How many times sampling asks for eps."""
-    return len(Sampler(job.sampler, job.steps, alphas_cumprod).schedule)
-
-
-def inversions(job: Job, alphas_cumprod: Tensor) -> int:
-    """How many times an inversion asks for eps."""
-    return len(Sampler(job.sampler, job.steps, alphas_cumprod).timesteps)
-
-
 def decode_image(model: Model, z: Tensor) -> Image.Image:
     """The first of the images of latents `[b, 4, h, w]`."""
     return tensor_to_pictures(model.decode(z))[0]
