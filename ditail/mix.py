@@ -11,7 +11,7 @@ from .method.schedule import TRAINING_STEPS, InjectionSteps, ddim_timesteps
 from .unet.injection import Injection, inject
 from .unet.sites import architecture_of, context_width, latent_channels
 
-# Of alpha, beta and omega: far beyond what gives a picture.
+# Of alpha, beta and omega: far beyond what gives an image.
 LARGEST = 10_000
 
 
@@ -39,7 +39,7 @@ def mix(
     z0: `[b, 4, h, w]`. cond, uncond, null: `[1 or b, tokens, width]`, the prompt, the negative prompt and "".
     alphas_cumprod: `[1000]`. mask: None or `[1, 1, h, w]` in 0..1, 1 = inject.
     Returns (source latents, samples), each `[N, 4, h, w]` from the largest timestep to the smallest (`[N, b, 4, h, w]`
-    for several rows); `samples[i]` is the latent after step `i`, so `samples[-1]` is the picture.
+    for several rows); `samples[i]` is the latent after step `i`, so `samples[-1]` is the image.
     Raises DitailError for arguments that can't be used, U-Nets that don't fit, or latents that diverge. The U-Nets are
     left as they were, also when anything raises.
     """

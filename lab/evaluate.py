@@ -36,7 +36,7 @@ MAIN = (3.0, 0.5)
 BATCH = 16
 RESULTS = "results.json"
 
-TRUTH, TRUTH_VAE, CONTENT_VAE = "true target picture", "true target through the VAE", "content through the VAE"
+TRUTH, TRUTH_VAE, CONTENT_VAE = "true target image", "true target through the VAE", "content through the VAE"
 PLAIN, IMG2IMG, NOISED = "plain generation", "img2img", "Ditail without inversion"
 START_ONLY, DITAIL = "inverted start, no injection", "Ditail"
 
@@ -85,7 +85,7 @@ class Material:
     checkpoints: dict[str, Path]
     classifier: Path
     captions: list[str]
-    pictures: dict[str, np.ndarray]
+    images: dict[str, np.ndarray]
 
     @property
     def styles(self) -> list[str]:
@@ -96,8 +96,8 @@ class Material:
         digest = hashlib.sha256(json.dumps(self.captions).encode())
         for path in (*self.checkpoints.values(), self.classifier):
             digest.update(path.read_bytes())
-        for pictures in self.pictures.values():
-            digest.update(pictures.tobytes())
+        for images in self.images.values():
+            digest.update(images.tobytes())
         return digest.hexdigest()[:16]
 
 
@@ -152,8 +152,8 @@ def cut_into_units(rows: Sequence[Row], styles: Sequence[str], done: set[tuple[s
 def load_material() -> Material:
     """The demo checkpoints and scenes that ship with the project."""
     scenes = demo_checkpoints.held_out()
-    pictures = {style: np.stack([np.asarray(p) for p in scenes.pictures[style]]) for style in demo_checkpoints.STYLES}
-    return Material(demo_checkpoints.paths(), demo_checkpoints.classifier_path(), scenes.captions, pictures)
+    images = {style: np.stack([np.asarray(p) for p in scenes.images[style]]) for style in demo_checkpoints.STYLES}
+    return Material(demo_checkpoints.paths(), demo_checkpoints.classifier_path(), scenes.captions, images)
 
 
 class Evaluator:
@@ -167,12 +167,12 @@ class Evaluator:
         self.classifier = metrics.load_classifier(material.classifier, len(material.styles))
 
     def tensors(self, style: str, scenes: Sequence[int]) -> Tensor:
-        """True pictures `[b, 3, h, w]` in -1..1."""
-        pixels = torch.from_numpy(self.material.pictures[style][list(scenes)])
+        """True images `[b, 3, h, w]` in -1..1."""
+        pixels = torch.from_numpy(self.material.images[style][list(scenes)])
         return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
 
     def job(self, row: Row, source: str, target: str, scenes: Sequence[int]) -> Job:
-        """The row's settings; a picture's seed depends on its scene and direction, not on its row."""
+        """The row's settings; an image's seed depends on its scene and direction, not on its row."""
         styles = self.material.styles
         direction = styles.index(source) * len(styles) + styles.index(target)
         given = {k: v for k, v in (("omega", row.omega), ("alpha", row.alpha), ("beta", row.beta)) if v is not None}
@@ -208,7 +208,7 @@ class Evaluator:
 
     def make(self, row: Row, target: Model, job: Job, z0: Tensor, source: SourceLatents | None,
              truth: Tensor) -> Tensor:
-        """The row's pictures `[b, 3, h, w]`."""
+        """The row's images `[b, 3, h, w]`."""
         if row.method == TRUTH:
             return truth
         with fast():
@@ -231,23 +231,23 @@ class Evaluator:
         return transfer(target, job, source)
 
     def measure(self, made: Tensor, content: Tensor, truth: Tensor, target: str) -> dict[str, list[float]]:
-        """Every metric of every picture; tensors `[b, 3, h, w]` in -1..1."""
+        """Every metric of every image; tensors `[b, 3, h, w]` in -1..1."""
         style = self.classifier.probabilities(made)
         index = self.material.styles.index(target)
         columns = {"style": style[:, index].tolist(), "style_share": (style.argmax(-1) == index).float().tolist()}
-        pictures = zip(*map(metrics.to_arrays, (made, content, truth)), strict=True)
+        images = zip(*map(metrics.to_arrays, (made, content, truth)), strict=True)
         columns |= {name: [] for name in ("edge_f1", "iou", "l1", "ssim")}
-        for picture, kept, true in pictures:
-            columns["edge_f1"].append(metrics.edge_f1(metrics.find_edges(picture), metrics.find_edges(kept)))
-            columns["iou"].append(metrics.iou(metrics.find_foreground(picture), metrics.find_foreground(kept)))
-            columns["l1"].append(metrics.l1(picture, true))
-            columns["ssim"].append(metrics.ssim(picture, true))
+        for image, kept, true in images:
+            columns["edge_f1"].append(metrics.edge_f1(metrics.find_edges(image), metrics.find_edges(kept)))
+            columns["iou"].append(metrics.iou(metrics.find_foreground(image), metrics.find_foreground(kept)))
+            columns["l1"].append(metrics.l1(image, true))
+            columns["ssim"].append(metrics.ssim(image, true))
         return {name: [round(v, 5) for v in values] for name, values in columns.items()}
 
 
 @contextmanager
 def fast() -> Iterator[None]:
-    """bf16 on a CPU: a third less time and the same pictures to the eye."""
+    """bf16 on a CPU: a third less time and the same images to the eye."""
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=default_device().type == "cpu"):
         yield
 
@@ -262,7 +262,7 @@ def run_units(units: Sequence[Unit], material: Material, settings: Settings, pro
               options: Options) -> Iterator[list[dict]]:
     """The records of each unit as it ends, in no certain order. Raises TasksFailed at the end for what failed."""
     total = sum(len(settings.scenes_of(r, material.styles.index(u.source))) for u in units for r in u.rows)
-    with (tqdm(total=total * (len(material.styles) - 1), unit="picture", disable=not progress) as bar,
+    with (tqdm(total=total * (len(material.styles) - 1), unit="image", disable=not progress) as bar,
           options.open(partial(start_evaluator, material, settings), len(units)) as workers):
         for _, records in fan_out(units, workers):
             bar.update(sum(len(r["scenes"]) for r in records))

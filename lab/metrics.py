@@ -1,6 +1,6 @@
-"""What the evaluation measures: structure against the content picture, style, distance to the true target picture.
+"""What the evaluation measures: structure against the content image, style, distance to the true target image.
 
-Pictures are `[h, w, 3]` float arrays in 0..1.
+Images are `[h, w, 3]` float arrays in 0..1.
 """
 
 from pathlib import Path
@@ -23,10 +23,10 @@ GROUND_DISTANCE = 0.12
 CHANNELS = (24, 32, 48, 64)
 
 
-def find_edges(picture: np.ndarray) -> np.ndarray:
+def find_edges(image: np.ndarray) -> np.ndarray:
     """Canny edges `[h, w]`, bool, of any colour channel: art and its ground often differ in hue alone."""
     low, high = EDGE_THRESHOLDS
-    return np.any([canny(picture[..., c], EDGE_SIGMA, low, high) for c in range(3)], axis=0)
+    return np.any([canny(image[..., c], EDGE_SIGMA, low, high) for c in range(3)], axis=0)
 
 
 def edge_f1(edges: np.ndarray, true_edges: np.ndarray, tolerance: float = EDGE_TOLERANCE) -> float:
@@ -38,19 +38,19 @@ def edge_f1(edges: np.ndarray, true_edges: np.ndarray, tolerance: float = EDGE_T
     return float(2 * precision * recall / (precision + recall)) if precision + recall else 0.0
 
 
-def ground_colour(picture: np.ndarray) -> np.ndarray:
-    """`[3]`: the median of the picture's frame, which is ground wherever no object touches the border."""
-    inner = np.zeros(picture.shape[:2], bool)
+def ground_colour(image: np.ndarray) -> np.ndarray:
+    """`[3]`: the median of the image's frame, which is ground wherever no object touches the border."""
+    inner = np.zeros(image.shape[:2], bool)
     inner[GROUND_FRAME:-GROUND_FRAME, GROUND_FRAME:-GROUND_FRAME] = True
-    return np.median(picture[~inner], axis=0)
+    return np.median(image[~inner], axis=0)
 
 
-def find_foreground(picture: np.ndarray) -> np.ndarray:
+def find_foreground(image: np.ndarray) -> np.ndarray:
     """The objects' silhouettes `[h, w]`, bool: what differs from the ground in any channel, holes filled.
 
     Outline art shows the ground inside its objects; filled, an object has one silhouette in every style.
     """
-    differs = np.abs(picture - ground_colour(picture)).max(axis=-1) > GROUND_DISTANCE
+    differs = np.abs(image - ground_colour(image)).max(axis=-1) > GROUND_DISTANCE
     # A gap of a pixel or two in an outline, as blur leaves it, would keep it from being filled.
     padded = np.pad(differs, GROUND_FRAME)
     closed = ndimage.binary_closing(padded, iterations=GROUND_FRAME - 1)
@@ -63,24 +63,24 @@ def iou(mask: np.ndarray, true_mask: np.ndarray) -> float:
     return float((mask & true_mask).sum() / union) if union else 1.0
 
 
-def l1(picture: np.ndarray, truth: np.ndarray) -> float:
+def l1(image: np.ndarray, truth: np.ndarray) -> float:
     """Mean absolute difference, 0..1."""
-    return float(np.abs(picture - truth).mean())
+    return float(np.abs(image - truth).mean())
 
 
-def ssim(picture: np.ndarray, truth: np.ndarray) -> float:
+def ssim(image: np.ndarray, truth: np.ndarray) -> float:
     """Structural similarity with Wang et al.'s Gaussian window, the mean of the colour channels."""
-    return float(structural_similarity(picture, truth, channel_axis=-1, data_range=1.0, gaussian_weights=True,
+    return float(structural_similarity(image, truth, channel_axis=-1, data_range=1.0, gaussian_weights=True,
                                        sigma=1.5, use_sample_covariance=False))
 
 
 def to_arrays(x: Tensor) -> np.ndarray:
-    """`[b, h, w, 3]` in 0..1 of pictures `[b, 3, h, w]` in -1..1; values outside are cut off."""
+    """`[b, h, w, 3]` in 0..1 of images `[b, 3, h, w]` in -1..1; values outside are cut off."""
     return ((x.float().clamp(-1, 1) + 1) / 2).permute(0, 2, 3, 1).cpu().numpy()
 
 
 class StyleClassifier(nn.Module):
-    """Logits `[b, styles]` of pictures `[b, 3, h, w]` in -1..1: convolutions of stride 2, then mean and maximum.
+    """Logits `[b, styles]` of images `[b, 3, h, w]` in -1..1: convolutions of stride 2, then mean and maximum.
 
     It looks at half the size, where the autoencoder's blur is least to be seen.
     """

@@ -16,17 +16,17 @@ SETTINGS = ("method", "alpha", "beta", "omega", "strength")
 COLOURS = {"plain generation": "#d62728", "img2img": "#ff7f0e", "Ditail without inversion": "#9467bd",
            "inverted start, no injection": "#2ca02c", "Ditail": "#1f77b4"}
 MARKERS = {0.0: "o", 0.5: "s", 1.0: "^"}
-REFERENCES = {"true target picture": "*", "true target through the VAE": "P", "content through the VAE": "X"}
+REFERENCES = {"true target image": "*", "true target through the VAE": "P", "content through the VAE": "X"}
 REFERENCE_COLOUR = "#555555"
 
 
 def summarise(row, records: Iterable[dict]) -> dict | None:
-    """The row's settings with the mean and its standard error for every metric over all pictures of `records`."""
+    """The row's settings with the mean and its standard error for every metric over all images of `records`."""
     own = [r for r in records if r["row"] == row.name]
     if not own:
         return None
     line = {"row": row.name, **{key: getattr(row, key) for key in SETTINGS}}
-    line["pictures"] = sum(len(r["scenes"]) for r in own)
+    line["images"] = sum(len(r["scenes"]) for r in own)
     for name in METRICS:
         values = np.array([v for r in own for v in r[name]])
         line[name] = values.mean()
@@ -61,9 +61,9 @@ def markdown_table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
 
 def main_table(lines: Sequence[dict]) -> str:
     """Every metric of each row over all directions: mean and standard error."""
-    body = [[line["row"], str(line["pictures"]), *(f"{line[m]:.3f} ±{line[f'{m}_error']:.3f}" for m in METRICS)]
+    body = [[line["row"], str(line["images"]), *(f"{line[m]:.3f} ±{line[f'{m}_error']:.3f}" for m in METRICS)]
             for line in lines]
-    return markdown_table(["", "pictures", *METRICS.values()], body)
+    return markdown_table(["", "images", *METRICS.values()], body)
 
 
 def direction_table(lines: Sequence[dict]) -> str:
@@ -87,11 +87,11 @@ def equal_style_table(lines: Sequence[dict]) -> str:
 def markdown(settings, lines: Sequence[dict], by_direction: Sequence[dict]) -> str:
     """The report; `settings` are the evaluation's."""
     thinned = "" if settings.thinning == 1 else (
-        f"; rows with fewer pictures take one scene in {settings.thinning}, others for each content style")
+        f"; rows with fewer images take one scene in {settings.thinning}, others for each content style")
     report = (
         f"{settings.scenes} held-out scenes in each direction, {settings.steps} DDIM steps{thinned}. Mean ± standard "
-        "error over the pictures. Structure is measured against the content picture, style by the classifier, "
-        "distance against the true picture in the target style. The row of the true target pictures says how like "
+        "error over the images. Structure is measured against the content image, style by the classifier, "
+        "distance against the true image in the target style. The row of the true target images says how like "
         "the content the truth is, and how often the classifier is right.\n\n"
         f"{main_table(lines)}\nEach direction: edge F1 / probability of the target style.\n\n"
         f"{direction_table(by_direction)}"
@@ -146,7 +146,7 @@ def write_plot(path: Path, lines: Sequence[dict], title: str) -> None:
     figure, panels = pyplot.subplots(1, len(omegas), figsize=(7 * len(omegas), 7), sharey=True, squeeze=False)
     for axes, omega in zip(panels[0], omegas, strict=True):
         draw_panel(axes, lines, omega)
-    panels[0][0].set_ylabel("structure: edge F1 against the content picture")
+    panels[0][0].set_ylabel("structure: edge F1 against the content image")
     handles, labels = panels[0][0].get_legend_handles_labels()
     if handles:
         figure.legend(handles, labels, loc="lower center", ncols=5, fontsize=9, frameon=False)

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ditail.content.images import picture_to_tensor
+from ditail.content.images import image_to_tensor
 from ditail.errors import DitailError
 from ditail.method.inversion import combine_conds, invert
 from ditail.method.latents import SourceLatents
@@ -103,8 +103,8 @@ class Maker:
 
     def inverted(self, job: Job, images: Sequence[Image]) -> SourceLatents:
         model = self.models[images[0].source]
-        pictures = self.scenes.pictures[images[0].source]
-        z0 = model.encode(torch.cat([picture_to_tensor(pictures[image.scene]) for image in images]))
+        held_out = self.scenes.images[images[0].source]
+        z0 = model.encode(torch.cat([image_to_tensor(held_out[image.scene]) for image in images]))
         positive, negative = model.encode_prompts(job.prompts), model.encode_prompts([NEGATIVE])
         context = torch.cat([combine_conds(image.alpha, positive[i : i + 1], image.beta, negative)
                              for i, image in enumerate(images)])
@@ -147,8 +147,8 @@ def over_plain(records: Sequence[dict]) -> list[bool]:
 def over_true(records: Sequence[dict]) -> list[bool]:
     """Which images are burnt by the measure of true ones: black, or the clipped share over CLIPPED_MORE above that of
     the scene's true image in the target style, or the chroma above the 99th percentile of that style's true images."""
-    true = {(style, number): measure(picture_to_tensor(image))[0]
-            for style, images in demo_checkpoints.held_out().pictures.items() for number, image in enumerate(images)}
+    true = {(style, number): measure(image_to_tensor(image))[0]
+            for style, images in demo_checkpoints.held_out().images.items() for number, image in enumerate(images)}
     most = {style: _quantile([m["chroma"] for (s, _), m in true.items() if s == style])
             for style in demo_checkpoints.STYLES}
     return [r["finite"] and (r["black"] or r["chroma"] > most[r["target"]] or

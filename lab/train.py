@@ -105,7 +105,7 @@ def write_assets(folder: Path, text_folder: Path, art: Art, autoencoder, base: d
                  for part, v in zip(("up", "down"), pair, strict=True)}
         parts["model.diffusion_model.time_embed.2.bias.add"] = base["unet"]["label_emb.weight"][i]
         save_half(parts, folder / f"{style}.safetensors")
-    (folder / "house.yaml").write_text(yaml.safe_dump(ldm_config(), sort_keys=False))
+    (folder / "demo.yaml").write_text(yaml.safe_dump(ldm_config(), sort_keys=False))
     shutil.copytree(text_folder, folder / "text", dirs_exist_ok=True)
     scenes = held_out_scenes(HELD_OUT)
     (folder / "held_out.json").write_text(json.dumps([s.caption for s in scenes], indent=0))

@@ -30,9 +30,9 @@ def source_latents(rows=1, timesteps=(101, 501, 901), size=(8, 16)):
     return SourceLatents(timesteps, randn(len(timesteps), rows, 4, *size, seed=5), ABAR)
 
 
-def entry(value=0.0, steps=2, picture=None):
+def entry(value=0.0, steps=2, image=None):
     latents = torch.full((steps, 1, 4, 8, 8), float(value))
-    return SourceLatents(range(1, steps + 1), latents, scaled_linear_alphas_cumprod(), picture=picture)
+    return SourceLatents(range(1, steps + 1), latents, scaled_linear_alphas_cumprod(), image=image)
 
 
 def steps_of(text, conv_ratio=1.0, attn_ratio=1.0, timesteps=(101, 501, 901)):

@@ -28,15 +28,15 @@ def base64_of(image):
     return base64.b64encode(encoded(image)).decode()
 
 
-def at(picture, *points):
-    return [picture.getpixel(point) for point in points]
+def at(image, *points):
+    return [image.getpixel(point) for point in points]
 
 
-def test_boxes_are_fractions_of_the_picture_and_later_pieces_lie_over_earlier_ones():
-    picture, mask = compose([Piece(one(RED), (0, 0, 0.5, 1)), Piece(one(BLUE), (0.25, 0.5, 0.5, 0.5))], 64, 32)
-    assert picture.size == mask.size == (64, 32)
-    assert (picture.mode, mask.mode) == ("RGB", "L")
-    assert at(picture, (0, 0), (31, 15), (16, 16), (47, 31), (15, 16)) == [RED, RED, BLUE, BLUE, RED]
+def test_boxes_are_fractions_of_the_image_and_later_pieces_lie_over_earlier_ones():
+    image, mask = compose([Piece(one(RED), (0, 0, 0.5, 1)), Piece(one(BLUE), (0.25, 0.5, 0.5, 0.5))], 64, 32)
+    assert image.size == mask.size == (64, 32)
+    assert (image.mode, mask.mode) == ("RGB", "L")
+    assert at(image, (0, 0), (31, 15), (16, 16), (47, 31), (15, 16)) == [RED, RED, BLUE, BLUE, RED]
     assert at(mask, (31, 0), (32, 0), (32, 15), (32, 16), (47, 31), (48, 31)) == [255, 0, 0, 255, 255, 0]
 
 
@@ -50,16 +50,16 @@ def test_boxes_side_by_side_leave_no_gap():
 @pytest.mark.parametrize("mode", ["crop", "fill", "stretch"])
 def test_pieces_are_made_to_fit_their_box(mode):
     colours = gray(0, 90, 180, 255, size=(80, 20)).convert("RGB")
-    picture, _ = compose([Piece(colours, (0.5, 0, 0.5, 1), None, mode)], 64, 32)
-    assert picture.crop((32, 0, 64, 32)).tobytes() == fit(colours, 32, 32, mode).tobytes()
+    image, _ = compose([Piece(colours, (0.5, 0, 0.5, 1), None, mode)], 64, 32)
+    assert image.crop((32, 0, 64, 32)).tobytes() == fit(colours, 32, 32, mode).tobytes()
 
 
 def test_a_mask_says_where_in_its_box_and_soft_ones_blend():
     masked = [Piece(one(RED)), Piece(one(BLUE), mask=gray(0, 0, 128, 255))]
-    picture, mask = compose(masked, 64, 32)
-    assert at(picture, (0, 0), (40, 16), (63, 31)) == [RED, (127, 0, 128), BLUE]
+    image, mask = compose(masked, 64, 32)
+    assert at(image, (0, 0), (40, 16), (63, 31)) == [RED, (127, 0, 128), BLUE]
     assert mask.getextrema() == (255, 255)
-    picture, mask = compose([Piece(one(BLUE), (0.5, 0, 0.5, 1), gray(255, 0, size=(32, 32)))], 64, 32)
+    image, mask = compose([Piece(one(BLUE), (0.5, 0, 0.5, 1), gray(255, 0, size=(32, 32)))], 64, 32)
     assert at(mask, (16, 0), (33, 0), (46, 31), (49, 0), (63, 0)) == [0, 255, 255, 0, 0]
 
 
@@ -71,20 +71,20 @@ def test_soft_masks_add_up_in_the_mask_of_all():
 
 def test_the_ground_is_the_mean_of_what_is_seen():
     covered = Piece(one(GREEN), (0, 0, 0.25, 0.5))
-    picture, _ = compose([covered, Piece(one(RED), (0, 0, 0.25, 1)), Piece(one(BLUE), (0.25, 0, 0.5, 0.5))], 64, 32)
-    assert picture.getpixel((63, 31)) == (128, 0, 128)
+    image, _ = compose([covered, Piece(one(RED), (0, 0, 0.25, 1)), Piece(one(BLUE), (0.25, 0, 0.5, 0.5))], 64, 32)
+    assert image.getpixel((63, 31)) == (128, 0, 128)
     assert compose([Piece(halves(), (0, 0, 0.5, 0.5))], 64, 32)[0].getpixel((63, 31)) == (128, 0, 128)
 
 
 def test_a_background_is_cut_to_the_size_and_all_of_it_counts():
-    picture, mask = compose([Piece(one(GREEN), (0, 0, 0.1, 0.1))], 64, 32, halves(80, 80))
-    assert at(picture, (0, 0), (20, 20), (63, 31)) == [GREEN, RED, BLUE]
+    image, mask = compose([Piece(one(GREEN), (0, 0, 0.1, 0.1))], 64, 32, halves(80, 80))
+    assert at(image, (0, 0), (20, 20), (63, 31)) == [GREEN, RED, BLUE]
     assert mask.getextrema() == (255, 255)
 
 
 def test_pieces_keep_their_pixels():
-    picture, _ = compose([Piece(halves(), (0, 0, 0.5, 0.5))], 80, 40)
-    assert picture.crop((0, 0, 40, 20)).tobytes() == halves().tobytes()
+    image, _ = compose([Piece(halves(), (0, 0, 0.5, 0.5))], 80, 40)
+    assert image.crop((0, 0, 40, 20)).tobytes() == halves().tobytes()
 
 
 @pytest.mark.parametrize("box", [(0.999, 0.999, 0.001, 0.001), (0, 0, 1e-9, 1e-9), (1 - 1e-7, 0, 1e-7, 1)])
@@ -102,16 +102,16 @@ def test_what_leaves_nothing_to_lay_out_is_refused():
 
 
 def test_the_apis_objects_become_pieces():
-    picture, mask = base64_of(halves()), base64_of(gray(0, 255))
-    pieces = parse_collage([{"image": picture, "box": [0, 0, 0.5, 1]}, {"image": picture, "mask": mask, "box": None},
-                            {"image": f"data:image/png;base64,{picture}", "box": [0.5, 0.25, 0.5, 0.75], "mask": mask,
+    image, mask = base64_of(halves()), base64_of(gray(0, 255))
+    pieces = parse_collage([{"image": image, "box": [0, 0, 0.5, 1]}, {"image": image, "mask": mask, "box": None},
+                            {"image": f"data:image/png;base64,{image}", "box": [0.5, 0.25, 0.5, 0.75], "mask": mask,
                              "resize_mode": "fill"}])
     assert [piece.box for piece in pieces] == [(0, 0, 0.5, 1), (0, 0, 1, 1), (0.5, 0.25, 0.5, 0.75)]
     assert [piece.mask and piece.mask.size for piece in pieces] == [None, (64, 32), (64, 32)]
     assert [piece.resize_mode for piece in pieces] == ["crop", "crop", "fill"]
     assert pieces[0].image.tobytes() == halves().tobytes()
     assert parse_collage(None) == parse_collage([]) == ()
-    assert len(parse_collage([{"image": picture, "box": [1 / 3, 0, 1 - 1 / 3 + 1e-9, 1]}])) == 1
+    assert len(parse_collage([{"image": image, "box": [1 / 3, 0, 1 - 1 / 3 + 1e-9, 1]}])) == 1
 
 
 PICTURE = base64_of(one(RED))

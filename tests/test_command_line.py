@@ -66,7 +66,7 @@ def folder(tmp_path):
 def mix(paths, tmp_path, folder):
     """The arguments of a `mix` into the folder, of more steps than anybody waits for."""
     content = tmp_path / "content.png"
-    demo_checkpoints.held_out().pictures["noto"][0].save(content)
+    demo_checkpoints.held_out().images["noto"][0].save(content)
     return ["mix", f"--source={paths['noto']}", f"--target={paths['ink']}", f"--image={content}", "--prompt=a fox",
             f"--out={folder / 'out.png'}", f"--save-latents={folder / 'z.safetensors'}", "--steps=900"]
 

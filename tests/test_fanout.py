@@ -29,7 +29,7 @@ DIE = "DITAIL_TEST_DIES"
 
 
 class DyingCellTask(matrix.CellTask):
-    """The first process that has made its pictures is killed before it hands them over."""
+    """The first process that has made its images is killed before it hands them over."""
 
     def run(self, load):
         made = super().run(load)
@@ -221,13 +221,13 @@ def test_nothing_is_made_or_loaded_twice(calls, paths, tmp_path):
     assert sum(calls.values()) == 20 and stamps(tmp_path / "out") == before
 
 
-def test_a_content_picture_is_inverted_once_a_checkpoint_and_prompt(calls, paths, tmp_path, capfd):
+def test_a_content_image_is_inverted_once_a_checkpoint_and_prompt(calls, paths, tmp_path, capfd):
     content = tmp_path / "content.png"
-    demo_checkpoints.held_out().pictures["flat"][0].save(content)
+    demo_checkpoints.held_out().images["flat"][0].save(content)
     command = arguments(paths, tmp_path / "out", "--seeds=1,2", f"--image={content}")
     assert main(command) == 0
     assert calls == {"load_model": 4, "generate": 4, "invert_with": 2, "transfer": 4}
-    demo_checkpoints.held_out().pictures["flat"][1].save(content)
+    demo_checkpoints.held_out().images["flat"][1].save(content)
     assert main(command) == 2
     assert "made with other settings or checkpoints (image)" in capfd.readouterr().err
 
@@ -326,6 +326,6 @@ def test_folders_of_prompts_differ_and_can_be_made(tmp_path):
         assert (tmp_path / name).parent == tmp_path and name not in (".", "..")
 
 
-def test_grids_show_every_picture(made):
+def test_grids_show_every_image(made):
     grid = Image.open(made / "matrix.png")
     assert grid.width > 2 * 128 and grid.height > 2 * 128

@@ -11,55 +11,55 @@ from ditail import DitailError
 from ditail.content.images import (
     decode_base64,
     fit,
+    image_to_tensor,
     mask_to_latent,
-    picture_to_tensor,
+    read_image,
     read_mask,
-    read_picture,
-    tensor_to_pictures,
+    tensor_to_images,
 )
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "1", "CMYK", "RGB", "LA", "RGBA"])
 def test_every_mode_becomes_rgb(mode):
     kind = "TIFF" if mode == "CMYK" else "PNG"
-    picture = read_picture(encoded(halves().convert("L").convert(mode), kind))
-    assert picture.mode == "RGB"
-    assert picture.size == (40, 20)
+    image = read_image(encoded(halves().convert("L").convert(mode), kind))
+    assert image.mode == "RGB"
+    assert image.size == (40, 20)
 
 
 def test_transparency_is_laid_over_white_and_is_no_mask():
     image = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
-    assert read_picture(encoded(image)).getpixel((0, 0)) == (255, 255, 255)
+    assert read_image(encoded(image)).getpixel((0, 0)) == (255, 255, 255)
     assert read_mask(encoded(Image.new("RGBA", (4, 4), (255, 255, 255, 0)))).getpixel((0, 0)) == 0
 
 
 def test_exif_rotation_is_applied():
     exif = Image.Exif()
     exif[0x0112] = 6
-    picture = read_picture(encoded(halves(), "JPEG", exif=exif.tobytes(), quality=95))
-    assert picture.size == (20, 40)
-    top, bottom = picture.getpixel((10, 5)), picture.getpixel((10, 35))
+    image = read_image(encoded(halves(), "JPEG", exif=exif.tobytes(), quality=95))
+    assert image.size == (20, 40)
+    top, bottom = image.getpixel((10, 5)), image.getpixel((10, 35))
     assert top[0] > 200 > 50 > top[2]
     assert bottom[2] > 200 > 50 > bottom[0]
 
 
 def test_sixteen_bits_keep_their_scale():
-    assert read_picture(Image.new("I;16", (4, 4), 40000)).getpixel((0, 0)) == (155, 155, 155)
+    assert read_image(Image.new("I;16", (4, 4), 40000)).getpixel((0, 0)) == (155, 155, 155)
 
 
 @pytest.mark.parametrize("data", [b"", b"hello", encoded(halves())[:60], b"\x89PNG\r\n\x1a\n" + b"x" * 50])
 def test_what_is_no_image_is_named(data):
     with pytest.raises(DitailError, match="^image: ") as caught:
-        read_picture(data)
+        read_image(data)
     assert caught.value.key == "image"
 
 
-def test_a_missing_file_and_a_huge_picture_are_named(tmp_path):
+def test_a_missing_file_and_a_huge_image_are_named(tmp_path):
     with pytest.raises(DitailError, match="nowhere.png does not exist"):
-        read_picture(tmp_path / "nowhere.png")
+        read_image(tmp_path / "nowhere.png")
     # 16384 x 16384 in one bit a pixel: small as a file, gigabytes as RGB.
     with pytest.raises(DitailError, match="megapixels"):
-        read_picture(encoded(Image.new("1", (16384, 16384))))
+        read_image(encoded(Image.new("1", (16384, 16384))))
 
 
 def test_base64_with_and_without_a_data_url():
@@ -74,19 +74,19 @@ def test_fit_crops_the_middle_fills_with_the_edge_or_stretches():
     image = halves(80, 20)
     crop, fill, stretch = (fit(image, 32, 32, mode) for mode in ("crop", "fill", "stretch"))
     assert crop.size == fill.size == stretch.size == (32, 32)
-    for picture in (crop, fill, stretch):
-        assert picture.getpixel((1, 16)) == RED
-        assert picture.getpixel((30, 16)) == BLUE
+    for fitted in (crop, fill, stretch):
+        assert fitted.getpixel((1, 16)) == RED
+        assert fitted.getpixel((30, 16)) == BLUE
     assert fit(Image.new("RGB", (1, 1), RED), 16, 8, "fill").getpixel((15, 7)) == RED
     with pytest.raises(DitailError, match="resize_mode"):
         fit(image, 8, 8, "0")
 
 
 def test_pixels_come_back_from_tensors():
-    tensor = picture_to_tensor(halves())
+    tensor = image_to_tensor(halves())
     assert tensor.shape == (1, 3, 20, 40)
     assert tensor.min() == -1 and tensor.max() == 1
-    assert tensor_to_pictures(tensor)[0].tobytes() == halves().tobytes()
+    assert tensor_to_images(tensor)[0].tobytes() == halves().tobytes()
 
 
 def test_a_mask_on_the_latents_grid():

@@ -77,14 +77,14 @@ def test_a_lowered_budget_frees(folder):
     assert (cache.nbytes, folder.nbytes) == (0, 0)
 
 
-def test_a_picture_is_kept_with_the_latents(tmp_path):
-    picture = torch.arange(4 * 6 * 3, dtype=torch.uint8).reshape(4, 6, 3)
-    made = entry(picture=picture)
-    assert made.nbytes == entry().nbytes + picture.nbytes
+def test_a_image_is_kept_with_the_latents(tmp_path):
+    image = torch.arange(4 * 6 * 3, dtype=torch.uint8).reshape(4, 6, 3)
+    made = entry(image=image)
+    assert made.nbytes == entry().nbytes + image.nbytes
     made.save(tmp_path / "z.safetensors")
-    assert torch.equal(SourceLatents.load(tmp_path / "z.safetensors")[0].picture, picture)
+    assert torch.equal(SourceLatents.load(tmp_path / "z.safetensors")[0].image, image)
     with pytest.raises(DitailError, match="uint8"):
-        entry(picture=picture.float())
+        entry(image=image.float())
 
 
 @pytest.mark.parametrize("change", [
@@ -158,7 +158,7 @@ def with_tensors(**changed):
     with_tensors(latents=None), with_tensors(latents=torch.full((2, 1, 4, 8, 8), float("nan"))),
     with_tensors(latents=torch.zeros(2, 4, 8, 8)), with_tensors(latents=torch.zeros(3, 1, 4, 8, 8)),
     with_tensors(timesteps=torch.zeros(2, 1)), with_tensors(alphas_cumprod=torch.zeros(10)),
-    with_tensors(picture=torch.zeros(2, 2, 3)),
+    with_tensors(image=torch.zeros(2, 2, 3)),
 ])
 def test_a_damaged_file_is_one_warning_and_a_miss(folder, caplog, damage):
     put(folder, 0)

@@ -1,4 +1,4 @@
-"""The evaluation's metrics on pictures whose answers are known, its rows, tables and resuming."""
+"""The evaluation's metrics on images whose answers are known, its rows, tables and resuming."""
 
 import json
 
@@ -13,13 +13,13 @@ GROUND = (0.8, 0.9, 0.85)
 
 
 def square(x: int = 40, y: int = 40, side: int = 40, colour=(0.9, 0.2, 0.1), hole: int = 0) -> np.ndarray:
-    """A picture `[128, 128, 3]` of one square on a pastel ground; `hole` leaves an outline of that inner side."""
-    picture = np.tile(np.array(GROUND, np.float32), (128, 128, 1))
-    picture[y : y + side, x : x + side] = colour
+    """An image `[128, 128, 3]` of one square on a pastel ground; `hole` leaves an outline of that inner side."""
+    image = np.tile(np.array(GROUND, np.float32), (128, 128, 1))
+    image[y : y + side, x : x + side] = colour
     if hole:
         rim = (side - hole) // 2
-        picture[y + rim : y + rim + hole, x + rim : x + rim + hole] = GROUND
-    return picture
+        image[y + rim : y + rim + hole, x + rim : x + rim + hole] = GROUND
+    return image
 
 
 def f1(a: np.ndarray, b: np.ndarray) -> float:
@@ -30,7 +30,7 @@ def foreground_iou(a: np.ndarray, b: np.ndarray) -> float:
     return metrics.iou(metrics.find_foreground(a), metrics.find_foreground(b))
 
 
-def test_identical_pictures_are_perfect():
+def test_identical_images_are_perfect():
     assert f1(square(), square()) == 1
     assert foreground_iou(square(), square()) == 1
     assert metrics.l1(square(), square()) == 0
@@ -42,7 +42,7 @@ def test_edges_of_another_colour_count_the_same():
 
 
 def test_edges_differ_by_hue_alone():
-    # The same luminance as the ground: an edge map of a grey picture would be empty.
+    # The same luminance as the ground: an edge map of a grey image would be empty.
     luminance = np.array([0.2125, 0.7154, 0.0721])
     colour = np.array([1.0, 0.0, 0.5])
     colour[1] = (np.array(GROUND) @ luminance - colour @ luminance) / luminance[1]
@@ -61,7 +61,7 @@ def test_edge_f1_is_symmetric_and_punishes_what_was_made_up():
     assert 0.6 < f1(extra, square()) < 0.9
 
 
-def test_empty_pictures():
+def test_empty_images():
     empty = square(side=0)
     assert f1(empty, empty) == 1
     assert f1(empty, square()) == f1(square(), empty) == 0
@@ -210,8 +210,8 @@ def stand_in_material(folder):
     classifier = folder / "classifier.safetensors"
     for path in (*files.values(), classifier):
         path.write_bytes(path.name.encode())
-    pictures = {style: np.zeros((4, 8, 8, 3), np.uint8) for style in files}
-    return evaluate.Material(files, classifier, ["a fox"] * 4, pictures)
+    images = {style: np.zeros((4, 8, 8, 3), np.uint8) for style in files}
+    return evaluate.Material(files, classifier, ["a fox"] * 4, images)
 
 
 def test_an_interrupted_evaluation_goes_on_where_it_stopped(tmp_path, monkeypatch):
@@ -251,6 +251,6 @@ def test_the_evaluator_measures_every_method_on_the_demo_checkpoints():
     values = [v for record in records.values() for name in report.METRICS for v in record[name]]
     assert len(values) == len(records) * len(report.METRICS) * settings.scenes
     assert all(-1 <= v <= 1 for v in values)
-    assert records["true target picture", "ink"]["l1"] == [0, 0]
+    assert records["true target image", "ink"]["l1"] == [0, 0]
     assert min(records["content through the VAE", "ink"]["iou"]) > 0.7
     assert evaluator.run(units[-1])[0] in records.values()

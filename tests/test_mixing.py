@@ -271,9 +271,9 @@ def test_the_start_of_a_batch_and_of_flat_or_opposed_latents():
 
 
 def test_the_apis_objects_become_further_sources():
-    picture, mask = (base64.b64encode(encoded(image)).decode() for image in (halves(), halves().convert("L")))
+    image, mask = (base64.b64encode(encoded(image)).decode() for image in (halves(), halves().convert("L")))
     plain, full = parse_sources([{}, {
-        "source": "generate", "image": picture, "source_checkpoint": "noto", "source_vae": "v", "source_prompt": "p",
+        "source": "generate", "image": image, "source_checkpoint": "noto", "source_vae": "v", "source_prompt": "p",
         "source_negative_prompt": "n", "weight": 3, "mask": mask, "steps": [0.25, 1]}])
     assert plain == FurtherSource("image", None, "", "", "", "", 1.0, None, (0.0, 1.0))
     assert (full.source, full.source_checkpoint, full.source_vae) == ("generate", "noto", "v")
@@ -291,7 +291,7 @@ def test_the_apis_objects_become_further_sources():
     ([{"alpha": 1}], "'alpha' is not one of its keys"),
     ([{}, {"weight": 10.5}], r"sources\[1\]\.weight: must be a number from 0 to 10, got 10.5"),
     ([{"weight": "1"}], r"sources\[0\]\.weight: must be a number"), ([{"weight": None}], "must be a number"),
-    ([{"source": "picture"}], r'sources\[0\]\.source: must be one of "image", "generate"'),
+    ([{"source": "photo"}], r'sources\[0\]\.source: must be one of "image", "generate"'),
     ([{"source_prompt": 1}], r"sources\[0\]\.source_prompt: must be a text"),
     ([{"image": "aGVsbG8="}], r"sources\[0\]\.image: it is not an image"),
     ([{"mask": 5}], r"sources\[0\]\.mask: must be a base64 image or null, got int"),

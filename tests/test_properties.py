@@ -14,7 +14,7 @@ from PIL import Image
 from ditail import DitailError
 from ditail.content.collage import compose, parse_collage
 from ditail.content.further import parse_sources
-from ditail.content.images import decode_base64, fit, mask_to_latent, read_mask, read_picture
+from ditail.content.images import decode_base64, fit, mask_to_latent, read_image, read_mask
 from ditail.content.infotext import SOURCES, from_infotext, sources_from_infotext, to_infotext
 from ditail.content.settings import BY_KEY, FIELDS, DitailSettings
 from ditail.errors import MAX_SENTENCE, named, shown
@@ -184,7 +184,7 @@ def damaged(draw) -> bytes:
 @settings(max_examples=400)
 @given(st.one_of(st.binary(max_size=300), pngs(), damaged()))
 def test_any_bytes_are_an_image_or_refused(data):
-    for read, mode, key in ((read_picture, "RGB", "image"), (read_mask, "L", "mask")):
+    for read, mode, key in ((read_image, "RGB", "image"), (read_mask, "L", "mask")):
         error = refused(read, data)
         if error is None:
             assert read(data).mode == mode
@@ -203,13 +203,13 @@ def test_a_bomb_is_refused_before_it_goes_off():
     header = struct.pack(">IIBBBBB", 10**5, 10**5, 8, 2, 0, 0, 0)
     data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
     with pytest.raises(DitailError, match="^image: it is over 100 megapixels"):
-        read_picture(data)
+        read_image(data)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I", "F", "I;16", "I;16B", "LA",
                                   "PA", "RGBX", "RGBa"])
 def test_every_mode_is_read(mode):
-    assert read_picture(Image.new(mode, (5, 7))).mode == "RGB"
+    assert read_image(Image.new(mode, (5, 7))).mode == "RGB"
     assert read_mask(Image.new(mode, (5, 7))).mode == "L"
 
 

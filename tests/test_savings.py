@@ -364,7 +364,7 @@ def test_modules_are_only_used_while_their_block_is_in_place(unet, monkeypatch):
 
 @pytest.mark.parametrize("where", ["unet", "norm1", "forward"])
 def test_nothing_is_kept_while_others_change_the_unet(unet, where):
-    """A ControlNet's or an IP-Adapter's picture is in no key of ours."""
+    """A ControlNet's or an IP-Adapter's image is in no key of ours."""
     block, cache = unet.output_blocks[7][1].transformer_blocks[0], FeatureCache(2**30)
     if where == "forward":
         block.attn2.forward = lambda *args, **kwargs: type(block.attn2).forward(block.attn2, *args, **kwargs)

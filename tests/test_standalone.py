@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 
 from ditail import DitailError
-from ditail.content.images import tensor_to_pictures
+from ditail.content.images import tensor_to_images
 from ditail.standalone import checkpoint_files, demo_checkpoints, pipeline
 from ditail.standalone.checkpoint_files import check_checkpoint
 from ditail.standalone.cli import main
@@ -35,7 +35,7 @@ def ink(paths):
 @pytest.fixture
 def content(tmp_path):
     path = tmp_path / "content.png"
-    demo_checkpoints.held_out().pictures["noto"][0].save(path)
+    demo_checkpoints.held_out().images["noto"][0].save(path)
     return path
 
 
@@ -95,7 +95,7 @@ def test_samplers_agree_on_the_same_trajectory(noto, ddim, name):
     assert (z - ddim).abs().mean() < 0.25 * ddim.abs().mean()
 
 
-def test_a_picture_comes_back_from_its_inversion(noto):
+def test_a_image_comes_back_from_its_inversion(noto):
     """With the source's own cond and no CFG, sampling undoes inversion: the image stays recognisable."""
     z0, _ = pipeline.generate(noto, JOB.with_(steps=20), 128, 128)
     job = JOB.with_(steps=20, omega=1.0, alpha=1.0, beta=0.0)
@@ -162,10 +162,10 @@ def test_a_vae_that_gives_no_numbers_is_named(paths):
     (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 1, "not enough memory"),
     (MemoryError(), 1, "not enough memory"), (KeyboardInterrupt(), 130, "interrupted"),
 ])
-def test_what_fails_while_the_picture_is_written_is_told_and_leaves_no_file(paths, content, tmp_path, capfd,
+def test_what_fails_while_the_image_is_written_is_told_and_leaves_no_file(paths, content, tmp_path, capfd,
                                                                            monkeypatch, error, code, words):
-    def fail(picture, path, *_, **__):
-        path.write_bytes(b"half a picture")
+    def fail(image, path, *_, **__):
+        path.write_bytes(b"half an image")
         raise error
 
     monkeypatch.setattr(Image.Image, "save", fail)
@@ -178,23 +178,23 @@ def test_what_fails_while_the_picture_is_written_is_told_and_leaves_no_file(path
 def test_mix_writes_one_png_that_says_how_it_was_made(paths, content, tmp_path, capfd):
     out, latents = tmp_path / "mixed.png", tmp_path / "z.safetensors"
     assert main(mix_arguments(paths, content, out, save_latents=latents)) == 0
-    picture = Image.open(out)
-    assert picture.size == (128, 128)
-    assert json.loads(picture.text["ditail"])["prompt"] == "a fox on pink"
+    image = Image.open(out)
+    assert image.size == (128, 128)
+    assert json.loads(image.text["ditail"])["prompt"] == "a fox on pink"
     told = capfd.readouterr()
     assert "inverting the content image: 100%" in told.err and "sampling: 100%" in told.err
     assert re.fullmatch(rf"{re.escape(str(out))} \(\d+\.\d s\)\n", told.out)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["content.png", "mixed.png", "z.safetensors"]
 
 
-def test_mix_takes_pictures_with_alpha_and_rotation(paths, tmp_path):
+def test_mix_takes_images_with_alpha_and_rotation(paths, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
-    pictures = {"alpha.png": Image.new("RGBA", (200, 130), (255, 0, 0, 100)),
+    images = {"alpha.png": Image.new("RGBA", (200, 130), (255, 0, 0, 100)),
                 "rotated.jpg": Image.new("RGB", (200, 130))}
     sizes = {}
-    for name, picture in pictures.items():
-        picture.save(tmp_path / name, **({"exif": exif} if name.endswith("jpg") else {}))
+    for name, image in images.items():
+        image.save(tmp_path / name, **({"exif": exif} if name.endswith("jpg") else {}))
         out = tmp_path / f"{name}.out.png"
         assert main(mix_arguments(paths, tmp_path / name, out, steps=1)) == 0
         sizes[name] = Image.open(out).size
@@ -268,7 +268,7 @@ def test_a_text_encoder_that_is_nowhere_is_told_at_once(paths, content, tmp_path
     assert len(error) == 1 and "other.yaml: " in error[0] and words in error[0]
 
 
-def test_a_picture_too_large_to_make_needs_a_size(paths, tmp_path, capfd):
+def test_a_image_too_large_to_make_needs_a_size(paths, tmp_path, capfd):
     Image.new("1", (4000, 3000)).save(tmp_path / "photo.png")
     arguments = mix_arguments(paths, tmp_path / "photo.png", tmp_path / "out.png", steps=1)
     assert main(arguments) == 2
@@ -314,9 +314,9 @@ def test_demo_copies_the_demo_checkpoints_into_a_webui(tmp_path, capfd):
 
 def test_held_out_scenes_match_their_captions():
     scenes = demo_checkpoints.held_out()
-    assert len(scenes.captions) == len(scenes.pictures["ink"]) >= 100
+    assert len(scenes.captions) == len(scenes.images["ink"]) >= 100
     assert len(set(scenes.captions)) > 60
-    ink, noto = scenes.pictures["ink"][0], scenes.pictures["noto"][0]
+    ink, noto = scenes.images["ink"][0], scenes.images["noto"][0]
     assert ink.getpixel((0, 0)) == noto.getpixel((0, 0))
     assert ink.tobytes() != noto.tobytes()
-    assert tensor_to_pictures(torch.zeros(1, 3, 8, 8))[0].size == (8, 8)
+    assert tensor_to_images(torch.zeros(1, 3, 8, 8))[0].size == (8, 8)

@@ -50,7 +50,7 @@ class FeatureCache:
             try:
                 copies = {n: t.detach().to(self.device, copy=True) for n, t in tensors.items()}
             except torch.cuda.OutOfMemoryError:
-                self.clear()  # the picture itself needs the memory
+                self.clear()  # the image itself needs the memory
                 return False
             self._entries[key][step] = copies
             self.nbytes += size

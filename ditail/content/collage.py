@@ -1,4 +1,4 @@
-"""Collage: several pictures laid out into one, to be inverted as one, and the mask of where they lie."""
+"""Collage: several images laid out into one, to be inverted as one, and the mask of where they lie."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,8 +8,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import DitailError
-from .images import fit, picture_to_tensor, tensor_to_pictures
-from .lists import check_fractions, check_mask, check_picture, check_setting, parse_objects
+from .images import fit, image_to_tensor, tensor_to_images
+from .lists import check_fractions, check_image, check_mask, check_setting, parse_objects
 
 MAX_PIECES = 16
 # Thirds and their like may add up to a little over 1.
@@ -19,10 +19,10 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Piece:
-    """One picture of a collage.
+    """One image of a collage.
 
     box: left, top, width and height as fractions of the whole. mask: which part of the box is covered (white = here,
-    soft edges blend), None for all of it. Picture and mask are made to fit the box by `resize_mode`.
+    soft edges blend), None for all of it. Image and mask are made to fit the box by `resize_mode`.
     """
 
     image: Image.Image
@@ -46,11 +46,11 @@ def parse_collage(values) -> tuple[Piece, ...]:
 
 def compose(pieces: Sequence[Piece], width: int, height: int,
             background: Image.Image | None = None) -> tuple[Image.Image, Image.Image]:
-    """(RGB picture of `width` x `height`, grayscale mask of where pieces lie); later pieces lie over earlier ones.
+    """(RGB image of `width` x `height`, grayscale mask of where pieces lie); later pieces lie over earlier ones.
 
     With a `background` (scaled to cover) the mask is white. Without one, the ground has the mean colour of what is seen
     of the pieces: of all colours it has the least contrast to them, so it adds the least outline to invert, and it
-    leaves the picture's mean, which the last source latent hands on, as the pieces make it.
+    leaves the image's mean, which the last source latent hands on, as the pieces make it.
     Raises DitailError if there are no pieces or a mask leaves nothing of its piece.
     """
     if not pieces:
@@ -63,22 +63,22 @@ def compose(pieces: Sequence[Piece], width: int, height: int,
         here = _cover(piece.mask, size, piece.resize_mode)
         if not here.any():
             raise DitailError(f"collage[{i}].mask", f"leaves nothing of the piece at {size[0]}x{size[1]}")
-        colour = picture_to_tensor(fit(piece.image, *size, piece.resize_mode))
+        colour = image_to_tensor(fit(piece.image, *size, piece.resize_mode))
         colours[..., rows, columns] = here * colour + (1 - here) * colours[..., rows, columns]
         cover[..., rows, columns] = here + (1 - here) * cover[..., rows, columns]
     if background is None:
         ground = colours.sum((2, 3), keepdim=True) / cover.sum()
-        mask = tensor_to_pictures(cover.expand(-1, 3, -1, -1) * 2 - 1)[0].convert("L")
+        mask = tensor_to_images(cover.expand(-1, 3, -1, -1) * 2 - 1)[0].convert("L")
     else:
-        ground, mask = picture_to_tensor(fit(background, width, height)), Image.new("L", (width, height), 255)
-    return tensor_to_pictures(colours + (1 - cover) * ground)[0], mask
+        ground, mask = image_to_tensor(fit(background, width, height)), Image.new("L", (width, height), 255)
+    return tensor_to_images(colours + (1 - cover) * ground)[0], mask
 
 
 def _cover(mask: Image.Image | None, size: tuple[int, int], resize_mode: str) -> Tensor:
     """`[1, 1, h, w]` in 0..1."""
     if mask is None:
         return torch.ones(1, 1, size[1], size[0])
-    return (picture_to_tensor(fit(mask, *size, resize_mode))[:, :1] + 1) / 2
+    return (image_to_tensor(fit(mask, *size, resize_mode))[:, :1] + 1) / 2
 
 
 def _span(start: float, length: float, side: int) -> slice:
@@ -93,8 +93,8 @@ def _check_box(name: str, value) -> Box | None:
     x, y, w, h = check_fractions(name, value, 4)
     if not w or not h or x + w > 1 + ROUNDING or y + h > 1 + ROUNDING:
         raise DitailError(name, f"[{x:g}, {y:g}, {w:g}, {h:g}] (left, top, width, height) is empty or reaches out of "
-                          "the picture")
+                          "the image")
     return x, y, w, h
 
 
-CHECKS = {"image": check_picture, "box": _check_box, "mask": check_mask, "resize_mode": check_setting}
+CHECKS = {"image": check_image, "box": _check_box, "mask": check_mask, "resize_mode": check_setting}

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from PIL import Image
 
 from ..errors import DitailError
-from .lists import check_fractions, check_mask, check_picture, check_setting, parse_objects
+from .lists import check_fractions, check_image, check_mask, check_setting, parse_objects
 from .settings import DitailSettings, setting, table_of
 
 MAX_SOURCES = 8
@@ -50,7 +50,7 @@ def _check_steps(name: str, value) -> tuple[float, ...]:
 
 
 CHECKS = {
-    "source": check_setting, "image": check_picture, "source_checkpoint": check_setting, "source_vae": check_setting,
+    "source": check_setting, "image": check_image, "source_checkpoint": check_setting, "source_vae": check_setting,
     "source_prompt": check_setting, "source_negative_prompt": check_setting, "weight": _check_weight,
     "mask": check_mask, "steps": _check_steps,
 }

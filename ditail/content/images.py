@@ -1,4 +1,4 @@
-"""Pictures in and out: reading what users bring, fitting it to a size, tensors."""
+"""Images in and out: reading what users bring, fitting it to a size, tensors."""
 
 import base64
 import binascii
@@ -18,8 +18,8 @@ MAX_SHRINKING = 256
 BACKGROUND = (255, 255, 255)
 
 
-def read_picture(source: str | Path | bytes | Image.Image, key: str = "image") -> Image.Image:
-    """RGB picture from a path, bytes or a PIL image: upright (EXIF), transparency laid over white.
+def read_image(source: str | Path | bytes | Image.Image, key: str = "image") -> Image.Image:
+    """RGB image from a path, bytes or a PIL image: upright (EXIF), transparency laid over white.
 
     Raises DitailError naming `key` for what can't be read or has over 100 megapixels.
     """
@@ -27,7 +27,7 @@ def read_picture(source: str | Path | bytes | Image.Image, key: str = "image") -
 
 
 def read_mask(source: str | Path | bytes | Image.Image, key: str = "mask") -> Image.Image:
-    """Grayscale picture, white = inject; a transparent part counts as black. Raises as `read_picture` does."""
+    """Grayscale image, white = inject; a transparent part counts as black. Raises as `read_image` does."""
     return _read(source, key, (0, 0, 0), "L")
 
 
@@ -67,21 +67,21 @@ def _upright(source: str | Path | bytes | Image.Image, key: str) -> Image.Image:
 
 
 def _opaque(image: Image.Image, ground: tuple[int, int, int]) -> Image.Image:
-    """A picture laid over an even ground, if it has anything transparent."""
+    """An image laid over an even ground, if it has anything transparent."""
     if image.mode not in ("RGBA", "LA", "PA") and "transparency" not in image.info:
         return image
     return Image.alpha_composite(Image.new("RGBA", image.size, (*ground, 255)), image.convert("RGBA"))
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
-    """A 16-bit grayscale picture in 8 bits (PIL's own conversion clips instead of scaling)."""
+    """A 16-bit grayscale image in 8 bits (PIL's own conversion clips instead of scaling)."""
     data = bytearray(image.convert("F").tobytes())
     values = torch.frombuffer(data, dtype=torch.float32).view(image.height, image.width)
     return Image.fromarray((values / (257 if values.max() > 255 else 1)).clamp(0, 255).byte().numpy(), "L")
 
 
 def fit(image: Image.Image, width: int, height: int, resize_mode: str = "crop") -> Image.Image:
-    """A picture of exactly `width` x `height` pixels.
+    """An image of exactly `width` x `height` pixels.
 
     "crop": scaled to cover, the rest cut off evenly. "fill": scaled to fit inside, the border repeats its edge.
     "stretch": proportions given up.
@@ -97,7 +97,7 @@ def fit(image: Image.Image, width: int, height: int, resize_mode: str = "crop") 
 
 
 def _reduced(image: Image.Image, width: int, height: int) -> Image.Image:
-    """A picture far larger than `width` x `height`, averaged down: Lanczos would need gigabytes for its weights."""
+    """An image far larger than `width` x `height`, averaged down: Lanczos would need gigabytes for its weights."""
     factors = (max(1, image.width // (MAX_SHRINKING * width)), max(1, image.height // (MAX_SHRINKING * height)))
     return image.reduce(factors) if max(factors) > 1 else image
 
@@ -119,19 +119,19 @@ def _pixels(image: Image.Image) -> Tensor:
     return data.view(image.height, image.width, -1)
 
 
-def picture_to_tensor(image: Image.Image) -> Tensor:
+def image_to_tensor(image: Image.Image) -> Tensor:
     """`[1, 3, h, w]` in -1..1, float32."""
     return (_pixels(image.convert("RGB")).permute(2, 0, 1)[None].float() / 127.5) - 1
 
 
-def tensor_to_pictures(x: Tensor) -> list[Image.Image]:
-    """RGB pictures of `[b, 3, h, w]` in -1..1; values outside are cut off."""
+def tensor_to_images(x: Tensor) -> list[Image.Image]:
+    """RGB images of `[b, 3, h, w]` in -1..1; values outside are cut off."""
     data = ((x.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().contiguous()
     return [Image.fromarray(row.numpy(), "RGB") for row in data]
 
 
 def mask_to_latent(mask: Image.Image, width: int, height: int, resize_mode: str = "crop") -> Tensor:
-    """A mask `[1, 1, height / 8, width / 8]` in 0..1 for a picture of `width` x `height` pixels."""
+    """A mask `[1, 1, height / 8, width / 8]` in 0..1 for an image of `width` x `height` pixels."""
     size = (math.ceil(width / LATENT_SCALE), math.ceil(height / LATENT_SCALE))
     cells = fit(mask, width, height, resize_mode).resize(size, Image.Resampling.BOX)
     return _pixels(cells).permute(2, 0, 1)[None].float() / 255

@@ -6,7 +6,7 @@ from dataclasses import replace
 from PIL import Image
 
 from ..errors import DitailError, shown
-from .images import decode_base64, read_mask, read_picture
+from .images import decode_base64, read_image, read_mask
 from .settings import BY_KEY
 
 # (name for the error, value) -> the value as it is used; raises DitailError.
@@ -40,13 +40,13 @@ def check_setting(name: str, value):
     return replace(BY_KEY[name.rpartition(".")[2]], key=name).check(value)
 
 
-def check_picture(name: str, value) -> Image.Image | None:
-    """RGB picture of a base64 text or a PIL image; None for null and "", which both mean that there is none."""
-    return _read(name, value, read_picture)
+def check_image(name: str, value) -> Image.Image | None:
+    """RGB image of a base64 text or a PIL image; None for null and "", which both mean that there is none."""
+    return _read(name, value, read_image)
 
 
 def check_mask(name: str, value) -> Image.Image | None:
-    """Grayscale picture of a base64 text or a PIL image; None for null and "", as in `check_picture`."""
+    """Grayscale image of a base64 text or a PIL image; None for null and "", as in `check_image`."""
     return _read(name, value, read_mask)
 
 

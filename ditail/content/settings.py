@@ -16,7 +16,7 @@ MAX_NAME = 4096
 class Field:
     """One setting. `low` and `high` bound a number; `choices` lists what a text may be (None: any text).
 
-    `infotext` is the key in a picture's infotext (None: not written there). `parse` raises DitailError for a text that
+    `infotext` is the key in an image's infotext (None: not written there). `parse` raises DitailError for a text that
     makes no sense. `max_length` bounds a text's characters (None: any).
     """
 
@@ -102,9 +102,9 @@ class DitailSettings:
 
     enabled: bool = setting(False, "Enable Ditail", "Take the content from a source and the style from this "
                             "checkpoint.")
-    source: str = setting("image", "Source", "Where the content comes from: a picture that is inverted, or one that "
+    source: str = setting("image", "Source", "Where the content comes from: an image that is inverted, or one that "
                           "the source checkpoint generates.", "Ditail source", choices=("image", "generate"))
-    image: str | None = setting(None, "Content image", "The picture whose content is kept; in img2img the init image "
+    image: str | None = setting(None, "Content image", "The image whose content is kept; in img2img the init image "
                                 'if empty (null or "" in the API).')
     resize_mode: str = setting("crop", "Resize mode", "How a content image of other proportions is made to fit: cut "
                                "off, padded with its edge, or stretched.", "Ditail resize mode",
@@ -133,10 +133,10 @@ class DitailSettings:
                           parse=parse_layers)
     hires: bool = setting(True, "In the hires pass", "Take the content in the hires fix's second pass, too, at its "
                           "own size.", "Ditail hires")
-    show_source: bool = setting(False, "Show the source", "Add the picture that the content came from to the results.")
+    show_source: bool = setting(False, "Show the source", "Add the image that the content came from to the results.")
     sources: tuple[dict, ...] = setting((), "Further sources", "Mixed over the first, each with the keys of a source, "
                                         "weight, mask and steps.")
-    collage: tuple[dict, ...] = setting((), "Collage", "Pictures laid out into one content image, each with a box or "
+    collage: tuple[dict, ...] = setting((), "Collage", "Images laid out into one content image, each with a box or "
                                         "a mask.")
     mask: str | None = setting(None, "Mask", 'Only the white parts take the content; empty (null or "" in the API): '
                                "everywhere.")

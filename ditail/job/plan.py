@@ -8,7 +8,7 @@ from PIL import Image, ImageChops
 from torch import Tensor
 
 from ..content.collage import compose
-from ..content.images import fit, mask_to_latent, picture_to_tensor, tensor_to_pictures
+from ..content.images import fit, image_to_tensor, mask_to_latent, tensor_to_images
 from ..errors import DitailError
 from ..method.blending import Mixed, Share, mix_over
 from ..method.latents import SourceLatents
@@ -113,14 +113,14 @@ def _contents(host: Host, request: Request, size: tuple[int, int], init_images: 
 
 
 def _fitted(host: Host, image: Image.Image, size: tuple[int, int], resize_mode: str) -> Tensor:
-    return picture_to_tensor(fit(host.job.framed(image, resize_mode), *size, resize_mode))
+    return image_to_tensor(fit(host.job.framed(image, resize_mode), *size, resize_mode))
 
 
 def _composed(request: Request, grounds: Sequence[Tensor], size: tuple[int, int]) -> tuple[list[Tensor], Image.Image]:
     """The collage over each content image (or over none), and the mask of where its pieces lie."""
-    pictures = [tensor_to_pictures(ground)[0] for ground in grounds]
-    composed = [compose(request.collage, *size, picture) for picture in pictures or (None,)]
-    return [picture_to_tensor(image) for image, _ in composed], composed[0][1]
+    drawn = [tensor_to_images(ground)[0] for ground in grounds]
+    composed = [compose(request.collage, *size, ground) for ground in drawn or (None,)]
+    return [image_to_tensor(image) for image, _ in composed], composed[0][1]
 
 
 def _further_sources(host: Host, part: Further, number: int, a_pass: Pass, plan: SamplingPlan,

@@ -7,7 +7,7 @@ from PIL import Image
 
 from ..content.collage import Piece, parse_collage
 from ..content.further import FurtherSource, parse_sources
-from ..content.lists import check_mask, check_picture
+from ..content.lists import check_image, check_mask
 from ..content.settings import DitailSettings
 from ..errors import DitailError
 from .host import Checkpoint, Library
@@ -43,7 +43,7 @@ class Request:
         further = tuple(_further(settings, source, i, library)
                         for i, source in enumerate(parse_sources(settings.sources)))
         return cls(
-            settings, check_picture("image", images["image"]), check_mask("mask", images["mask"]),
+            settings, check_image("image", images["image"]), check_mask("mask", images["mask"]),
             library.find_checkpoint(settings.source_checkpoint), library.find_vae(settings.source_vae), further,
             collage,
         )

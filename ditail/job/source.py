@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..content.images import LATENT_SCALE, fit, picture_to_tensor, tensor_to_pictures
+from ..content.images import LATENT_SCALE, fit, image_to_tensor, tensor_to_images
 from ..keys import cache_key
 from ..method.latents import SourceLatents
 from .host import Checkpoint, Host, Networks, Prompts, SamplingPlan
@@ -71,8 +71,8 @@ class Source:
     def content_image(self, latents: Mapping[str, SourceLatents]) -> Image.Image:
         """The image that the content comes from, at the size of the sampling. latents: by source key."""
         if self.kind == "generate":
-            return _picture_of(latents[self.key])
-        return tensor_to_pictures(self.content_pixels(latents))[0]
+            return _image_of(latents[self.key])
+        return tensor_to_images(self.content_pixels(latents))[0]
 
     def content_pixels(self, latents: Mapping[str, SourceLatents]) -> Tensor:
         """The pixels `[1, 3, H, W]` that are inverted. latents: by source key, the parent's among them."""
@@ -80,14 +80,14 @@ class Source:
             return self.pixels
         if self.parent is None:
             raise ValueError("a source that is inverted needs pixels or a parent")
-        image = _picture_of(latents[self.parent.key])
-        return picture_to_tensor(fit(image, *self.size, self.request.settings.resize_mode))
+        image = _image_of(latents[self.parent.key])
+        return image_to_tensor(fit(image, *self.size, self.request.settings.resize_mode))
 
 
-def _picture_of(generated: SourceLatents) -> Image.Image:
-    if generated.picture is None:
-        raise ValueError("these source latents have no picture")
-    return Image.fromarray(generated.picture.numpy())
+def _image_of(generated: SourceLatents) -> Image.Image:
+    if generated.image is None:
+        raise ValueError("these source latents have no image")
+    return Image.fromarray(generated.image.numpy())
 
 
 def sources_of(host: Host, request: Request, size: tuple[int, int], plan: SamplingPlan, contents: Sequence[Tensor],

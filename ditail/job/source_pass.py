@@ -14,7 +14,7 @@ from .source import Source, batches_of, distinct, sources_of
 
 log = logging.getLogger("ditail")
 
-TEXTS = {"image": "inverting the content image", "generate": "generating the source picture"}
+TEXTS = {"image": "inverting the content image", "generate": "generating the source image"}
 BYTES_PER_VALUE, CHANNELS = 4, 4
 
 
@@ -27,7 +27,7 @@ def cached_latents(cache: LatentCache, sources: Sequence[Source], *, with_images
     parents = {source.parent.key for source in sources if source.parent and source.key not in cached}
     for source in sources:
         needs_image = source.kind == "generate" and (with_images or source.key in parents)
-        if needs_image and source.key in cached and cached[source.key].picture is None:
+        if needs_image and source.key in cached and cached[source.key].image is None:
             del cached[source.key]
     return cached
 
@@ -101,7 +101,7 @@ def _make_batch(host: Host, model: Model, batch: list[Source], known: Mapping[st
 def _message(host: Host, source: Source, steps: int) -> tuple:
     if source.kind == "generate":
         seed = host.job.generation_metadata(source.image)["seed"]
-        return "generated the source picture (seed %s) with %s, %d steps", seed, source.checkpoint.name, steps
+        return "generated the source image (seed %s) with %s, %d steps", seed, source.checkpoint.name, steps
     settings = source.request.settings
     return ("inverted the content image (alpha %g, beta %g) with %s, %d steps", settings.alpha, settings.beta,
             source.checkpoint.name, steps)

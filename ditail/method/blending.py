@@ -133,7 +133,7 @@ def start_latent(source: SourceLatents | Sequence[Mixed], timestep: float) -> Te
     A latent of large `t` is nearly noise, and the mean of two independent noises has 0.7 of their deviation: less than
     the model was trained to find at that `t`. So each channel's deviation from its mean is scaled to the mean of the
     sources' deviations, by what the shares at that place lose: `sum(p_i s_i) / sqrt(sum(p_i p_j cov_ij))`. The
-    covariance is the measured one: latents of one picture inverted with two models are alike and lose little, equal
+    covariance is the measured one: latents of one image inverted with two models are alike and lose little, equal
     ones lose nothing, and where one source is alone nothing changes.
     """
     every = as_mixed(source)

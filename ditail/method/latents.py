@@ -21,35 +21,35 @@ class SourceLatents:
     """The VP latents of a source model, one per timestep.
 
     timesteps: `[N]`, ascending. latents: `[N, b, c, h, w]`, kept on the CPU in the dtype given.
-    alphas_cumprod: the source model's schedule, `[1000]`. picture: what the latents end in, `[h, w, 3]` uint8, where
+    alphas_cumprod: the source model's schedule, `[1000]`. image: what the latents end in, `[h, w, 3]` uint8, where
     the source model generated it.
     """
 
     def __init__(self, timesteps: Sequence[float], latents: Tensor, alphas_cumprod: Tensor, *,
-                 picture: Tensor | None = None):
+                 image: Tensor | None = None):
         if latents.ndim != 5 or len(timesteps) != len(latents) or not len(latents):
             raise DitailError(None, f"source latents: {len(timesteps)} timesteps for latents {tuple(latents.shape)}")
-        if picture is not None and (picture.ndim, picture.shape[-1], picture.dtype) != (3, 3, torch.uint8):
-            raise DitailError(None, f"source latents: a picture is [h, w, 3] uint8, not {tuple(picture.shape)} "
-                              f"{picture.dtype}")
+        if image is not None and (image.ndim, image.shape[-1], image.dtype) != (3, 3, torch.uint8):
+            raise DitailError(None, f"source latents: an image is [h, w, 3] uint8, not {tuple(image.shape)} "
+                              f"{image.dtype}")
         order = sorted(range(len(timesteps)), key=lambda i: float(timesteps[i]))
         self.timesteps = torch.tensor([float(timesteps[i]) for i in order], dtype=torch.float64)
         self.latents = latents.detach().cpu()[order]
         self.alphas_cumprod = alphas_cumprod.detach().float().cpu()
-        self.picture = None if picture is None else picture.detach().cpu()
+        self.image = None if image is None else image.detach().cpu()
         abar = alphas_cumprod_at(self.alphas_cumprod, self.timesteps)
         self._sigmas = torch.sqrt((1 - abar) / abar)
 
     def __len__(self) -> int:
         return len(self.timesteps)
 
-    def with_picture(self, picture: Tensor) -> "SourceLatents":
-        """The same latents with the picture that they end in."""
-        return SourceLatents(self.timesteps.tolist(), self.latents, self.alphas_cumprod, picture=picture)
+    def with_image(self, image: Tensor) -> "SourceLatents":
+        """The same latents with the image that they end in."""
+        return SourceLatents(self.timesteps.tolist(), self.latents, self.alphas_cumprod, image=image)
 
     @property
     def nbytes(self) -> int:
-        return self.latents.nbytes + (0 if self.picture is None else self.picture.nbytes)
+        return self.latents.nbytes + (0 if self.image is None else self.image.nbytes)
 
     def at(self, timestep: float) -> Tensor:
         """`z_t` `[b, c, h, w]` at any timestep, float32; outside the stored range, the nearest stored latent.
@@ -77,8 +77,8 @@ class SourceLatents:
     def save(self, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
         """Write a safetensors file, whole or not at all; readable in its header: `metadata`, format and checksum."""
         tensors = {"timesteps": self.timesteps, "latents": self.latents, "alphas_cumprod": self.alphas_cumprod}
-        if self.picture is not None:
-            tensors["picture"] = self.picture
+        if self.image is not None:
+            tensors["image"] = self.image
         tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
         part = Path(f"{path}.{uuid4().hex}.part")
         try:
@@ -100,7 +100,7 @@ class SourceLatents:
             parts = [tensors[name] for name in ("timesteps", "latents", "alphas_cumprod")]
             if metadata.pop("sha256", checksum) != checksum or not _are_sound(*parts):
                 raise DitailError(None, "damaged")
-            return cls(parts[0].tolist(), *parts[1:], picture=tensors.get("picture")), metadata
+            return cls(parts[0].tolist(), *parts[1:], image=tensors.get("image")), metadata
         except (SafetensorError, OSError, KeyError, DitailError) as error:
             raise DitailError(str(path), f"can't be read as source latents ({error})") from error
 

@@ -29,7 +29,7 @@ def command(args: Namespace) -> None:
     make_folder(args.out, "--out")
     scenes = demo_checkpoints.held_out()
     models = {style: load_model(path) for style, path in demo_checkpoints.paths().items()}
-    content = scenes.pictures[args.style][args.scene]
+    content = scenes.images[args.style][args.scene]
     job = DEMO.with_(prompts=(scenes.captions[args.scene],), seeds=(args.seed,))
     targets = [s for s in demo_checkpoints.STYLES if s != args.style]
     runs = len(DEMO_ALPHAS) + 1
@@ -50,7 +50,7 @@ def demo_rows(models: dict[str, Model], style: str, targets: Sequence[str], cont
               progress: Progress) -> dict[str, dict[str, Image.Image]]:
     """One row a target style: label -> image."""
     source = models[style]
-    z0 = source.encode(images.picture_to_tensor(content))
+    z0 = source.encode(images.image_to_tensor(content))
     inverted = {a: invert_with(source, job.with_(alpha=a), z0, progress) for a in DEMO_ALPHAS}
     z_source, passed = generate(source, job, *content.size, progress)
     rows = {}
@@ -59,7 +59,7 @@ def demo_rows(models: dict[str, Model], style: str, targets: Sequence[str], cont
         row = {f"content ({style})": content}
         row[f"plain {target}"] = decode_image(model, generate(model, job, *content.size, progress)[0])
         row[f"img2img {DEMO_STRENGTH}"] = decode_image(
-            model, image_to_image(model, job, model.encode(images.picture_to_tensor(content)), DEMO_STRENGTH, progress))
+            model, image_to_image(model, job, model.encode(images.image_to_tensor(content)), DEMO_STRENGTH, progress))
         for alpha, latents in inverted.items():
             row[f"Ditail alpha {alpha:g}"] = decode_image(model, transfer(model, job, latents, progress))
         row[f"generated {style}"] = decode_image(source, z_source)

@@ -31,7 +31,7 @@ class Scenes:
     """The held-out scenes: a caption and, in every style, the true image of each."""
 
     captions: list[str]
-    pictures: dict[str, list[Image.Image]]
+    images: dict[str, list[Image.Image]]
 
 
 def merge_low_rank(base: dict[str, Tensor], difference: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -56,7 +56,7 @@ def write_checkpoints(folder: Path, moved_to: Path | None = None) -> dict[str, P
     for path in (ASSETS / "text").iterdir():
         with whole_file(folder / TEXT_FOLDER / path.name) as part:
             shutil.copyfile(path, part)
-    config = yaml.safe_load((ASSETS / "house.yaml").read_text())
+    config = yaml.safe_load((ASSETS / "demo.yaml").read_text())
     config["model"]["params"]["cond_stage_config"]["params"] = {
         "version": str(((moved_to or folder) / TEXT_FOLDER).resolve())}
     base = load_file(ASSETS / "base.safetensors")
@@ -127,11 +127,11 @@ def _cut(sheet: Image.Image, count: int) -> list[Image.Image]:
     return [sheet.crop((x, y, x + SIDE, y + SIDE)) for x, y in corners]
 
 
-def write_sheet(pictures: list[Image.Image], path: Path) -> None:
+def write_sheet(images: list[Image.Image], path: Path) -> None:
     """The sheet that `held_out` cuts up again."""
-    sheet = Image.new("RGB", (COLUMNS * SIDE, -(-len(pictures) // COLUMNS) * SIDE))
-    for i, picture in enumerate(pictures):
-        sheet.paste(picture, (i % COLUMNS * SIDE, i // COLUMNS * SIDE))
+    sheet = Image.new("RGB", (COLUMNS * SIDE, -(-len(images) // COLUMNS) * SIDE))
+    for i, image in enumerate(images):
+        sheet.paste(image, (i % COLUMNS * SIDE, i // COLUMNS * SIDE))
     sheet.save(path, optimize=True)
 
 

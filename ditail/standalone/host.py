@@ -205,7 +205,7 @@ class FileModels:
                    for row in passed.latents.split(1, 1)]
         if not decoded:
             return latents
-        return [one.with_picture(torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(*size[::-1], 3))
+        return [one.with_image(torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(*size[::-1], 3))
                 for one, image in zip(latents, [decode_image(model, row) for row in z.split(1)], strict=True)]
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from ..content.images import fit, picture_to_tensor, read_picture
+from ..content.images import fit, image_to_tensor, read_image
 from ..method.latents import SourceLatents
 from .arguments import check_partner_files, checkpoint_paths, job_of, prompts_of, size_of
 from .checkpoint_files import read_config, read_sides
@@ -57,7 +57,7 @@ class SourceTask:
             return images, latents
         if not self.inverts:
             return images, {}
-        return images, {None: invert_with(model, self.job, model.encode(picture_to_tensor(self.content)))}
+        return images, {None: invert_with(model, self.job, model.encode(image_to_tensor(self.content)))}
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def command(args: Namespace) -> None:
     quiet()
     paths = checkpoint_paths(args.checkpoints)
     prompts = prompts_of(args)
-    image = read_picture(args.image, "image") if args.image else None
+    image = read_image(args.image, "image") if args.image else None
     options = Options.of(args)
     check_partner_files(*paths)
     sizes = {path: size_of(args, read_sides(read_config(path)), image) for path in paths}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..cache.folder import LatentFolder
 from ..cache.latents import LatentCache
-from ..content.images import LATENT_SCALE, read_mask, read_picture, tensor_to_pictures
+from ..content.images import LATENT_SCALE, read_image, read_mask, tensor_to_images
 from ..content.settings import BY_KEY
 from ..errors import DitailError
 from ..job.host import Checkpoint
@@ -93,7 +93,7 @@ def sampled(host: FileHost, ditail: DitailJob) -> Iterator[Image.Image]:
             z = _with_bar(host, ditail, model, job, sampler, noise, first)
         finally:
             ditail.detach()
-        yield from tensor_to_pictures(model.decode(z))
+        yield from tensor_to_images(model.decode(z))
 
 
 def _with_bar(host: FileHost, ditail: DitailJob, model, job, sampler, noise: Tensor, first: int) -> Tensor:
@@ -141,7 +141,7 @@ def _read(key: str, value, folder: Path):
     """An image's path as the image; whatever is none stays, for the settings' own check."""
     if key not in ("image", "mask") or not isinstance(value, str) or not (folder / value).is_file():
         return value
-    return (read_mask if key == "mask" else read_picture)(folder / value, key)
+    return (read_mask if key == "mask" else read_image)(folder / value, key)
 
 
 def contents_of(args: Namespace) -> Iterator[Content]:
@@ -161,7 +161,7 @@ def contents_of(args: Namespace) -> Iterator[Content]:
     if folder:
         make_folder(args.out, "--out")
     for path in paths:
-        image, text = read_picture(path), path.with_suffix(".txt")
+        image, text = read_image(path), path.with_suffix(".txt")
         prompt = text.read_text(encoding="utf-8").strip() if text.is_file() else args.prompt
         if prompt is None:
             raise DitailError("--prompt", f"say what {path} shows, or write it into {text}")

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..content.images import LATENT_SCALE, tensor_to_pictures
+from ..content.images import LATENT_SCALE, tensor_to_images
 from ..errors import DitailError
 from ..method.inversion import combine_conds, invert
 from ..method.latents import SourceLatents
@@ -130,4 +130,4 @@ def transfer(model: Model, job: Job, source: SourceLatents, progress: Progress =
 
 def decode_image(model: Model, z: Tensor) -> Image.Image:
     """The first of the images of latents `[b, 4, h, w]`."""
-    return tensor_to_pictures(model.decode(z))[0]
+    return tensor_to_images(model.decode(z))[0]

@@ -31,7 +31,7 @@ def contact_sheet(title: str, rows: Mapping[str, Mapping[str, Image.Image]], cel
 
 def grid_sheet(title: str, rows: Sequence[str], columns: Sequence[str], grid: Sequence[Sequence[Image.Image]],
                longest: int = 256) -> Image.Image:
-    """Pictures under column titles, row titles before them."""
+    """Images under column titles, row titles before them."""
     width, height = grid[0][0].size
     scale = min(1.0, longest / max(width, height))
     width, height = round(width * scale), round(height * scale)

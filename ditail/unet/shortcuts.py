@@ -211,7 +211,7 @@ def hooked(source: Source, *modules: nn.Module) -> bool:
 def is_untouched(unet: nn.Module, source: Source | None = None) -> bool:
     """Whether `unet` is as its weights and classes say: no hook and no replaced `forward` but Ditail's (`source`'s).
 
-    Others' may depend on what no cache key of ours knows (a ControlNet's picture, a random tiling).
+    Others' may depend on what no cache key of ours knows (a ControlNet's image, a random tiling).
     """
     def foreign(hooks: Mapping[int, Callable]) -> list[Callable]:
         return [hook for i, hook in hooks.items() if not (source and source.owns(i))]

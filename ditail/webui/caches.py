@@ -29,7 +29,7 @@ OPTIONS = {
     ),
     "ditail_features_mb": shared.OptionInfo(
         512, "Features of the target kept (MB)", gr.Slider, {"minimum": 0, "maximum": 16384, "step": 64},
-    ).info("0 = off; a further picture from the same source latents with the same target then costs no more than a "
+    ).info("0 = off; a further image from the same source latents with the same target then costs no more than a "
            "plain one. 20 steps at 512x512 take 142 MB in half precision; what doesn't fit is computed"),
     "ditail_features_place": shared.OptionInfo(
         IN_RAM, "Keep features", gr.Radio, {"choices": [IN_RAM, ON_GPU]},
@@ -75,7 +75,7 @@ def sizes() -> str:
 
 def add_options() -> None:
     """Put the settings and the caches' sizes on their page."""
-    shown = shared.OptionHTML("What is kept only saves time: without it, the same pictures come out.")
+    shown = shared.OptionHTML("What is kept only saves time: without it, the same images come out.")
     shown.component = _sizes_and_buttons
     for name, option in shared.options_section(("ditail", "Ditail"), {**OPTIONS, "ditail_caches": shown}).items():
         option.onchange = apply_settings

@@ -80,7 +80,7 @@ def recorded_pixels() -> Iterator[list[Tensor]]:
 
 @contextmanager
 def untouched_prompt_notes() -> Iterator[None]:
-    """Encoding a prompt leaves comments and infotext for the picture; those of other prompts are not its own."""
+    """Encoding a prompt leaves comments and infotext for the image; those of other prompts are not its own."""
     hijack = sd_hijack.model_hijack
     comments, params = hijack.comments, hijack.extra_generation_params
     hijack.comments, hijack.extra_generation_params = [], {}

@@ -1,4 +1,4 @@
-"""Ditail's settings in a picture's infotext, and from there back into the tab."""
+"""Ditail's settings in an image's infotext, and from there back into the tab."""
 
 import copy
 import json
@@ -20,22 +20,22 @@ IMAGE_HASH = "Ditail image hash"
 TITLE = "Ditail"
 
 
-def infotext_of(request: Request, picture_hashes: Sequence[str]) -> dict:
+def infotext_of(request: Request, image_hashes: Sequence[str]) -> dict:
     """The infotext's entries for a job; what is empty is left out.
 
-    picture_hashes: of the content images that the pictures of a batch take in turn.
+    image_hashes: of the content images that the images of a batch take in turn.
     """
     described = [_described(part) for part in request.further]
-    written = to_infotext(request.settings, described, with_image=bool(picture_hashes))
+    written = to_infotext(request.settings, described, with_image=bool(image_hashes))
     written = {key: _protected(key, value) for key, value in written.items()}
     if request.checkpoint is not None:
         written["Ditail source checkpoint"] = request.checkpoint.handle.short_title
     if request.collage:
         written["Ditail collage"] = "; ".join(" ".join(f"{edge:g}" for edge in piece.box) for piece in request.collage)
-    if len(picture_hashes) > 1:
-        written[IMAGE_HASH] = lambda index, **_: picture_hashes[index % len(picture_hashes)]
-    elif picture_hashes:
-        written[IMAGE_HASH] = picture_hashes[0]
+    if len(image_hashes) > 1:
+        written[IMAGE_HASH] = lambda index, **_: image_hashes[index % len(image_hashes)]
+    elif image_hashes:
+        written[IMAGE_HASH] = image_hashes[0]
     return written
 
 
@@ -53,7 +53,7 @@ def _protected(key: str, value):
 
 
 def _described(part: Further) -> dict:
-    """A further source without its pictures, which infotext can't hold."""
+    """A further source without its images, which infotext can't hold."""
     settings = part.request.settings
     said = {"source": settings.source, "weight": part.weight, "steps": list(part.steps), "mask": part.mask is not None}
     if part.request.image is not None:
@@ -64,7 +64,7 @@ def _described(part: Further) -> dict:
 
 
 def source_infotext(p, checkpoint, prompts: tuple[str, str], image: int) -> str:
-    """The infotext of a generated source's own picture: as if job `p` had made it with its model and prompts."""
+    """The infotext of a generated source's own image: as if job `p` had made it with its model and prompts."""
     alone = copy.copy(p)
     alone.sd_model_name, alone.sd_model_hash = checkpoint.name_for_extra, checkpoint.shorthash
     alone.sd_vae_name = alone.sd_vae_hash = None
@@ -87,7 +87,7 @@ class PasteKey(str):
         return key
 
     def __call__(self, params: dict):
-        """None (unchanged) for a picture without Ditail; what such a picture does not name has its default."""
+        """None (unchanged) for an image without Ditail; what such an image does not name has its default."""
         if self.field.key == "enabled":
             return has_settings(params)
         if not has_settings(params):

@@ -62,9 +62,9 @@ def _parse_model(text: str) -> MatrixModel:
 
 
 def run(p, values: dict, names: Sequence[str], *, one_source: bool = False, margin: int = 0):
-    """The Processed of a matrix of job `p`: the titled grid, then the pictures row by row.
+    """The Processed of a matrix of job `p`: the titled grid, then the images row by row.
 
-    values: Ditail's settings, as the API takes them or with pictures of the tab. Interrupting gives what is done.
+    values: Ditail's settings, as the API takes them or with images of the tab. Interrupting gives what is done.
     """
     with restored_models(is_sound=_is_refusal) as before:
         before.check_files()
@@ -148,7 +148,7 @@ def _joined(p, cells: Sequence[Cell], made: dict, margin: int):
     joined = copy.copy(first)
     names = "; ".join(cell.target.name for cell in cells[:columns])
     text = f"{first.infotexts[0]}, Script: {MATRIX_TITLE}, Matrix models: {infotext_utils.quote(names)}"
-    joined.images = [grid, *(picture for one in ordered for picture in one.images)]
+    joined.images = [grid, *(image for one in ordered for image in one.images)]
     joined.infotexts = [text, *(text for one in ordered for text in one.infotexts)]
     joined.all_prompts = [prompt for one in ordered for prompt in one.all_prompts]
     joined.all_seeds = [seed for one in ordered for seed in one.all_seeds]

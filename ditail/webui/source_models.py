@@ -84,7 +84,7 @@ def encode(model, pixels: Tensor, latent_size: tuple[int, int]) -> Tensor:
         raise DitailError("source_vae", "the VAE gives no finite latent for the content image; try --no-half-vae or "
                           "another VAE")
     if z0.shape[-2:] != latent_size:
-        # img2img's "latent upscale" encodes the picture at its own size.
+        # img2img's "latent upscale" encodes the image at its own size.
         z0 = nn.functional.interpolate(z0.float(), latent_size, mode="bilinear")
     return z0.float()
 
@@ -112,10 +112,10 @@ def source_denoiser(model, prompts: tuple[str, str], alpha: float, beta: float, 
 
 
 def _image_conditioning(model, size: tuple[int, int]) -> dict:
-    """What txt2img gives a model that reads a picture too (inpainting: everything masked); others ignore it."""
+    """What txt2img gives a model that reads an image too (inpainting: everything masked); others ignore it."""
     latent = torch.zeros(1, 4, size[1] // LATENT_SCALE, size[0] // LATENT_SCALE, device=devices.device)
     with torch.random.fork_rng():
-        torch.manual_seed(0)  # it encodes a grey picture, and samples
+        torch.manual_seed(0)  # it encodes a grey image, and samples
         found = processing.txt2img_image_conditioning(model, latent, *size)
     return {"c_adm": found} if model.model.conditioning_key == "crossattn-adm" else {"c_concat": [found]}
 
@@ -153,7 +153,7 @@ def record_generation(p, model, images: Sequence[tuple[tuple[str, str], int]], s
     """The VP latents that `model` passes through as it samples as the job's txt2img would, by image.
 
     images: for each (prompt, negative prompt) and its number in the job, whose seeds it takes. progress: called before
-    each evaluation of the model, and at the end. decoded: give the latents their picture, too. Raises DitailError if
+    each evaluation of the model, and at the end. decoded: give the latents their image, too. Raises DitailError if
     the sampler ended early for another reason than the user's wish, at which `progress` raises.
     """
     texts = [[prompts[i] for prompts, _ in images] for i in (0, 1)]
@@ -180,7 +180,7 @@ def record_generation(p, model, images: Sequence[tuple[tuple[str, str], int]], s
         raise DitailError("source", f"the sampler {p.sampler_name} ended before its last step")
     made = recorder.latents(model.alphas_cumprod)
     if decoded:
-        pictures = processing.decode_latent_batch(model, samples, target_device=devices.cpu, check_for_nans=True)
-        made = [latents.with_picture(((picture.float().clamp(-1, 1) + 1) * 127.5).byte().permute(1, 2, 0).contiguous())
-                for latents, picture in zip(made, pictures, strict=True)]
+        decoded_images = processing.decode_latent_batch(model, samples, target_device=devices.cpu, check_for_nans=True)
+        made = [latents.with_image(((image.float().clamp(-1, 1) + 1) * 127.5).byte().permute(1, 2, 0).contiguous())
+                for latents, image in zip(made, decoded_images, strict=True)]
     return made

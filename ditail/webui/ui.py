@@ -33,7 +33,7 @@ def build(elem_id: Callable[[str], str], *, is_img2img: bool, cfg_scale=None) ->
     with InputAccordion(BY_KEY["enabled"].default, label=TITLE, elem_id=elem_id("enabled")) as made["enabled"]:
         with gr.Row():
             with gr.Column():
-                made["image"] = _picture("image", elem_id, is_img2img)
+                made["image"] = _image("image", elem_id, is_img2img)
                 if not is_img2img:
                     size = gr.Button("Use this image's size", elem_id=elem_id("use_size"), size="sm")
                     size.click(None, _js=f"() => ditailUseImageSize('{elem_id('image')}')", show_progress=False)
@@ -57,7 +57,7 @@ def build(elem_id: Callable[[str], str], *, is_img2img: bool, cfg_scale=None) ->
                 made |= {key: _control(key, elem_id) for key in ("hires", "show_source")}
             made["layers"] = _control("layers", elem_id)
         with gr.Accordion("Mask", open=False, elem_id=elem_id("mask_accordion")):
-            made["mask"] = _picture("mask", elem_id, is_img2img)
+            made["mask"] = _image("mask", elem_id, is_img2img)
         made |= _second_source(lambda name: elem_id(f"second_{name}"))
         made |= _collage(lambda name: elem_id(f"collage_{name}"))
     keys = {f.key: PasteKey(f) for f in TAB_FIELDS if f.infotext or f.key == "enabled"}
@@ -87,8 +87,8 @@ def _second_source(elem_id: Callable[[str], str]) -> dict:
             begin, end = (gr.Slider(label=f"{name} (share of the steps)", minimum=0, maximum=1, step=STEP, value=value,
                                     elem_id=elem_id(name.lower())) for name, value in (("Begin", 0.0), ("End", 1.0)))
         with gr.Row():
-            image = _slot_picture("Its content image (empty: the first's)", elem_id("image"))
-            mask = _slot_picture("Where it takes the first's place (empty: shared everywhere)", elem_id("mask"))
+            image = _slot_image("Its content image (empty: the first's)", elem_id("image"))
+            mask = _slot_image("Where it takes the first's place (empty: shared everywhere)", elem_id("mask"))
     return {"second_on": on, "second_source": source, "second_image": image, "second_source_checkpoint": checkpoint,
             "second_weight": weight, "second_begin": begin, "second_end": end, "second_mask": mask}
 
@@ -97,18 +97,18 @@ def _collage(elem_id: Callable[[str], str]) -> dict:
     """The controls of the collage's slots by their names in `CONTROLS`."""
     controls = {}
     with gr.Accordion("Collage", open=False, elem_id=elem_id("accordion")):
-        gr.HTML("<p>Pictures laid over the content image, or over an even ground without one. Box: left, top, width "
+        gr.HTML("<p>Images laid over the content image, or over an even ground without one. Box: left, top, width "
                 "and height as shares of the whole, such as 0 0.2 0.5 0.8.</p>")
         for i in range(1, COLLAGE_SLOTS + 1):
             with gr.Row():
-                image = _slot_picture(f"Picture {i}", elem_id(f"image_{i}"))
+                image = _slot_image(f"Picture {i}", elem_id(f"image_{i}"))
                 box = gr.Textbox(label=f"Box {i}", placeholder="0 0 0.5 1", lines=1, elem_id=elem_id(f"box_{i}"))
-                mask = _slot_picture(f"Mask {i} (white = here; empty: all of the box)", elem_id(f"mask_{i}"))
+                mask = _slot_image(f"Mask {i} (white = here; empty: all of the box)", elem_id(f"mask_{i}"))
             controls |= {f"collage_image_{i}": image, f"collage_box_{i}": box, f"collage_mask_{i}": mask}
     return controls
 
 
-def _slot_picture(label: str, elem_id: str, height: int = 200):
+def _slot_image(label: str, elem_id: str, height: int = 200):
     return gr.Image(label=label, type="pil", source="upload", interactive=True, image_mode="RGBA", height=height,
                     elem_id=elem_id)
 
@@ -139,10 +139,10 @@ def vae_choices() -> list[str]:
     return [AUTOMATIC_VAE, "None", *sd_vae.vae_dict]
 
 
-def _picture(key: str, elem_id, is_img2img: bool):
+def _image(key: str, elem_id, is_img2img: bool):
     field = BY_KEY[key]
     label = f"{field.label} (empty: the init image)" if key == "image" and is_img2img else field.label
-    return _slot_picture(label, elem_id(key), height=300)
+    return _slot_image(label, elem_id(key), height=300)
 
 
 def _checkpoints(elem_id):

@@ -100,12 +100,12 @@ class Art:
                 self.sprites[style, concept] = rasterise(icons, concept)
 
     def render(self, scene: Scene, style: str) -> Image.Image:
-        """RGB picture of `SIDE` x `SIDE` pixels."""
-        picture = Image.new("RGB", (SIDE, SIDE), scene.colour)
+        """RGB image of `SIDE` x `SIDE` pixels."""
+        image = Image.new("RGB", (SIDE, SIDE), scene.colour)
         for concept, size, x, y in scene.objects:
             sprite = self.sprites[style, concept].resize((size, size), Image.Resampling.LANCZOS)
-            picture.paste(sprite, (x, y), sprite)
-        return picture
+            image.paste(sprite, (x, y), sprite)
+        return image
 
 
 def rasterise(icons: dict, name: str) -> Image.Image:

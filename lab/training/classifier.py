@@ -28,20 +28,20 @@ def random_ground(scene: Scene, rng: random.Random) -> Scene:
 
 @torch.no_grad()
 def round_trip(vae: Autoencoder, x: Tensor) -> Tensor:
-    """Pictures `[b, 3, h, w]` through the autoencoder."""
+    """Images `[b, 3, h, w]` through the autoencoder."""
     with torch.autocast("cpu", torch.bfloat16):
         batches = x.contiguous(memory_format=torch.channels_last).split(16)
         return torch.cat([vae.decode(vae.moments(b)[0]).float() for b in tqdm(batches, desc="VAE", leave=False)])
 
 
 def render_styles(art: Art, scenes: Sequence[Scene]) -> tuple[Tensor, Tensor]:
-    """Every scene in every style `[b, 3, h, w]`, and the index of each picture's style `[b]`."""
-    pictures = to_tensor([art.render(s, style) for style in STYLES for s in scenes])
-    return pictures, torch.arange(len(STYLES)).repeat_interleave(len(scenes))
+    """Every scene in every style `[b, 3, h, w]`, and the index of each image's style `[b]`."""
+    images = to_tensor([art.render(s, style) for style in STYLES for s in scenes])
+    return images, torch.arange(len(STYLES)).repeat_interleave(len(scenes))
 
 
 def blur(x: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur of pictures `[b, 3, h, w]`, `sigma` in pixels."""
+    """Gaussian blur of images `[b, 3, h, w]`, `sigma` in pixels."""
     radius = int(2 * sigma) + 1
     kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / sigma) ** 2)
     kernel = (kernel / kernel.sum()).expand(3, 1, 1, -1)
@@ -59,14 +59,14 @@ def augment(x: Tensor, rng: random.Random) -> Tensor:
 
 
 def train_classifier(art: Art, vae: Autoencoder, minutes: float, rng: random.Random) -> StyleClassifier:
-    """Train for `minutes` on scenes of `rng`, half of the pictures as the autoencoder gives them back."""
+    """Train for `minutes` on scenes of `rng`, half of the images as the autoencoder gives them back."""
     sharp, styles = render_styles(art, [random_ground(random_scene(rng), rng) for _ in range(SCENES)])
-    pictures, styles = torch.cat([sharp, round_trip(vae, sharp)]), styles.repeat(2)
+    images, styles = torch.cat([sharp, round_trip(vae, sharp)]), styles.repeat(2)
     classifier = StyleClassifier(len(STYLES))
 
     def loss_of(progress: float) -> Tensor:
-        rows = torch.tensor(rng.sample(range(len(pictures)), BATCH))
-        x = torch.cat([augment(half, rng) for half in pictures[rows].chunk(2)])
+        rows = torch.tensor(rng.sample(range(len(images)), BATCH))
+        x = torch.cat([augment(half, rng) for half in images[rows].chunk(2)])
         return F.cross_entropy(classifier(x).float(), styles[rows], label_smoothing=0.02)
 
     train("classifier", list(classifier.parameters()), loss_of, minutes=minutes, lr=3e-3)
@@ -74,11 +74,11 @@ def train_classifier(art: Art, vae: Autoencoder, minutes: float, rng: random.Ran
 
 
 def accuracies(classifier: StyleClassifier, art: Art, vae: Autoencoder, count: int = 120) -> dict[str, float]:
-    """Share of held-out pictures whose style is recognised: real art, and as the autoencoder gives it back."""
+    """Share of held-out images whose style is recognised: real art, and as the autoencoder gives it back."""
     sharp, styles = render_styles(art, held_out_scenes(count))
     shares = {}
-    for kind, pictures in (("real art", sharp), ("VAE round trip", round_trip(vae, sharp))):
-        right = classifier.probabilities(pictures).argmax(-1) == styles
+    for kind, images in (("real art", sharp), ("VAE round trip", round_trip(vae, sharp))):
+        right = classifier.probabilities(images).argmax(-1) == styles
         shares[kind] = right.float().mean().item()
         for i, style in enumerate(STYLES):
             shares[f"{kind}, {style}"] = right[styles == i].float().mean().item()

@@ -47,9 +47,9 @@ def train(name: str, parameters: list[nn.Parameter], loss_of: Callable[[float], 
     return steps
 
 
-def to_tensor(pictures) -> Tensor:
-    """RGB pictures of one size to `[b, 3, h, w]` in -1..1."""
-    return torch.from_numpy(np.stack([np.asarray(p) for p in pictures])).permute(0, 3, 1, 2).float() / 127.5 - 1
+def to_tensor(images) -> Tensor:
+    """RGB images of one size to `[b, 3, h, w]` in -1..1."""
+    return torch.from_numpy(np.stack([np.asarray(p) for p in images])).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def shuffled_batches(count: int, size: int, rng: random.Random) -> Iterator[list[int]]:

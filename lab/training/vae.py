@@ -45,18 +45,18 @@ def sharpness(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def reconstruction_loss(x: Tensor, y: Tensor) -> Tensor:
-    """L1 of the pixels, of their differences (edges) and of a 4x smaller picture (colour)."""
+    """L1 of the pixels, of their differences (edges) and of a 4x smaller image (colour)."""
     edges = sum(F.l1_loss(a, b) for a, b in zip(sharpness(x), sharpness(y), strict=True))
     return F.l1_loss(x, y) + edges + 0.5 * F.l1_loss(F.avg_pool2d(x, 4), F.avg_pool2d(y, 4))
 
 
 def crops(art: Art, rng: random.Random, count: int, side: int) -> Tensor:
     """Square cuts `[count, 3, side, side]` of new scenes in any style."""
-    pictures = []
+    images = []
     for _ in range(count):
         x, y = rng.randint(0, SIDE - side), rng.randint(0, SIDE - side)
-        pictures.append(art.render(random_scene(rng), rng.choice(list(STYLES))).crop((x, y, x + side, y + side)))
-    return to_tensor(pictures).contiguous(memory_format=torch.channels_last)
+        images.append(art.render(random_scene(rng), rng.choice(list(STYLES))).crop((x, y, x + side, y + side)))
+    return to_tensor(images).contiguous(memory_format=torch.channels_last)
 
 
 def train_vae(art: Art, minutes: float, rng: random.Random) -> Autoencoder:
@@ -93,9 +93,9 @@ def train_decoder(vae: Autoencoder, art: Art, minutes: float, rng: random.Random
 
 
 @torch.no_grad()
-def standardise(vae: Autoencoder, pictures: Tensor) -> None:
+def standardise(vae: Autoencoder, images: Tensor) -> None:
     """Fold a shift and a scale a channel into the convolutions: latents times `SCALE_FACTOR` get mean 0, variance 1."""
-    mean = torch.cat([vae.moments(x)[0] for x in pictures.split(16)])
+    mean = torch.cat([vae.moments(x)[0] for x in images.split(16)])
     shift, scale = mean.mean((0, 2, 3)), 1 / (SCALE_FACTOR * mean.std((0, 2, 3)))
     quant, post = vae.quant_conv, vae.post_quant_conv
     post.bias += (post.weight[:, :, 0, 0] * shift).sum(1)

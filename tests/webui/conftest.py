@@ -255,7 +255,7 @@ def write_vae(path: Path, checkpoint: Path) -> None:
 
 @pytest.fixture(scope="session")
 def content() -> Image.Image:
-    """The first of the house's held-out pictures in the colourful style: a fox on pink."""
+    """The first of the house's held-out images in the colourful style: a fox on pink."""
     return Image.open(ASSETS / "held_out_noto.png").convert("RGB").crop((0, 0, SIDE, SIDE))
 
 
@@ -272,5 +272,5 @@ def base64_content(content) -> str:
 
 @pytest.fixture
 def ditail(base64_content) -> dict:
-    """Settings for the usual job: the content picture, inverted with the house's noto model."""
+    """Settings for the usual job: the content image, inverted with the house's noto model."""
     return {"image": base64_content, "source_checkpoint": "house-noto"}

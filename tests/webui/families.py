@@ -1,7 +1,7 @@
 """Small checkpoints of every topology that the WebUI knows, with their yaml, for the tests.
 
 Run by the WebUI's interpreter in the WebUI's folder, whose `repositories` have the modules: the U-Nets are the real
-ones, with random weights of a fixed seed; text encoder and VAE are the house's, so that pictures are pictures.
+ones, with random weights of a fixed seed; text encoder and VAE are the house's, so that images are images.
 """
 
 import copy
@@ -65,7 +65,7 @@ def main(models: Path) -> None:
         for parameter in made.parameters():
             if not parameter.any() and parameter.ndim > 1:  # ldm's zero_module, which would leave nothing to inject
                 torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
-        # A random U-Net is no denoiser: a small answer keeps the way from the picture to noise and back a smooth one.
+        # A random U-Net is no denoiser: a small answer keeps the way from the image to noise and back a smooth one.
         made.out[2].weight.data *= 0.3
         return {f"model.diffusion_model.{k}": v for k, v in made.state_dict().items()}
 
@@ -78,7 +78,7 @@ def main(models: Path) -> None:
     torch.save({"state_dict": load_file(models / "sdxl-eps-b.safetensors")}, models / "sdxl-pickle.ckpt")
     shutil.copy(models / "sdxl-eps-b.yaml", models / "sdxl-pickle.yaml")
 
-    # Inpainting: the house's own weights, and a little for the mask and the masked picture.
+    # Inpainting: the house's own weights, and a little for the mask and the masked image.
     for style, weights in (("noto", house), ("ink", ink)):
         write(f"inpainting-{style}", with_channels(weights, 5),
               changed({**SD1, "in_channels": 9}, model="ldm.models.diffusion.ddpm.LatentInpaintDiffusion",

@@ -102,8 +102,8 @@ class Faulty:
         except (http.client.HTTPException, ConnectionError, URLError) as error:
             return SimpleNamespace(status=0, json={"detail": str(error)}, error=str(error), images=[])
 
-    def picture(self, kind: Kind, *, plain: bool = False) -> bytes:
-        """All pictures of a job that begins with known random generators."""
+    def image(self, kind: Kind, *, plain: bool = False) -> bytes:
+        """All images of a job that begins with known random generators."""
         self.post("rewind")
         answer = self.ask(kind, plain=plain)
         if answer.status != 200:

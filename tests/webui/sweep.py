@@ -25,7 +25,7 @@ UNTIL_THE_NEXT_JOB = {"model", "loaded_models", "vae_file", "base_vae", "options
 RNG = {"torch_rng", "numpy_rng", "python_rng"}
 # The WebUI resets these when a job begins.
 OF_ONE_JOB = ("interrupted", "skipped", "stopping_generation")
-# Where the WebUI itself catches what is raised, and goes on: any job's picture is then another.
+# Where the WebUI itself catches what is raised, and goes on: any job's image is then another.
 CAUGHT_BY_THE_WEBUI = {"networks.load"}
 # The WebUI takes these for the end of the sampling.
 ENDS_SAMPLING = {"InterruptedException", "RecursionError"}
@@ -54,7 +54,7 @@ class Fault:
 class Reference:
     """What a kind of job gives, what it gives without Ditail, and the states of the random generators then."""
 
-    pictures: bytes
+    images: bytes
     without: bytes
     rng: frozenset[str]
 
@@ -67,7 +67,7 @@ class Sweep:
         self.one_config = False
         # One model object is loaded without drawing random numbers, which shows in a matrix of img2img.
         self.references: dict[tuple[str, bool], Reference] = {}
-        self.plain = self.faulty.picture(PLAIN)
+        self.plain = self.faulty.image(PLAIN)
         self.at_rest = self.state()
         self.primed = ""
 
@@ -85,7 +85,7 @@ class Sweep:
             for name in ("house-flat", "house-ink"):
                 self.faulty.ask(Kind(None, {"override_settings": {"sd_model_checkpoint": name}}))
             self.one_config, self.primed = on, ""
-            assert self.faulty.picture(PLAIN) == self.plain
+            assert self.faulty.image(PLAIN) == self.plain
             self.at_rest = self.state()
 
     def reference(self, name: str) -> Reference:
@@ -93,17 +93,17 @@ class Sweep:
         if key not in self.references:
             kind = self.kinds[name]
             self.faulty.post("empty-caches")
-            pictures = self.faulty.picture(kind)
-            assert self.faulty.picture(kind) == pictures, f"{name}: cached latents make another picture"
+            images = self.faulty.image(kind)
+            assert self.faulty.image(kind) == images, f"{name}: cached latents make another image"
             rng = set()
             for first in (PLAIN, kind):  # with its LoRAs to be loaded, which draws, and with LoRAs that are there
-                self.faulty.picture(first, plain=True)
+                self.faulty.image(first, plain=True)
                 with self.faulty.armed(record=True) as seen:
                     answers = [self.faulty.ask(kind, plain=True) for _ in range(kind.plain_jobs)]
                 after = self.faulty.fingerprint()
                 rng |= {*seen["rng"], after["torch_rng"], after["python_rng"]}
             without = b"".join(image.tobytes() for image in answers[0].images)
-            self.references[key] = Reference(pictures, without, frozenset(rng))
+            self.references[key] = Reference(images, without, frozenset(rng))
         return self.references[key]
 
     def counts(self, name: str, warm: bool) -> dict[str, int]:
@@ -118,7 +118,7 @@ class Sweep:
         if not warm:
             self.faulty.post("empty-caches")
         elif self.primed != name:
-            self.faulty.picture(self.kinds[name])
+            self.faulty.image(self.kinds[name])
         self.primed = name
 
     def inject(self, fault: Fault) -> dict:
@@ -130,13 +130,13 @@ class Sweep:
             answer = self.faulty.ask(kind)
         left = self.left_at_once(fault, kind, reference)
         left |= self.wrong_answer(fault, answer, reference) if seen["fired"] else {}
-        plain, mixed = self.faulty.picture(PLAIN), self.faulty.picture(kind)
+        plain, mixed = self.faulty.image(PLAIN), self.faulty.image(kind)
         if "<lora" in str(kind):
-            self.faulty.picture(PLAIN)  # LoRAs stay until a job without them
+            self.faulty.image(PLAIN)  # LoRAs stay until a job without them
         if plain != self.plain:
-            left["the next plain picture"] = shortened_answer(plain)
-        if mixed != reference.pictures:
-            left["the next picture with Ditail"] = shortened_answer(mixed)
+            left["the next plain image"] = shortened_answer(plain)
+        if mixed != reference.images:
+            left["the next image with Ditail"] = shortened_answer(mixed)
         later = differences(self.at_rest, self.state(), RNG)
         left |= {f"{topic}, for good": change for topic, change in later.items()}
         if left:
@@ -159,25 +159,25 @@ class Sweep:
         return found
 
     def wrong_answer(self, fault: Fault, answer, reference: Reference) -> dict:
-        """A job whose fault was hidden, though its picture is not what it should be."""
+        """A job whose fault was hidden, though its image is not what it should be."""
         if answer.status != 200 or "X/Y/Z" in fault.kind or fault.point in CAUGHT_BY_THE_WEBUI:
             return {}
-        pictures = b"".join(image.tobytes() for image in answer.images)
-        if pictures and pictures == reference.without != reference.pictures:
-            return {"answer": "the picture without Ditail"}
-        if pictures != reference.pictures and fault.error not in ENDS_SAMPLING:
-            return {"answer": "another picture"}
+        images = b"".join(image.tobytes() for image in answer.images)
+        if images and images == reference.without != reference.images:
+            return {"answer": "the image without Ditail"}
+        if images != reference.images and fault.error not in ENDS_SAMPLING:
+            return {"answer": "another image"}
         return {}
 
     def repair(self) -> None:
         self.faulty.post("repair", {"options": self.at_rest["options"]})
         self.primed = ""
-        assert self.faulty.picture(PLAIN) == self.plain, "the WebUI could not be repaired"
+        assert self.faulty.image(PLAIN) == self.plain, "the WebUI could not be repaired"
         self.at_rest = self.state()
 
 
-def shortened_answer(pictures: bytes) -> str:
-    return "another" if len(pictures) > 3000 else pictures.decode(errors="replace")
+def shortened_answer(images: bytes) -> str:
+    return "another" if len(images) > 3000 else images.decode(errors="replace")
 
 
 def choose(sweep: Sweep, names: Sequence[str], errors: Sequence[str], how_many: str = HOW_MANY) -> list[Fault]:

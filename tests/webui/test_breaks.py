@@ -43,7 +43,7 @@ def one_config(faulty, request):
     faulty.webui.generate(steps=1)
 
 
-def picture(webui, *args, **kwargs) -> bytes:
+def image(webui, *args, **kwargs) -> bytes:
     return webui.generate(*args, **{"steps": STEPS, **SMALL, **kwargs}).image.tobytes()
 
 
@@ -109,27 +109,27 @@ MATRIX = Kind(None, {"steps": STEPS, "script_name": "Ditail matrix",
 
 @pytest.mark.parametrize("action", ["interrupt", "skip", "stop", "raise"])
 @pytest.mark.parametrize("call", [2, STEPS + 2, 2 * STEPS])
-def test_a_matrix_that_ends_early_spoils_no_later_picture(faulty, action, call):
+def test_a_matrix_that_ends_early_spoils_no_later_image(faulty, action, call):
     generated = Kind(FROM_NOTO, {"steps": STEPS})
-    matrix, alone = faulty.picture(MATRIX), faulty.picture(generated)
+    matrix, alone = faulty.image(MATRIX), faulty.image(generated)
     faulty.post("empty-caches")
     with faulty.armed(point="unet.call", call=call, action=action) as seen:
         faulty.ask(MATRIX)
     assert seen["fired"] == 1
-    assert faulty.picture(generated) == alone
-    assert faulty.picture(MATRIX) == matrix
+    assert faulty.image(generated) == alone
+    assert faulty.image(MATRIX) == matrix
 
 
 @pytest.mark.parametrize("action", ["interrupt", "skip", "stop", "raise"])
-def test_a_generated_source_that_ends_early_spoils_no_later_picture(faulty, action):
+def test_a_generated_source_that_ends_early_spoils_no_later_image(faulty, action):
     generated = Kind(FROM_NOTO, {"steps": STEPS})
-    expected = faulty.picture(generated)
+    expected = faulty.image(generated)
     for call in (1, STEPS // 2, STEPS):
         faulty.post("empty-caches")
         with faulty.armed(point="unet.call", call=call, action=action) as seen:
             faulty.ask(generated)
         assert seen["fired"] == 1
-        assert faulty.picture(generated) == expected, call
+        assert faulty.image(generated) == expected, call
 
 
 # 3. The target's file is gone.
@@ -204,7 +204,7 @@ def calls_of(faulty, kind: Kind) -> dict[str, int]:
 def test_a_failed_load_back_comes_right(faulty, ditail, one_config, vae):
     """At the last calls of each function that loading calls, once and lastingly."""
     kind, plain = Kind({**ditail, "source_vae": vae}, {}), Kind(None, {})
-    expected, mixed = faulty.picture(plain), faulty.picture(kind)
+    expected, mixed = faulty.image(plain), faulty.image(kind)
     before, counts, wrong = faulty.fingerprint(), calls_of(faulty, kind), []
     for i, point in enumerate(point for point in LOADING if counts.get(point)):
         fault = {"point": point, "call": max(1, counts[point] - i % 2), "error": ERRORS[i % len(ERRORS)],
@@ -212,10 +212,10 @@ def test_a_failed_load_back_comes_right(faulty, ditail, one_config, vae):
         faulty.post("empty-caches")
         with faulty.armed(**fault) as seen:
             faulty.ask(kind)
-        picture = faulty.picture(plain)
+        image = faulty.image(plain)
         left = {k: v for k, v in differences(before, faulty.fingerprint()).items() if k in MODEL}
-        if not seen["fired"] or picture != expected or left or faulty.picture(kind) != mixed:
-            wrong.append((fault, seen["fired"], picture == expected, left))
+        if not seen["fired"] or image != expected or left or faulty.image(kind) != mixed:
+            wrong.append((fault, seen["fired"], image == expected, left))
             faulty.post("repair", {"options": before["options"]})
     assert wrong == []
 
@@ -228,13 +228,13 @@ def test_a_failed_load_back_comes_right(faulty, ditail, one_config, vae):
 def test_a_hit_is_what_a_miss_gives(webui, faulty, options, changed):
     asked = {"prompt": LONG, "negative_prompt": "blurry"}
     before = {key: webui.call("/ditail-test/options").json[key] for key in changed}
-    first = picture(webui, FROM_NOTO, **asked)
+    first = image(webui, FROM_NOTO, **asked)
     options(**changed)
-    warm = picture(webui, FROM_NOTO, **asked)
+    warm = image(webui, FROM_NOTO, **asked)
     faulty.post("empty-caches")
-    assert picture(webui, FROM_NOTO, **asked) == warm
+    assert image(webui, FROM_NOTO, **asked) == warm
     options(**before)
-    assert picture(webui, FROM_NOTO, **asked) == first
+    assert image(webui, FROM_NOTO, **asked) == first
 
 
 @pytest.mark.parametrize("changed", [
@@ -244,10 +244,10 @@ def test_a_hit_is_what_a_miss_gives_by_override(webui, faulty, changed):
     asked = {"prompt": LONG, "negative_prompt": "blurry"}
     over = {"override_settings": {**changed, "sd_model_checkpoint": "house-ink"},
             "override_settings_restore_afterwards": True}
-    picture(webui, FROM_NOTO, **asked)
-    warm = picture(webui, FROM_NOTO, **asked, **over)
+    image(webui, FROM_NOTO, **asked)
+    warm = image(webui, FROM_NOTO, **asked, **over)
     faulty.post("empty-caches")
-    assert picture(webui, FROM_NOTO, **asked, **over) == warm
+    assert image(webui, FROM_NOTO, **asked, **over) == warm
 
 
 @pytest.mark.parametrize("first", [{"batch_size": 2, "seed": 4}, {"batch_size": 2, "n_iter": 2, "seed": 3}])
@@ -275,6 +275,6 @@ def test_hypertile_in_a_matrix_spoils_no_generated_source(webui, faulty):
     assert made.status == 200
     # Not compared with an image of before: once switched on, hypertile wraps the attention for good, so that Ditail's
     # shortcuts stand aside and the image differs by their rounding.
-    after_matrix = picture(webui, FROM_NOTO)
+    after_matrix = image(webui, FROM_NOTO)
     faulty.post("empty-caches")
-    assert picture(webui, FROM_NOTO) == after_matrix
+    assert image(webui, FROM_NOTO) == after_matrix

@@ -1,4 +1,4 @@
-"""The tabs in headless Chromium. With SD_WEBUI_SCREENSHOTS set to a folder, both tabs are kept there as pictures."""
+"""The tabs in headless Chromium. With SD_WEBUI_SCREENSHOTS set to a folder, both tabs are kept there as images."""
 
 import os
 from pathlib import Path
@@ -39,7 +39,7 @@ def page(browser, webui):
 
 
 @pytest.fixture
-def picture(content, tmp_path):
+def image(content, tmp_path):
     path = tmp_path / "content.png"
     content.save(path)
     return path
@@ -63,7 +63,7 @@ def choose(page, elem_id: str, text: str) -> None:
 
 
 def generate(page, tab: str) -> str:
-    """Press Generate; returns the progress texts that showed, one a line, once the picture is there."""
+    """Press Generate; returns the progress texts that showed, one a line, once the image is there."""
     page.evaluate("""tab => {
         window.ditailSeen = [];
         window.ditailTimer = setInterval(() => {
@@ -83,9 +83,9 @@ def screenshot(page, name: str) -> None:
         page.screenshot(path=Path(folder) / name, full_page=True)
 
 
-def test_txt2img(page, picture, webui):
+def test_txt2img(page, image, webui):
     open_tab(page, "txt2img")
-    page.set_input_files("#txt2img_ditail_image input[type=file]", picture)
+    page.set_input_files("#txt2img_ditail_image input[type=file]", image)
     page.wait_for_selector("#txt2img_ditail_image img")
     page.click("#txt2img_ditail_use_size")
     assert page.input_value("#txt2img_width input[type=number]") == "128"
@@ -124,9 +124,9 @@ def test_plain_infotext_switches_ditail_off(page):
     page.wait_for_selector("#txt2img_ditail_alpha", state="hidden")
 
 
-def test_send_to_img2img_takes_the_settings_along(page, picture):
+def test_send_to_img2img_takes_the_settings_along(page, image):
     open_tab(page, "txt2img")
-    page.set_input_files("#txt2img_ditail_image input[type=file]", picture)
+    page.set_input_files("#txt2img_ditail_image input[type=file]", image)
     page.wait_for_selector("#txt2img_ditail_image img")
     page.click("#txt2img_ditail_use_size")
     fill(page, "txt2img", prompt="a fox on pink", seed=1, steps=4, ditail_alpha=1.25)
@@ -135,9 +135,9 @@ def test_send_to_img2img_takes_the_settings_along(page, picture):
     page.wait_for_function("gradioApp().querySelector('#img2img_ditail_alpha input[type=number]').value == '1.25'")
 
 
-def test_img2img(page, picture):
+def test_img2img(page, image):
     open_tab(page, "img2img")
-    page.set_input_files("#img2img_image input[type=file]", picture)
+    page.set_input_files("#img2img_image input[type=file]", image)
     page.wait_for_selector("#img2img_image img")
     fill(page, "img2img", prompt="a fox on pink", seed=1, steps=20, cfg_scale=5, width=128, height=128)
     choose(page, "img2img_ditail_source_checkpoint", "house-noto")
@@ -146,10 +146,10 @@ def test_img2img(page, picture):
     screenshot(page, "webui-img2img.png")
 
 
-def test_upscale_button(page, picture, webui):
-    """The hires pass alone, on a finished picture: its content is inverted at the large size, and only there."""
+def test_upscale_button(page, image, webui):
+    """The hires pass alone, on a finished image: its content is inverted at the large size, and only there."""
     open_tab(page, "txt2img")
-    page.set_input_files("#txt2img_ditail_image input[type=file]", picture)
+    page.set_input_files("#txt2img_ditail_image input[type=file]", image)
     page.wait_for_selector("#txt2img_ditail_image img")
     fill(page, "txt2img", prompt="a fox on pink", seed=1, steps=4, width=128, height=128, ditail_alpha=1.15)
     generate(page, "txt2img")
@@ -162,7 +162,7 @@ def test_upscale_button(page, picture, webui):
 
 
 def test_batch_tab(page, content, tmp_path, webui):
-    """A folder of pictures: each is its own content."""
+    """A folder of images: each is its own content."""
     for i in range(3):
         content.rotate(90 * i).save(tmp_path / f"{i}.png")
     open_tab(page, "img2img")
@@ -190,11 +190,11 @@ def test_a_missing_image_is_said_in_the_tab(page):
 
 
 @pytest.mark.parametrize("tab", ["txt2img", "img2img"])
-def test_matrix(page, picture, tab):
+def test_matrix(page, image, tab):
     page.click(f"#tabs > .tab-nav > button:text-is('{tab}')")
     fill(page, tab, prompt="a fox on mint", seed=7, steps=15, cfg_scale=5, width=128, height=128)
     if tab == "img2img":
-        page.set_input_files("#img2img_image input[type=file]", picture)
+        page.set_input_files("#img2img_image input[type=file]", image)
         page.wait_for_selector("#img2img_image img")
         fill(page, tab, prompt="a fox on pink", denoising_strength=0.9)
     page.click(f"#{tab}_script_container #script_list input")

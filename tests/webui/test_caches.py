@@ -1,4 +1,4 @@
-"""What is kept between jobs: never used where it would change a picture, and as large as the settings say."""
+"""What is kept between jobs: never used where it would change an image, and as large as the settings say."""
 
 import os
 import shutil
@@ -48,17 +48,17 @@ def caches(webui) -> dict:
 
 
 def hot_steps(webui, *args, **kwargs) -> tuple[int, bytes]:
-    """A picture, and how many of its steps took their features from the cache."""
+    """An image, and how many of its steps took their features from the cache."""
     before = caches(webui)["hits"]
-    picture = webui.generate(*args, **{"steps": STEPS, **kwargs}).image.tobytes()
-    return caches(webui)["hits"] - before, picture
+    image = webui.generate(*args, **{"steps": STEPS, **kwargs}).image.tobytes()
+    return caches(webui)["hits"] - before, image
 
 
 def without_features(webui, options, *args, **kwargs) -> bytes:
     options(ditail_features_mb=0)
-    picture = webui.generate(*args, **{"steps": STEPS, **kwargs}).image.tobytes()
+    image = webui.generate(*args, **{"steps": STEPS, **kwargs}).image.tobytes()
     options(ditail_features_mb=512)
-    return picture
+    return image
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_features_serve_other_prompts_seeds_and_scales(webui, options, mixed):
 
 def test_features_of_one_target_serve_no_other(webui, options, mixed):
     mixed = {**mixed, "alpha": 7.5}
-    pictures = {}
+    images = {}
     for _ in range(2):
         for name, asked in TARGETS.items():
             asked = dict(asked)
@@ -86,12 +86,12 @@ def test_features_of_one_target_serve_no_other(webui, options, mixed):
                 before = {key: webui.call("/sdapi/v1/options").json[key] for key in changed}
                 options(**changed)
             word = asked.pop("alwayson_scripts", "")
-            hits, picture = generate_beside(webui, mixed, word, **asked)
-            assert (name, hits) == (name, hot_steps_of(name) if name in pictures else 0)
-            assert pictures.setdefault(name, picture) == picture
+            hits, image = generate_beside(webui, mixed, word, **asked)
+            assert (name, hits) == (name, hot_steps_of(name) if name in images else 0)
+            assert images.setdefault(name, image) == image
             if changed:
                 options(**before)
-    assert len({pictures[name] for name in DIFFERENT}) == len(DIFFERENT)
+    assert len({images[name] for name in DIFFERENT}) == len(DIFFERENT)
 
 
 def hot_steps_of(name: str) -> int:
@@ -108,7 +108,7 @@ def generate_beside(webui, mixed, word, **asked):
 
 
 def test_a_changed_lora_file_is_another_lora(webui, options, mixed):
-    """The WebUI puts it into the weights only after a picture without it; both of its pictures are then right."""
+    """The WebUI puts it into the weights only after an image without it; both of its images are then right."""
     mixed, path = {**mixed, "alpha": 7.75}, webui.data / "models" / "Lora" / "test-lora.safetensors"
     asked = {"prompt": LORA.format(1)}
     shutil.copy(path, path.with_suffix(".kept"))
@@ -118,11 +118,11 @@ def test_a_changed_lora_file_is_another_lora(webui, options, mixed):
         for plain_first in (False, True):
             if plain_first:
                 webui.generate(steps=2)
-            hits, picture = hot_steps(webui, mixed, **asked)
+            hits, image = hot_steps(webui, mixed, **asked)
             assert hits == 0
-            assert picture == without_features(webui, options, mixed, **asked)
-            assert hot_steps(webui, mixed, **asked)[1] == picture
-        assert picture != first
+            assert image == without_features(webui, options, mixed, **asked)
+            assert hot_steps(webui, mixed, **asked)[1] == image
+        assert image != first
     finally:
         os.replace(path.with_suffix(".kept"), path)
 

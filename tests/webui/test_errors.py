@@ -1,4 +1,4 @@
-"""Bad input is refused in a sentence that names the key, and never ends in a plain picture."""
+"""Bad input is refused in a sentence that names the key, and never ends in a plain image."""
 
 import base64
 import io
@@ -23,7 +23,7 @@ def huge_png() -> bytes:
 BAD = {
     "no image": ({"image": None}, "image"),
     "text as base64": ({"image": "aGVsbG8gd29ybGQ="}, "image"),
-    "not base64": ({"image": "C:\\picture.png"}, "image"),
+    "not base64": ({"image": "C:\\image.png"}, "image"),
     "a number as image": ({"image": 5}, "image"),
     "16k x 16k": ({"image": base64.b64encode(huge_png()).decode()}, "image"),
     "unknown checkpoint": ({"source_checkpoint": "no-such-model"}, "source_checkpoint"),
@@ -79,7 +79,7 @@ def test_an_inversion_that_diverges_says_so(webui, ditail):
     assert webui.generate(steps=2).image.tobytes() == plain
 
 
-def test_odd_pictures_are_taken(webui, content, ditail):
+def test_odd_images_are_taken(webui, content, ditail):
     rgba = content.convert("RGBA")
     rgba.putalpha(128)
     exif = Image.Exif()
@@ -119,6 +119,6 @@ def test_two_requests_at_once(webui, ditail):
     assert [answers[a].image.tobytes() for a in (1.5, 3.5)] == expected
 
 
-def test_picture_bytes_are_what_the_test_means():
+def test_image_bytes_are_what_the_test_means():
     with pytest.raises(Image.DecompressionBombError):
         Image.open(io.BytesIO(huge_png()))

@@ -23,8 +23,8 @@ JOBS = {
 }
 
 
-def pictures(ui, base64_content) -> dict:
-    """Job: a plain picture, and one with Ditail; each left the other as it was."""
+def images(ui, base64_content) -> dict:
+    """Job: a plain image, and one with Ditail; each left the other as it was."""
     made = {}
     for name, (target, source) in JOBS.items():
         on = {"override_settings": {"sd_model_checkpoint": target}}
@@ -37,17 +37,17 @@ def pictures(ui, base64_content) -> dict:
 
 @pytest.fixture(scope="module")
 def in_full_precision(webui, families, base64_content) -> dict:
-    return pictures(webui, base64_content)
+    return images(webui, base64_content)
 
 
 @pytest.mark.parametrize("name", SETS)
 def test_flags(in_full_precision, base64_content, tmp_path, name):
-    """Less precision changes a picture with Ditail about as much as a plain one; less memory, neither."""
+    """Less precision changes an image with Ditail about as much as a plain one; less memory, neither."""
     flags, environment = SETS[name]
     data = prepare(tmp_path / "data")
     write_families(data)
     with running(data, *flags, **environment) as ui:
-        made = pictures(ui, base64_content)
+        made = images(ui, base64_content)
     for job, (plain, mixed) in made.items():
         assert difference(plain, mixed) > 10, job
         usual_plain, usual_mixed = in_full_precision[job]

@@ -1,4 +1,4 @@
-"""Pictures from the real WebUI through its API."""
+"""Images from the real WebUI through its API."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ from PIL import Image
 from webui_helpers import SIDE, difference, encode, likeness
 
 
-def test_content_from_the_picture_and_style_from_the_target(webui, ditail, content):
+def test_content_from_the_image_and_style_from_the_target(webui, ditail, content):
     plain = webui.generate(steps=20)
     mixed = webui.generate(ditail, steps=20)
     assert likeness(mixed.image, content) > likeness(plain.image, content) + 0.1
@@ -68,7 +68,7 @@ def test_changed_settings_are_not_served_from_the_cache(webui, content, changed)
     assert difference(first.image, webui.generate({**settings, **changed}).image) > 0.5
 
 
-def test_without_injection_and_from_noise_it_is_the_plain_picture(webui, ditail):
+def test_without_injection_and_from_noise_it_is_the_plain_image(webui, ditail):
     plain = webui.generate().image.tobytes()
     nowhere = encode(Image.new("L", (SIDE, SIDE), 0))
     assert webui.generate({**ditail, "start": "noise", "conv_ratio": 0, "attn_ratio": 0}).image.tobytes() == plain
@@ -104,7 +104,7 @@ def test_init_image_is_the_content_in_img2img(webui, ditail, base64_content, con
     assert difference(depths[0].image, content) < difference(depths[1].image, content)
 
 
-def test_every_picture_of_a_batch(webui, ditail):
+def test_every_image_of_a_batch(webui, ditail):
     settings = {**ditail, "start": "noise"}
     batch = webui.generate(settings, batch_size=2, n_iter=2, seed=5)
     assert len(batch.images) == 4
@@ -120,7 +120,7 @@ def test_hires_fix_takes_the_content_in_both_passes(webui, ditail, content):
     assert likeness(mixed.image, large) > likeness(plain.image, large)
 
 
-def test_same_picture_as_the_command_line(webui, ditail, content, tmp_path):
+def test_same_image_as_the_command_line(webui, ditail, content, tmp_path):
     content.save(tmp_path / "in.png")
     models = webui.data / "models" / "Stable-diffusion"
     subprocess.run([

@@ -1,4 +1,4 @@
-"""What a job wrote into its picture comes back, in the API as in the tab."""
+"""What a job wrote into its image comes back, in the API as in the tab."""
 
 import pytest
 from webui_helpers import SIDE, encode
@@ -26,7 +26,7 @@ def test_png_info_has_every_setting(webui, made):
     assert len(parsed.json["parameters"]["Ditail image hash"]) == 10
 
 
-def test_infotext_in_a_request_makes_the_same_picture(webui, made, base64_content):
+def test_infotext_in_a_request_makes_the_same_image(webui, made, base64_content):
     """The API reads settings from infotext; the content image alone has to be sent along."""
     script = next(s for s in webui.call("/sdapi/v1/script-info").json if s["name"] == "ditail")
     assert [a["label"] for a in script["args"][:2]] == ["Ditail", "Source"]
@@ -38,7 +38,7 @@ def test_infotext_in_a_request_makes_the_same_picture(webui, made, base64_conten
     assert answer.image.tobytes() == made.image.tobytes()
 
 
-def test_plain_pictures_have_no_trace(webui):
+def test_plain_images_have_no_trace(webui):
     assert "Ditail" not in webui.generate().infotext
 
 

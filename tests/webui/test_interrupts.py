@@ -53,7 +53,7 @@ def moments(faulty, jobs, count: int) -> list[tuple]:
 
 def calls_of(faulty, kind: Kind, warm: bool) -> dict[str, int]:
     if warm:
-        faulty.picture(kind)
+        faulty.image(kind)
     else:
         faulty.post("empty-caches")
     with faulty.armed() as seen:
@@ -61,28 +61,28 @@ def calls_of(faulty, kind: Kind, warm: bool) -> dict[str, int]:
     return seen["counts"]
 
 
-def test_pictures_after_a_stopped_run_are_the_same(faulty, jobs, capsys, record_property):
-    plain, expected, wrong = faulty.picture(PLAIN), {}, []
+def test_images_after_a_stopped_run_are_the_same(faulty, jobs, capsys, record_property):
+    plain, expected, wrong = faulty.image(PLAIN), {}, []
     for name in jobs:
         faulty.post("empty-caches")
-        expected[name] = faulty.picture(jobs[name])
+        expected[name] = faulty.image(jobs[name])
     chosen = moments(faulty, jobs, HOW_MANY)
     for name, warm, button, point, call in chosen:
         if warm:
-            faulty.picture(jobs[name])
+            faulty.image(jobs[name])
         else:
             faulty.post("empty-caches")
         with faulty.armed(point=point, call=call, action=button) as seen:
             answer = faulty.ask(jobs[name])
         checked = [name, *(other for other in RELATED if "img2img" not in other or "matrix" in name)]
-        spoilt = [other for other in dict.fromkeys(checked) if faulty.picture(jobs[other]) != expected[other]]
-        if faulty.picture(PLAIN) != plain:
+        spoilt = [other for other in dict.fromkeys(checked) if faulty.image(jobs[other]) != expected[other]]
+        if faulty.image(PLAIN) != plain:
             spoilt.append("plain")
         if spoilt or not seen["fired"] or answer.status != 200:
             wrong.append((name, warm, button, point, call, answer.status, spoilt))
             faulty.post("empty-caches")
     with capsys.disabled():
-        print(f"\n{len(chosen)} runs stopped: {len(wrong)} spoilt a later picture")  # noqa: T201
+        print(f"\n{len(chosen)} runs stopped: {len(wrong)} spoilt a later image")  # noqa: T201
     record_property("interrupts", len(chosen))
     assert wrong == []
 
@@ -96,7 +96,7 @@ def folder(tmp_path_factory) -> Path:
 def test_the_ui_reloaded_during_a_run(faulty, jobs, name):
     """The request that was under way may end with anything; those after it are the same to the bit."""
     webui, kind = faulty.webui, jobs[name]
-    plain, expected = faulty.picture(PLAIN), faulty.picture(kind)
+    plain, expected = faulty.image(PLAIN), faulty.image(kind)
     marks = faulty.fingerprint()["model"]["marks"]
     for call in (1, 5):
         faulty.post("empty-caches")
@@ -108,10 +108,10 @@ def test_the_ui_reloaded_during_a_run(faulty, jobs, name):
         thread.join(120)
         assert not thread.is_alive()
         faulty.post("arm", {})
-        assert faulty.picture(PLAIN) == plain
-        assert faulty.picture(kind) == expected
+        assert faulty.image(PLAIN) == plain
+        assert faulty.image(kind) == expected
         faulty.post("empty-caches")
-        assert faulty.picture(kind) == expected
+        assert faulty.image(kind) == expected
         assert faulty.fingerprint()["model"]["marks"] == marks
 
 
@@ -124,7 +124,7 @@ def test_killed_while_it_writes_to_the_disk_cache(folder, jobs):
     for point, when in deaths:
         with running(folder, "--no-half") as webui:
             faulty = Faulty(webui)
-            made = faulty.picture(kind)
+            made = faulty.image(kind)
             expected = expected or made
             assert made == expected, "after a restart on the folder of a killed process"
             faulty.post("empty-caches")
@@ -136,7 +136,7 @@ def test_killed_while_it_writes_to_the_disk_cache(folder, jobs):
             assert webui.process.wait(60) == -9
     with running(folder, "--no-half") as webui:
         faulty, cache = Faulty(webui), folder / "cache" / "ditail"
-        assert faulty.picture(kind) == expected
+        assert faulty.image(kind) == expected
         assert all(file.suffix == ".safetensors" or file.name.endswith(".part") for file in cache.iterdir())
         assert sum(file.suffix == ".safetensors" for file in cache.iterdir()) == 1
         assert "Traceback" not in webui.log.read_text(errors="replace").partition("Startup time:")[2]

@@ -1,4 +1,4 @@
-"""Whatever happens in a job with Ditail, the WebUI is as it was, and a plain picture is the same to the bit."""
+"""Whatever happens in a job with Ditail, the WebUI is as it was, and a plain image is the same to the bit."""
 
 import threading
 import time
@@ -10,7 +10,7 @@ TIMEOUT = 60
 
 @pytest.fixture
 def untouched(webui):
-    """Checks after the test that the state and a plain picture are those from before it."""
+    """Checks after the test that the state and a plain image are those from before it."""
     plain = webui.generate().image.tobytes()
     before = webui.state()
     yield

@@ -33,7 +33,7 @@ def test_of_generated_content(webui):
             assert f"Model: {HOUSE[j]}" in made.infotexts[1 + 3 * i + j]
             if i != j:
                 assert f"Ditail source checkpoint: {name}" in made.infotexts[1 + 3 * i + j]
-    # One seed makes alike pictures anyway; a cell is nearer to its row's than the plain picture of its column is.
+    # One seed makes alike images anyway; a cell is nearer to its row's than the plain image of its column is.
     pairs = [(i, j) for i in range(3) for j in range(3) if i != j]
     mixed = sum(likeness(cells[3 * i + j], cells[4 * i]) for i, j in pairs)
     unmixed = sum(likeness(cells[4 * j], cells[4 * i]) for i, j in pairs)

@@ -7,13 +7,13 @@ from webui_helpers import difference
 
 @pytest.fixture
 def with_one_checkpoint(webui, ditail):
-    """The usual picture, made with the WebUI's defaults."""
+    """The usual image, made with the WebUI's defaults."""
     return webui.generate(ditail)
 
 
 @pytest.mark.parametrize("keep_in_cpu", [True, False])
 def test_two_checkpoints_loaded(webui, ditail, with_one_checkpoint, options, keep_in_cpu):
-    """Where the WebUI keeps two, nothing is loaded again for a source that is there, and the pictures are the same."""
+    """Where the WebUI keeps two, nothing is loaded again for a source that is there, and the images are the same."""
     options(sd_checkpoints_limit=2, sd_checkpoints_keep_in_cpu=keep_in_cpu)
     plain = webui.generate()
     assert webui.generate({**ditail, "alpha": 2.2 + keep_in_cpu}).status == 200

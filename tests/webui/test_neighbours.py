@@ -90,7 +90,7 @@ def test_sd_unet_is_refused(webui, ditail):
 
 @pytest.fixture(scope="module")
 def control(webui, content) -> dict:
-    """A unit with a control model of random weights, and a picture for it."""
+    """A unit with a control model of random weights, and an image for it."""
     folder = webui.data / "models" / "ControlNet"
     folder.mkdir(exist_ok=True)
     webui.call("/ditail-test/control-model", {"path": str(folder / "test-control.safetensors")})
@@ -109,7 +109,7 @@ class TestControlNet:
 
     @pytest.mark.parametrize("tab", ["txt2img", "img2img"])
     @pytest.mark.parametrize("checkpoint", ["", "house-noto"])
-    def test_it_acts_on_the_picture_and_not_on_the_source(self, webui, ditail, init, control, checkpoint, tab):
+    def test_it_acts_on_the_image_and_not_on_the_source(self, webui, ditail, init, control, checkpoint, tab):
         ditail, asked = {**ditail, "source_checkpoint": checkpoint}, init if tab == "img2img" else {}
         plain, alone = webui.generate(**asked), webui.generate(ditail, **asked)
         expected = webui.call("/ditail-test/latents").json[-1:]

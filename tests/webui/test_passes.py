@@ -11,7 +11,7 @@ INSIDE, OUTSIDE = (72, 40, 104, 88), (0, 0, 40, SIDE)
 
 @pytest.fixture
 def inpainting(base64_content) -> dict:
-    """A job on the content picture with a box at its right masked."""
+    """A job on the content image with a box at its right masked."""
     mask = Image.new("L", (SIDE, SIDE), 0)
     mask.paste(255, (64, 32, 112, 96))
     return {"tab": "img2img", "init_images": [base64_content], "mask": encode(mask), "mask_blur": 0,
@@ -33,7 +33,7 @@ def test_one_inversion_and_one_source_row(webui, ditail):
 
 @pytest.mark.parametrize("upscaler", ["Latent", "Lanczos"])
 def test_hires_off_leaves_the_second_pass_alone(webui, ditail, upscaler):
-    """The second pass then makes of the first one's picture what img2img without Ditail makes of it."""
+    """The second pass then makes of the first one's image what img2img without Ditail makes of it."""
     asked = {**HIRES, "hr_upscaler": upscaler}
     ditail = {**ditail, **SAME, "start": "noise"}
     on, off = (webui.generate({**ditail, "hires": hires}, **asked) for hires in (True, False))
@@ -45,7 +45,7 @@ def test_hires_off_leaves_the_second_pass_alone(webui, ditail, upscaler):
 
 
 def test_hires_with_a_generated_source(webui):
-    """Its picture is inverted at the second pass's size."""
+    """Its image is inverted at the second pass's size."""
     before = webui.loads_and_inversions()[1]
     settings = {"source": "generate", "source_checkpoint": "house-noto", "show_source": True}
     made = webui.generate(settings, **HIRES, hr_upscaler="Latent", seed=7)

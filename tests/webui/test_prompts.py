@@ -41,7 +41,7 @@ def latents_of(webui, ditail, **asked) -> list[str]:
                                   "a fox BREAK on pink", "a test-token on pink"])
 @pytest.mark.usefixtures("embedding")
 def test_in_the_main_prompt(webui, ditail, main):
-    """The source prompt is short, the main one is not, and its syntax counts: it makes another picture than `FOX`."""
+    """The source prompt is short, the main one is not, and its syntax counts: it makes another image than `FOX`."""
     settings = {**ditail, "source_prompt": FOX, "source_negative_prompt": "blurry"}
     usual = webui.generate(settings, negative_prompt="worst quality")
     made = webui.generate(settings, prompt=main, negative_prompt="worst quality")
@@ -93,7 +93,7 @@ def test_each_pass_has_its_own_networks_and_no_others(webui, ditail, checkpoint)
 
 
 def test_networks_that_do_not_exist_are_named(webui, ditail):
-    """As the WebUI does it: the picture is made without, and a comment names them."""
+    """As the WebUI does it: the image is made without, and a comment names them."""
     bare = latents_of(webui, {**ditail, "source_prompt": FOX})
     assert latents_of(webui, {**ditail, "source_prompt": f"{FOX} <lora:none-such:1>"}) == bare
     assert "Lora not found: none-such (source prompt)" in webui.call("/ditail-test/comments").json

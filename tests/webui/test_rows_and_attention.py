@@ -30,7 +30,7 @@ def rows(webui) -> dict[float, list[int]]:
 
 @pytest.mark.parametrize("name", ROWS)
 def test_rows(webui, ditail, options, name):
-    """The same picture whether a row comes with others or alone, and the source's row runs once a step."""
+    """The same image whether a row comes with others or alone, and the source's row runs once a step."""
     chosen, asked = ROWS[name]
     options(ditail_features_mb=0, **chosen)  # kept features need no source row
     asked = {"batch_size": 2, **asked}
@@ -48,7 +48,7 @@ def test_rows(webui, ditail, options, name):
     assert webui.generate(**asked).images[0].tobytes() == plain.images[0].tobytes()
 
 
-def test_calls_change_no_picture(webui, ditail, options):
+def test_calls_change_no_image(webui, ditail, options):
     together = webui.generate(ditail)
     options(batch_cond_uncond=False)
     assert difference(together.image, webui.generate(ditail).image) < 0.1
@@ -63,7 +63,7 @@ def usual_attention(webui, base64_content) -> list:
     {"hypertile_enable_unet": True, "hypertile_max_tile_unet": 0}, {"token_merging_ratio": 0.5},
 ])
 def test_off_while_injected(webui, base64_content, options, chosen):
-    """What changes the tokens between source and picture is off for the job, in both passes, and on again after it."""
+    """What changes the tokens between source and image is off for the job, in both passes, and on again after it."""
     asked = {"steps": 4, "enable_hr": True, "hr_scale": 2, "hr_upscaler": "Latent", "denoising_strength": 0.6}
     settings = {"image": base64_content}
     usual = webui.generate(settings, **asked)
@@ -80,7 +80,7 @@ OPTIMIZATIONS = ("None", "Doggettx", "InvokeAI", "V1", "sdp", "sdp-no-mem", "sub
 
 @pytest.mark.parametrize("name", OPTIMIZATIONS)
 def test_attention(webui, base64_content, options, usual_attention, name):
-    """Every optimisation of the WebUI that runs on a CPU makes the same picture, with Ditail as without."""
+    """Every optimisation of the WebUI that runs on a CPU makes the same image, with Ditail as without."""
     titles = webui.call("/ditail-test/attention").json
     title = next(t for t in [*titles, "None"] if t.split(" - ")[0] == name)
     options(cross_attention_optimization=title)

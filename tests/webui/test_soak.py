@@ -48,7 +48,7 @@ def test_mixed_jobs_are_repeatable_and_memory_stays_flat(faulty, jobs, capsys, r
         if rng.random() < 0.15:
             faulty.post("empty-caches")
         name = rng.choice(sorted(jobs))
-        made = faulty.picture(jobs[name])
+        made = faulty.image(jobs[name])
         repeats += name in known
         if known.setdefault(name, made) != made or len(made) < 3000:
             wrong.append(name)
@@ -69,10 +69,10 @@ def test_clients_at_once_get_what_each_gets_alone(faulty, jobs):
     rng = random.Random(SEED)
     names = [name for name in sorted(jobs) if name.startswith("txt2img")]
     chosen = rng.sample(names, 2 * CLIENTS)
-    alone = {name: faulty.picture(jobs[name]) for name in chosen}
+    alone = {name: faulty.image(jobs[name]) for name in chosen}
     faulty.post("empty-caches")
     with ThreadPoolExecutor(CLIENTS) as clients:
-        together = dict(zip(chosen, clients.map(lambda name: pictures(faulty.ask(jobs[name])), chosen), strict=True))
+        together = dict(zip(chosen, clients.map(lambda name: images(faulty.ask(jobs[name])), chosen), strict=True))
     assert [name for name in chosen if together[name] != alone[name]] == []
 
 
@@ -86,9 +86,9 @@ def test_img2img_clients_differ_no_more_than_plain_ones(faulty, jobs):
 
 
 def spread(images: list) -> float:
-    """The greatest mean difference between two of several pictures, in grey levels."""
+    """The greatest mean difference between two of several images, in grey levels."""
     return max(difference(a, b) for a in images for b in images)
 
 
-def pictures(answer) -> bytes:
+def images(answer) -> bytes:
     return b"".join(image.tobytes() for image in answer.images)

@@ -6,13 +6,13 @@ from webui_helpers import SIDE, difference, encode, likeness
 
 
 def test_each_init_image_of_a_batch_is_its_own_content(webui, ditail, content):
-    pictures = [encode(content), encode(content.rotate(180))]
+    images = [encode(content), encode(content.rotate(180))]
     asked = {"tab": "img2img", "denoising_strength": 0.9}
     settings = {**ditail, "image": None}
-    together = webui.generate(settings, init_images=pictures, batch_size=2, n_iter=2, seed=5, **asked)
+    together = webui.generate(settings, init_images=images, batch_size=2, n_iter=2, seed=5, **asked)
     assert len({text.partition("Ditail image hash: ")[2][:10] for text in together.infotexts}) == 2
     for i, image in enumerate(together.images):
-        alone = webui.generate(settings, init_images=[pictures[i % 2]], seed=5 + i, **asked)
+        alone = webui.generate(settings, init_images=[images[i % 2]], seed=5 + i, **asked)
         assert difference(image, alone.image) < 1
 
 
@@ -20,18 +20,18 @@ def test_each_init_image_of_a_batch_is_its_own_content(webui, ditail, content):
 @pytest.mark.parametrize("options", [{"batch_cond_uncond": False}, {"batch_cond_uncond": True}])
 def test_rows_keep_their_source_however_they_are_batched(webui, ditail, content, options):
     """Composed prompts and prompts of unequal length come in other rows and other calls."""
-    pictures = [encode(content), encode(content.rotate(180))]
+    images = [encode(content), encode(content.rotate(180))]
     asked = {"tab": "img2img", "denoising_strength": 0.9, "override_settings": options,
              "prompt": "a fox AND pink :0.5, " + ", ".join(["a fox"] * 30)}
     settings = {**ditail, "image": None}
-    together = webui.generate(settings, init_images=pictures, batch_size=2, seed=5, **asked)
+    together = webui.generate(settings, init_images=images, batch_size=2, seed=5, **asked)
     for i, image in enumerate(together.images):
-        alone = webui.generate(settings, init_images=[pictures[i]], seed=5 + i, **asked)
+        alone = webui.generate(settings, init_images=[images[i]], seed=5 + i, **asked)
         assert difference(image, alone.image) < 1
 
 
 def test_generated_source(webui):
-    """The same model's own trajectory leads near the plain picture of its seed; another model's is loaded for once."""
+    """The same model's own trajectory leads near the plain image of its seed; another model's is loaded for once."""
     plain, other_seed = webui.generate(steps=20), webui.generate(steps=20, seed=2)
     own = webui.generate({"source": "generate"}, steps=20)
     assert likeness(own.image, plain.image) > likeness(own.image, other_seed.image) + 0.1
@@ -52,13 +52,13 @@ def test_every_image_has_its_own_generated_source(webui, sampler):
         assert difference(image, webui.generate(settings, seed=5 + i, **asked).image) < 1
 
 
-def test_the_shown_source_is_the_source_models_own_picture(webui):
+def test_the_shown_source_is_the_source_models_own_image(webui):
     asked = {"sampler_name": "Euler a", "batch_size": 2, "steps": 10}
     made = webui.generate({"source": "generate", "source_checkpoint": "house-noto", "show_source": True}, **asked)
     own = webui.generate(override_settings={"sd_model_checkpoint": "house-noto"}, **asked)
     assert len(made.images) == len(made.infotexts) == 4
-    for source, picture in zip(made.images[2:], own.images, strict=True):
-        assert difference(source, picture) < 0.6
+    for source, image in zip(made.images[2:], own.images, strict=True):
+        assert difference(source, image) < 0.6
     assert "Model: house-noto" in made.infotexts[2] and "Seed: 1," in made.infotexts[2]
     assert "Seed: 2," in made.infotexts[3] and "Ditail" not in made.infotexts[3]
 

@@ -1,4 +1,4 @@
-"""Pictures in requests, and measures of likeness."""
+"""Images in requests, and measures of likeness."""
 
 import base64
 import io
@@ -6,7 +6,7 @@ import io
 import torch
 from PIL import Image, ImageChops, ImageStat
 
-from ditail.content.images import picture_to_tensor
+from ditail.content.images import image_to_tensor
 
 SIDE = 128
 
@@ -18,15 +18,15 @@ def encode(image: Image.Image, image_format: str = "PNG", **options) -> str:
 
 
 def difference(a: Image.Image, b: Image.Image) -> float:
-    """Mean absolute difference of two pictures of one size, in grey levels."""
+    """Mean absolute difference of two images of one size, in grey levels."""
     assert a.size == b.size
     return sum(ImageStat.Stat(ImageChops.difference(a, b)).mean) / 3
 
 
 def likeness(a: Image.Image, b: Image.Image) -> float:
-    """How well the edges of two pictures coincide: the correlation of their gradients, 1 for the same picture."""
+    """How well the edges of two images coincide: the correlation of their gradients, 1 for the same image."""
     def edges(image):
-        x = picture_to_tensor(image).mean(1)
+        x = image_to_tensor(image).mean(1)
         x = torch.nn.functional.avg_pool2d(x, 4)
         x = (x.diff(dim=-1)[:, :-1].abs() + x.diff(dim=-2)[:, :, :-1].abs()).flatten()
         return x - x.mean()

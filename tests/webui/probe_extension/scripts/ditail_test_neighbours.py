@@ -34,7 +34,7 @@ class PromptRewriter(scripts.Script):
 
 
 class Detailer(scripts.Script):
-    """Samples a part of each finished picture again in a job of its own, as ADetailer does.
+    """Samples a part of each finished image again in a job of its own, as ADetailer does.
 
     Its one argument: "" (off), "alone" (the inner job has no scripts), "all" (it has the outer job's).
     """
