@@ -36,7 +36,10 @@ def from_infotext(params: Mapping[str, object]) -> dict:
     """The settings by key of infotext's entries; empty for an image without Ditail. Raises DitailError."""
     if not has_settings(params):
         return {}
-    return {"enabled": True, **{field.key: value_from_infotext(field, params) for field in WRITTEN}}
+    values = {field.key: value_from_infotext(field, params) for field in WRITTEN}
+    if values["source"] == "generate" and "Ditail source latents" not in params:
+        values["source_latents"] = "kept"  # versions before the setting knew no other
+    return {"enabled": True, **values}
 
 
 def has_settings(params: Mapping[str, object]) -> bool:

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
+import torch
 from PIL import Image
 from torch import Tensor, nn
 
@@ -29,6 +30,13 @@ class Checkpoint:
     name: str
     title: str
     handle: object = None
+
+
+class Row(NamedTuple):
+    """A row of a call of the U-Net: of which image of the batch, and whether it is one of the prompt's (cond)."""
+
+    image: int
+    is_cond: bool
 
 
 @dataclass(frozen=True)
@@ -98,6 +106,9 @@ class Library(Protocol):
     def find_vae(self, name: str) -> str:
         """A VAE's name as the host writes it. Raises DitailError if there is none."""
 
+    def presets(self) -> Mapping[str, Mapping]:
+        """The presets that a request may name: settings by key."""
+
 
 class Checkpoints(Protocol):
     """The checkpoints of a job, and what sources that are made with them depend on."""
@@ -148,6 +159,10 @@ class HostJob(Protocol):
 class SourceModels(Protocol):
     """The source pass: source models in place, and what is made with them."""
 
+    @property
+    def device(self) -> torch.device:
+        """Where latents are while they are inverted."""
+
     def source_pass(self, steps: Sequence[int]) -> AbstractContextManager[Progress]:
         """A context for making sources in batches of so many steps each.
 
@@ -174,8 +189,8 @@ class SourceModels(Protocol):
                  check: Callable[[], None], *, decoded: bool) -> list[SourceLatents]:
         """The latents that the model passes through as it generates images, one for each (prompts, number in the job).
 
-        check: called before each call of the U-Net. decoded: with the images that they end in. Raises DitailError if
-        the sampling ends early.
+        They have the `z_0` that they end in. check: called before each call of the U-Net. decoded: with the images that
+        they end in. Raises DitailError if the sampling ends early.
         """
 
 

@@ -3,19 +3,21 @@
 from collections.abc import Sequence
 from contextlib import ExitStack
 
+import torch
 from torch import Tensor, nn
 
 from ..cache.latents import LatentCache
 from ..method.blending import start_latent
 from ..method.latents import SourceLatents
 from ..method.layers import parse_layers
-from ..method.schedule import InjectionSteps
+from ..method.schedule import InjectionSteps, alphas_cumprod_at, first_steps
+from ..method.tone import tone_shift
 from ..unet.injection import Injection, inject
-from .host import Host
+from .host import Host, Row
 from .plan import Sampling, plan_job
 from .request import Request
-from .source import Source
-from .source_pass import cached_latents, make_sources, missing_sources, sources_along
+from .source import Source, distinct
+from .source_pass import look_up, make_sources, sources_along
 
 
 class Job:
@@ -36,7 +38,7 @@ class Job:
         self.latents: dict[str, SourceLatents] = {}
         self._hooks = ExitStack()
         self._unet: nn.Module | None = None
-        self._rows: list[int] = []
+        self._rows: list[Row] = []
 
     def prepare(self, init_images: Sequence[Tensor], *, can_record: bool = False) -> bool:
         """The source pass: source latents for every sampling of the job, from the cache or by making them.
@@ -52,15 +54,17 @@ class Job:
             host.target.keep_attention_whole()
         self.samplings = plan_job(host, self.request, init_images, is_plain=self.is_plain)
         sources = self.sources
-        self.latents = cached_latents(self.cache, sources, with_images=settings.show_source)
-        missing = missing_sources(sources, self.latents)
-        if missing and can_record and self._is_its_own_source:
+        self.latents, missing = look_up(self.cache, sources, with_images=settings.show_source)
+        if can_record and self._is_its_own_source and any(source.kind == "generate" for source in missing):
             return True
         if missing:
             missing += sources_along(host, self.cache, self.sweep, list(self.samplings.values()), missing)
-            with_images = settings.show_source or any(source.parent for source in sources)
-            self.latents |= make_sources(host, self.cache, missing, self.latents, with_images=with_images)
+            self._make(missing)
         return False
+
+    def _make(self, missing: Sequence[Source]) -> None:
+        with_images = self.request.settings.show_source or any(source.needs_image for source in missing)
+        self.latents |= make_sources(self.host, self.cache, missing, self.latents, with_images=with_images)
 
     @property
     def sources(self) -> list[Source]:
@@ -75,12 +79,21 @@ class Job:
                 and self.host.target.is_plain())
 
     def keep_recorded(self, first: int, latents: Sequence[SourceLatents]) -> None:
-        """Cache what the plain sampling of the images from number `first` on passed through, by image."""
+        """Cache what the plain sampling of the images from number `first` on passed through, by image, and invert it.
+
+        The model that made them is in place now; a later job would have to load it again.
+        """
         sources = self.samplings[False].sources[first : first + self.host.job.batch_size]
+        generated = [source.origin for source in sources]
         # Only of a batch that is what the source pass would have sampled at once.
-        if [source.key for source in sources] == list(sources[0].batch):
-            for source, one in zip(sources, latents, strict=True):
-                self.cache.put(source.key, one, source.metadata(self.host))
+        if [source.key for source in generated] != list(generated[0].batch):
+            return
+        for source, one in zip(generated, latents, strict=True):
+            self.cache.put(source.key, one, source.metadata(self.host))
+            self.latents[source.key] = one
+        missing = [source for source in distinct(sources) if source.key not in self.latents]
+        if missing:
+            self._make(missing)
 
     def attach(self, x: Tensor, noise: Tensor, *, hires: bool, first: int) -> None:
         """Hook the U-Net for the sampling that is about to begin, and set where it starts.
@@ -93,11 +106,31 @@ class Job:
             return
         self._hook(sampling, first)
         if self.request.settings.start == "source" and not hires:
-            mixed, order, _ = sampling.mixed(first, self.host.job.batch_size, self.latents)
-            sampling.plan.start_from(start_latent(mixed, sampling.plan.timesteps[-1])[order], x, noise)
+            sampling.plan.start_from(self._start_of(sampling, first), x, noise)
 
-    def follow(self, rows: Sequence[int], *, hires: bool, first: int) -> None:
-        """Called at each step. rows: the image of each row that the U-Net will be called with, in order."""
+    def _start_of(self, sampling: Sampling, first: int) -> Tensor:
+        """The VP latents `[b, c, h, w]` that the images from number `first` on start from."""
+        mixed, order, _ = sampling.mixed(first, self.host.job.batch_size, self.latents)
+        timestep = sampling.plan.timesteps[-1]
+        start = start_latent(mixed, timestep)[order]
+        tones = [self.latents[tone.key] for tone in sampling.tones[first : first + len(order)]]
+        content = mixed[0].latents
+        if not tones:
+            return start
+        z0 = content.at(0) if content.z0 is None else content.z0
+        shift = tone_shift(z0.expand(max(order) + 1, -1, -1, -1)[order], torch.cat([tone.at(timestep) for tone in tones]),
+                           self.request.settings.tone)
+        return start + float(alphas_cumprod_at(content.alphas_cumprod, torch.tensor([timestep]))) ** 0.5 * shift
+
+    def guided_above(self, *, hires: bool) -> float:
+        """The timestep up to which the host samples with a CFG scale of 1; `-inf` for none."""
+        sampling = self.samplings.get(hires)
+        if sampling is None or self.is_plain:
+            return float("-inf")
+        return first_steps(sampling.plan.timesteps, self.request.settings.guidance_until)
+
+    def follow(self, rows: Sequence[Row], *, hires: bool, first: int) -> None:
+        """Called at each step. rows: those that the U-Net will be called with, in order."""
         if self._unet is None:
             return
         self._rows = list(rows)
@@ -114,15 +147,18 @@ class Job:
         host.target.keep_attention_whole()
         mixed, order, keys = sampling.mixed(first, host.job.batch_size, self.latents)
 
-        def row_images(count: int) -> list[int]:
+        cond_only = settings.inject == "cond"
+
+        def row_images(count: int) -> list[int | None]:
             taken, self._rows = self._rows[:count], self._rows[count:]
-            return [order[image] for image in taken]
+            return [order[row.image] if row.is_cond or not cond_only else None for row in taken]
 
         steps = InjectionSteps.from_ratios(sampling.plan.timesteps, settings.conv_ratio, settings.attn_ratio,
                                            parse_layers(settings.layers))
         host.target.check_injection(steps)
         unet, null = host.target.unet(), host.target.null(sampling.size)
         self._hooks.enter_context(inject(unet, Injection(
-            mixed, null, steps, sampling.mask, row_images, host.target.savings(),
+            mixed, null, steps, sampling.mask, row_images if cond_only or len(set(order)) > 1 else None,
+            host.target.savings(),
             host.target.features(keys, null, sampling.size), host.target.without_others)))
         self._unet = unet

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from PIL import Image, ImageChops
 from torch import Tensor
@@ -14,7 +14,7 @@ from ..method.blending import Mixed, Share, mix_over
 from ..method.latents import SourceLatents
 from .host import Host, Pass, SamplingPlan
 from .request import Further, Request
-from .source import Source, distinct, sources_of, stacked
+from .source import Source, distinct, sources_of, stacked, tones_of
 
 WHITE = (255, 255)
 
@@ -33,7 +33,7 @@ class Sampling:
 
     size: (width, height) in pixels. mask: see `Injection`. contents: the content images `[1, 3, H, W]`, which the
     images of the job take in turn; empty if they are generated. sources: by image of the job; further: those mixed
-    over them.
+    over them; tones: what the start takes its tone from, by image of the job.
     """
 
     hires: bool
@@ -43,11 +43,13 @@ class Sampling:
     contents: Sequence[Tensor]
     sources: list[Source]
     further: list[FurtherSources] = field(default_factory=list)
+    tones: list[Source] = field(default_factory=list)
 
     @property
     def all_sources(self) -> list[Source]:
-        """Every source that has to be made, once."""
-        return distinct([*self.sources, *(source for further in self.further for source in further.sources)])
+        """Every source whose latents the sampling reads, once."""
+        further = (source for further in self.further for source in further.sources)
+        return distinct([*self.sources, *further, *self.tones])
 
     def mixed(self, first: int, count: int, latents: Mapping[str, SourceLatents],
               ) -> tuple[list[Mixed], list[int], list[str]]:
@@ -78,17 +80,19 @@ def plan_job(host: Host, request: Request, init_images: Sequence[Tensor], *, is_
     for a_pass in host.job.passes():
         is_wanted = settings.hires and not is_plain if a_pass.hires else is_generated or a_pass.is_sampled
         # A generated source has no latents at the second pass's size: its image is inverted there.
-        parents = samplings[False].sources if a_pass.hires and is_generated and False in samplings else None
+        parents = ([source.origin for source in samplings[False].sources]
+                   if a_pass.hires and is_generated and False in samplings else [])
         plan = host.job.plan(hires=a_pass.hires) if is_wanted else None
         if plan is not None:
-            samplings[a_pass.hires] = _plan_sampling(host, request, a_pass, plan, init_images, parents)
+            sampling = _plan_sampling(host, request, a_pass, plan, init_images, parents)
+            samplings[a_pass.hires] = replace(sampling, tones=[]) if is_plain else sampling
         elif is_wanted:
             host.job.comment("Ditail: nothing to do, as the denoising strength leaves no step")
     return samplings
 
 
 def _plan_sampling(host: Host, request: Request, a_pass: Pass, plan: SamplingPlan, init_images: Sequence[Tensor],
-                   parents: Sequence[Source] | None) -> Sampling:
+                   parents: Sequence[Source]) -> Sampling:
     settings, size = request.settings, a_pass.size
     mask = request.mask and fit(host.job.framed(request.mask, settings.resize_mode), *size, settings.resize_mode)
     contents: Sequence[Tensor] = []
@@ -101,7 +105,8 @@ def _plan_sampling(host: Host, request: Request, a_pass: Pass, plan: SamplingPla
     latent_mask = mask_to_latent(mask, *size) if mask and mask.getextrema() != WHITE else None
     sources = sources_of(host, request, size, plan, contents, parents)
     further = [_further_sources(host, part, i, a_pass, plan, contents) for i, part in enumerate(request.further)]
-    return Sampling(a_pass.hires, size, plan, latent_mask, contents, sources, further)
+    tones = [] if a_pass.hires else tones_of(host, request, size, plan)
+    return Sampling(a_pass.hires, size, plan, latent_mask, contents, sources, further, tones)
 
 
 def _contents(host: Host, request: Request, size: tuple[int, int], init_images: Sequence[Tensor]) -> Sequence[Tensor]:

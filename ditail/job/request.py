@@ -34,7 +34,7 @@ class Request:
         values = dict(values)
         images = {key: values.pop(key, None) for key in IMAGES}
         encoded = {key: image for key, image in images.items() if not isinstance(image, Image.Image)}
-        settings = DitailSettings.from_dict({**values, **encoded})
+        settings = DitailSettings.from_dict({**values, **encoded}, library.presets())
         if not settings.enabled:
             return cls(settings, None, None, None, "")
         collage = parse_collage(settings.collage)

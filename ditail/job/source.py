@@ -11,6 +11,7 @@ from torch import Tensor
 from ..content.images import LATENT_SCALE, fit, image_to_tensor, tensor_to_images
 from ..keys import cache_key
 from ..method.latents import SourceLatents
+from ..method.schedule import inversion_timesteps
 from .host import Checkpoint, Host, Networks, Prompts, SamplingPlan
 from .request import Request
 
@@ -19,8 +20,8 @@ from .request import Request
 class Source:
     """One source at one size: what its latents are made from, and the key under which they are cached.
 
-    kind: "image" inverts `pixels` `[1, 3, H, W]` (None: the image of `parent`), "generate" samples from the seeds of
-    the job's image number `image`. vae_file: None for the checkpoint's own. networks: the extra networks of its prompt,
+    kind: "image" inverts `pixels` `[1, 3, H, W]` (None: what `parent` generated), "generate" samples from the seeds of
+    the job's image number `image`, "tone" is the target's estimate of its own (see `method.tone`). vae_file: None for the checkpoint's own. networks: the extra networks of its prompt,
     which `prompts` is without. size: (width, height) in pixels. batch: the keys of the sources that are made at once
     with this one, in order.
     """
@@ -44,6 +45,23 @@ class Source:
         return self.size[1] // LATENT_SCALE, self.size[0] // LATENT_SCALE
 
     @property
+    def timesteps(self) -> list[float]:
+        """Where its model is called, ascending."""
+        if self.kind == "image":
+            return inversion_timesteps(self.plan.timesteps, self.request.settings.inversion_steps)
+        return [self.plan.timesteps[-1]] if self.kind == "tone" else list(self.plan.timesteps)
+
+    @property
+    def origin(self) -> "Source":
+        """The source whose image the content is: what generated it, or itself."""
+        return self.parent or self
+
+    @property
+    def needs_image(self) -> bool:
+        """Whether its parent's image is inverted, as that has another size, and not the latent."""
+        return self.parent is not None and self.parent.size != self.size
+
+    @property
     def needs(self) -> tuple:
         """What has to be in place to make it."""
         networks = {kind: [network.items for network in found] for kind, found in self.networks.items()}
@@ -53,9 +71,12 @@ class Source:
         """All that the latents depend on, for the key."""
         settings = self.request.settings
         known = host.checkpoints.fingerprint(self.checkpoint, self.vae_file, self.prompts, self.networks)
+        if self.kind == "tone":
+            return {**known, "tone": [self.size, self.timesteps]}
         if self.kind == "image":
+            at = {} if settings.inversion_steps == 1 else {"timesteps": self.timesteps}
             return {**known, "pixels": pixels_key,
-                    "settings": [settings.alpha, settings.beta, self.size, self.plan.timesteps]}
+                    "settings": [settings.alpha, settings.beta, self.size, self.plan.timesteps], **at}
         return {**known, "size": self.size, **host.job.generation_fingerprint(self.image)}
 
     def metadata(self, host: Host) -> dict[str, str]:
@@ -64,14 +85,16 @@ class Source:
         vae = os.path.basename(self.vae_file) if self.vae_file else "the checkpoint's own"
         known = {"checkpoint": self.checkpoint.title, "vae": vae, "prompt": self.prompts[0],
                  "negative prompt": self.prompts[1], "size": f"{width}x{height}", "kind": self.kind}
+        if self.kind == "tone":
+            return known
         if self.kind == "image":
             return {**known, "alpha": f"{settings.alpha:g}", "beta": f"{settings.beta:g}"}
         return {**known, **host.job.generation_metadata(self.image)}
 
     def content_image(self, latents: Mapping[str, SourceLatents]) -> Image.Image:
         """The image that the content comes from, at the size of the sampling. latents: by source key."""
-        if self.kind == "generate":
-            return _image_of(latents[self.key])
+        if self.kind == "generate" or (self.parent and not self.needs_image):
+            return _image_of(latents[self.origin.key])
         return tensor_to_images(self.content_pixels(latents))[0]
 
     def content_pixels(self, latents: Mapping[str, SourceLatents]) -> Tensor:
@@ -91,12 +114,36 @@ def _image_of(generated: SourceLatents) -> Image.Image:
 
 
 def sources_of(host: Host, request: Request, size: tuple[int, int], plan: SamplingPlan, contents: Sequence[Tensor],
-               parents: Sequence[Source] | None = None) -> list[Source]:
+               parents: Sequence[Source] = ()) -> list[Source]:
     """The sources of one sampling, by image of the job.
 
     contents: the content images `[1, 3, H, W]`, which the images of the job take in turn; empty if they are generated.
-    parents: the generated sources whose images are inverted, by image of the job.
+    parents: the sources that generated what is inverted, by image of the job; they are made up here if there are none.
     """
+    if not contents and not parents:
+        generated = _sources(host, request, size, plan)
+        if request.settings.source_latents == "kept":
+            return generated
+        parents = generated
+    return _sources(host, request, size, plan, contents, parents)
+
+
+def tones_of(host: Host, request: Request, size: tuple[int, int], plan: SamplingPlan) -> list[Source]:
+    """The target's own estimates that a sampling's start takes its tone from, by image of the job; none without."""
+    if not request.settings.tone or request.settings.start != "source":
+        return []
+    tones, target = [], host.checkpoints.target()
+    vae_file = host.checkpoints.vae_file(target, "")
+    for i, (text, _) in enumerate(host.job.prompts()):
+        prompt, networks = host.checkpoints.parse_prompt(text)
+        tone = Source("tone", request, target, vae_file, (prompt, ""), networks, size, plan, i)
+        key = cache_key(tone.depends_on(host, ""))
+        tones.append(replace(tone, key=key, batch=(key,)))
+    return tones
+
+
+def _sources(host: Host, request: Request, size: tuple[int, int], plan: SamplingPlan,
+             contents: Sequence[Tensor] = (), parents: Sequence[Source] = ()) -> list[Source]:
     settings, checkpoint = request.settings, request.checkpoint or host.checkpoints.target()
     keeps_vae = checkpoint.path == host.checkpoints.target().path and not settings.source_vae
     vae_file = host.checkpoints.vae_file(checkpoint, "" if keeps_vae else request.vae)
@@ -119,7 +166,7 @@ def sources_of(host: Host, request: Request, size: tuple[int, int], plan: Sampli
 
 def _in_its_batch(source: Source, mates: Sequence[Source]) -> Source:
     """A generated source with the others of its batch in its key: rounding differs with what is sampled at once."""
-    if source.kind == "image":
+    if source.kind != "generate":
         return replace(source, batch=(source.key,))
     keys = list(dict.fromkeys(mate.key for mate in mates if mate.needs == source.needs))
     if len(keys) > 1:
@@ -141,7 +188,7 @@ def batches_of(sources: Sequence[Source], target: Checkpoint) -> list[list[Sourc
     by_key = {source.key: source for source in sources}
     batches = dict.fromkeys(source.batch for source in sources)
     firsts = sorted((by_key[batch[0]] for batch in batches),
-                    key=lambda s: (s.checkpoint.path != target.path, s.needs, s.kind == "image"))
+                    key=lambda s: (s.checkpoint.path != target.path, s.needs, s.kind != "generate"))
     return [[by_key[key] for key in first.batch] for first in firsts]
 
 
@@ -151,4 +198,6 @@ def stacked(sources: Sequence[SourceLatents]) -> SourceLatents:
     if len(sources) == 1:
         return first
     rows = [torch.cat([latents.at(t) for latents in sources]) for t in first.timesteps.tolist()]
-    return SourceLatents(first.timesteps.tolist(), torch.stack(rows), first.alphas_cumprod)
+    z0s = [latents.z0 for latents in sources if latents.z0 is not None]
+    z0 = torch.cat(z0s) if len(z0s) == len(sources) else None
+    return SourceLatents(first.timesteps.tolist(), torch.stack(rows), first.alphas_cumprod, z0=z0)

@@ -4,9 +4,12 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 
+import torch
+
 from ..cache.latents import LatentCache
 from ..method.inversion import invert
 from ..method.latents import SourceLatents
+from ..method.tone import SEED, target_estimate
 from .host import Host, Model, Progress
 from .plan import Sampling
 from .request import Request
@@ -14,28 +17,37 @@ from .source import Source, batches_of, distinct, sources_of
 
 log = logging.getLogger("ditail")
 
-TEXTS = {"image": "inverting the content image", "generate": "generating the source image"}
+TEXTS = {"image": "inverting the content image", "generate": "generating the source image",
+         "tone": "estimating the target's colours"}
 BYTES_PER_VALUE, CHANNELS = 4, 4
 
 
-def cached_latents(cache: LatentCache, sources: Sequence[Source], *, with_images: bool) -> dict[str, SourceLatents]:
-    """The sources' latents that are in the cache, by key.
+def look_up(cache: LatentCache, sources: Sequence[Source], *, with_images: bool,
+            ) -> tuple[dict[str, SourceLatents], list[Source]]:
+    """The latents of sources and of what they are inverted from that are cached, by key; and the sources to be made.
 
-    with_images: generated ones without the image that they end in are no use; nor are they as parents.
+    with_images: the images that sources come from are wanted, too. What a cached generation lacks (its image, its
+    `z_0`) makes it one that is to be made. A batch is made whole, since rounding differs with what is sampled at once.
     """
-    cached = {source.key: latents for source in sources if (latents := cache.get(source.key)) is not None}
-    parents = {source.parent.key for source in sources if source.parent and source.key not in cached}
-    for source in sources:
-        needs_image = source.kind == "generate" and (with_images or source.key in parents)
-        if needs_image and source.key in cached and cached[source.key].image is None:
-            del cached[source.key]
-    return cached
+    latents = {source.key: cached for source in sources if (cached := cache.get(source.key)) is not None}
+    inverted = [source for source in sources if source.parent and (with_images or source.key not in latents)]
+    generated = distinct([*(source for source in sources if source.kind == "generate"), *parents_of(inverted)])
+    for source in generated:
+        cached = cache.get(source.key)
+        children = [child for child in inverted if child.parent.key == source.key and child.key not in latents]
+        lacks_image = with_images or any(child.needs_image for child in children)
+        if cached is None or (lacks_image and cached.image is None) or (children and cached.z0 is None):
+            latents.pop(source.key, None)
+        else:
+            latents[source.key] = cached
+    needed = distinct([*sources, *generated])
+    incomplete = {key for source in needed if source.key not in latents for key in source.batch}
+    return latents, [source for source in needed if source.key in incomplete]
 
 
-def missing_sources(sources: Sequence[Source], latents: Mapping[str, SourceLatents]) -> list[Source]:
-    """Those that have to be made; a batch is made whole, since rounding differs with what is sampled at once."""
-    incomplete = {key for source in sources if source.key not in latents for key in source.batch}
-    return [source for source in sources if source.key in incomplete]
+def parents_of(sources: Iterable[Source]) -> list[Source]:
+    """What generated the images that sources are inverted from, with the others of its batch."""
+    return distinct(source.parent for source in sources if source.parent)
 
 
 def sources_along(host: Host, cache: LatentCache, requests: Sequence[Request], samplings: Sequence[Sampling],
@@ -44,7 +56,7 @@ def sources_along(host: Host, cache: LatentCache, requests: Sequence[Request], s
     if all(source.checkpoint.path == host.checkpoints.target().path for source in missing):
         return []
     known = {source.key for source in missing}
-    further = distinct(source for request in requests for sampling in samplings
+    further = distinct(source for request in requests for sampling in samplings if sampling.contents
                        for source in sources_of(host, request, sampling.size, sampling.plan, sampling.contents))
     further = [source for source in further if source.key not in known and cache.get(source.key) is None]
     height, width = missing[0].latent_hw
@@ -60,7 +72,7 @@ def make_sources(host: Host, cache: LatentCache, sources: Sequence[Source], know
     get the image that they end in. When this is interrupted or raises, what is complete is in the cache, and no more.
     """
     batches, made = batches_of(sources, host.checkpoints.target()), {}
-    with (host.models.source_pass([len(batch[0].plan.timesteps) for batch in batches]) as progress,
+    with (host.models.source_pass([len(batch[0].timesteps) for batch in batches]) as progress,
           host.models.borrowed_models() as borrow):
         for source, latents in _made(host, batches, dict(known), progress, borrow, with_images):
             made[source.key] = latents
@@ -77,7 +89,7 @@ def _made(host: Host, batches: Sequence[list[Source]], known: dict[str, SourceLa
         why = f"{TEXTS[first.kind]} ({count} in all)"
         with borrow(first.checkpoint, first.vae_file, first.networks, why) as model:
             for batch in alike:
-                progress.begin(len(batch[0].plan.timesteps), TEXTS[batch[0].kind])
+                progress.begin(len(batch[0].timesteps), TEXTS[batch[0].kind])
                 latents = _make_batch(host, model, batch, known, progress, with_images)
                 progress.end()
                 known |= {source.key: one for source, one in zip(batch, latents, strict=True)}
@@ -91,7 +103,8 @@ def _make_batch(host: Host, model: Model, batch: list[Source], known: Mapping[st
         images = [(source.prompts, source.image) for source in batch]
         latents = host.models.generate(model, images, first.size, first.plan, progress.check, decoded=with_images)
     else:
-        latents = [_inverted(host, model, first, known, progress)]
+        make = _inverted if first.kind == "image" else _tone
+        latents = [make(host, model, first, known, progress)]
     progress.check()
     for source, one in zip(batch, latents, strict=True):
         log.info(*_message(host, source, len(one)))
@@ -99,17 +112,33 @@ def _make_batch(host: Host, model: Model, batch: list[Source], known: Mapping[st
 
 
 def _message(host: Host, source: Source, steps: int) -> tuple:
+    name = source.checkpoint.name
     if source.kind == "generate":
-        seed = host.job.generation_metadata(source.image)["seed"]
-        return "generated the source image (seed %s) with %s, %d steps", seed, source.checkpoint.name, steps
+        return "generated the source image (seed %s) with %s, %d steps", _seed(host, source), name, steps
+    if source.kind == "tone":
+        return "estimated the colours of %s", name
     settings = source.request.settings
-    return ("inverted the content image (alpha %g, beta %g) with %s, %d steps", settings.alpha, settings.beta,
-            source.checkpoint.name, steps)
+    what = f"source image (seed {_seed(host, source)})" if source.parent else "content image"
+    return ("inverted the %s (alpha %g, beta %g) with %s, %d steps", what, settings.alpha, settings.beta, name, steps)
+
+
+def _seed(host: Host, source: Source) -> str:
+    return host.job.generation_metadata(source.image)["seed"]
 
 
 def _inverted(host: Host, model: Model, source: Source, known: Mapping[str, SourceLatents], progress: Progress,
               ) -> SourceLatents:
     settings, timesteps = source.request.settings, source.plan.timesteps
-    z0 = host.models.encode(model, source.content_pixels(known), source.latent_hw)
+    z0 = known[source.parent.key].z0 if source.parent and not source.needs_image else None
+    if z0 is None:
+        z0 = host.models.encode(model, source.content_pixels(known), source.latent_hw)
     denoise = host.models.denoiser(model, source.prompts, settings.alpha, settings.beta, source.size, timesteps)
-    return invert(denoise, z0, timesteps, host.models.alphas_cumprod(model), progress.step)
+    return invert(denoise, z0.to(host.models.device), source.timesteps, host.models.alphas_cumprod(model), progress.step)
+
+
+def _tone(host: Host, model: Model, source: Source, known: Mapping[str, SourceLatents], progress: Progress,
+          ) -> SourceLatents:
+    timestep, = source.timesteps
+    denoise = host.models.denoiser(model, source.prompts, 1.0, 0.0, source.size, source.plan.timesteps)
+    noise = torch.randn(1, CHANNELS, *source.latent_hw, generator=torch.Generator().manual_seed(SEED))
+    return target_estimate(denoise, noise.to(host.models.device), timestep, host.models.alphas_cumprod(model))

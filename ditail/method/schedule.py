@@ -67,7 +67,7 @@ class Window:
     @classmethod
     def of_steps(cls, timesteps: Sequence[float], begin: float, end: float) -> "Window":
         """Steps `int(begin * N)` to `int(end * N)` (exclusive) of the sampler's `N` timesteps, in any order."""
-        return cls(_first_steps(timesteps, end), _first_steps(timesteps, begin))
+        return cls(first_steps(timesteps, end), first_steps(timesteps, begin))
 
     def __contains__(self, timestep: float) -> bool:
         return self.above < timestep <= self.up_to
@@ -94,7 +94,7 @@ class InjectionSteps:
         ratios = {FEATURE: conv_ratio, ATTENTION: attn_ratio}
         windows = {layer: Window.of_steps(timesteps, *(steps or (0, ratios[layer.kind])))
                    for layer, steps in (layers or {}).items()}
-        return cls(_first_steps(timesteps, conv_ratio), _first_steps(timesteps, attn_ratio), windows)
+        return cls(first_steps(timesteps, conv_ratio), first_steps(timesteps, attn_ratio), windows)
 
     @property
     def has_attention(self) -> bool:
@@ -110,7 +110,8 @@ class InjectionSteps:
         return timestep > (self.features_above if layer.kind == FEATURE else self.attention_above)
 
 
-def _first_steps(timesteps: Sequence[float], ratio: float) -> float:
+def first_steps(timesteps: Sequence[float], ratio: float) -> float:
+    """The timestep that the first `int(ratio * N)` of `N` timesteps, in any order, are above."""
     descending = sorted(map(float, timesteps), reverse=True)
     count = int(ratio * len(descending))
     if count <= 0:

@@ -1,0 +1,49 @@
+"""Tone: the colours of the start's foreground moved toward those that the target itself would begin with.
+
+At the timestep where sampling starts, `sqrt(abar_t)` of the content's channel means is still in the latent, and a
+sampler keeps it: a monochrome content stays pale in a coloured style, and the other way round.
+"""
+
+import torch
+from torch import Tensor
+
+from .inversion import Denoiser
+from .latents import SourceLatents
+from .schedule import alphas_cumprod_at
+
+# The noise is always the same, so that an estimate depends on the target, its prompt and its size alone.
+SEED = 0
+
+
+@torch.no_grad()
+def target_estimate(denoise: Denoiser, noise: Tensor, timestep: float, alphas_cumprod: Tensor) -> SourceLatents:
+    """`x_0` `[b, c, h, w]` that a model expects in pure `noise` at a timestep, as source latents of one step."""
+    abar = float(alphas_cumprod_at(alphas_cumprod, torch.tensor([timestep], dtype=torch.float64)))
+    x0 = (noise - (1 - abar) ** 0.5 * denoise(noise, timestep).to(noise)) / abar**0.5
+    return SourceLatents([timestep], x0[None], alphas_cumprod)
+
+
+def tone_shift(z0: Tensor, x0: Tensor, strength: float) -> Tensor:
+    """What to add to the content's `z_0` `[b, c, h, w]` for the tone of a target's estimate `x0` `[1 or b, c, h, w]`.
+
+    Only the foreground moves, by the difference of the two's means within it: `strength` of it where it differs most
+    from the ground, in proportion elsewhere. Where the border is no even ground (a photo's) there is none to tell the
+    foreground from, and the shift fades to 0.
+    """
+    foreground, evenness = foreground_of(z0)
+    total = foreground.sum((2, 3), keepdim=True).clamp(min=1e-6)
+    difference = (foreground * (x0.to(z0) - z0)).sum((2, 3), keepdim=True) / total
+    return strength * evenness * foreground * difference
+
+
+def foreground_of(z0: Tensor) -> tuple[Tensor, Tensor]:
+    """How much each place differs from the ground `[b, 1, h, w]` in 0..1, and how even the ground is `[b, 1, 1, 1]`.
+
+    The ground is the median latent of the border; it is even (1) where the border varies little beside the whole.
+    """
+    border = torch.cat([z0[:, :, 0], z0[:, :, -1], z0[:, :, 1:-1, 0], z0[:, :, 1:-1, -1]], -1)
+    ground = border.median(-1).values[..., None, None]
+    distance = (z0 - ground).norm(dim=1, keepdim=True)
+    unevenness = (border - ground[..., 0]).square().mean((1, 2)) / (z0 - ground).square().mean((1, 2, 3)).clamp(min=1e-6)
+    largest = distance.amax((2, 3), keepdim=True).clamp(min=1e-6)
+    return distance / largest, (1 - unevenness).clamp(0, 1)[:, None, None, None]
