@@ -11,19 +11,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from fanout_tasks import Task, count, start
 from PIL import Image
-from processes import Marked
 
 from ditail import DitailError
 from ditail.standalone import demo_checkpoints, fanout, host, matrix, matrix_folder
 from ditail.standalone.cli import main
 from lab import cli as lab_cli
 from lab import evaluate
+from tests.fanout_tasks import Task, count, start
+from tests.processes import Marked
 
-TESTS = Path(__file__).parent
-# Where the workers find these tests' tasks, and this tree.
-PYTHONPATH = f"{TESTS}{os.pathsep}{TESTS.parent}"
+ROOT = Path(__file__).parents[1]
 PROMPT = "a fox on mint"
 DIE = "DITAIL_TEST_DIES"
 
@@ -42,7 +40,7 @@ class DyingCellTask(matrix.CellTask):
 def modules():
     """Workers find the modules of these tests."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", PYTHONPATH)
+        patch.setenv("PYTHONPATH", str(ROOT))
         yield
 
 

@@ -4,7 +4,11 @@ import dataclasses
 
 import pytest
 import torch
-from injected import (
+
+from ditail import DitailError, FeatureCache, Injection, Savings, inject, remove
+from ditail.method.schedule import InjectionSteps
+from ditail.unet.shortcuts import Shortcut, share_probabilities
+from tests.injected import (
     ALWAYS,
     EACH,
     HOOKS,
@@ -16,11 +20,7 @@ from injected import (
     source_latents,
     source_runs,
 )
-from unets import SD1, random_unet
-
-from ditail import DitailError, FeatureCache, Injection, Savings, inject, remove
-from ditail.method.schedule import InjectionSteps
-from ditail.unet.shortcuts import Shortcut, share_probabilities
+from tests.unets import SD1, random_unet
 
 T = torch.tensor([501])
 
