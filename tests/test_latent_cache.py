@@ -243,6 +243,7 @@ assert 0 < found < 400 and folder.nbytes < 60_000
 """
 
 
+@pytest.mark.slow
 def test_two_processes_on_one_folder(tmp_path):
     """Both read, write and evict the same few entries, and neither has anything to complain about."""
     both = [subprocess.Popen([sys.executable, "-c", SHARE, str(tmp_path), step], stderr=subprocess.PIPE, text=True)

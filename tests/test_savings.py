@@ -421,6 +421,7 @@ BUDGETS = {
 SDXL_BUDGETS = {"cold": {1: 1.78}, "warm": {1: 1.28}, "hot": {1: 0.98}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "latent_hw", "budgets"), [
     ("SD15", (64, 64), BUDGETS), ("SDXL", (128, 128), SDXL_BUDGETS)], ids=["SD 1.5", "SDXL"])
 def test_flops_are_within_the_budgets(name, latent_hw, budgets):
@@ -432,6 +433,7 @@ def test_flops_are_within_the_budgets(name, latent_hw, budgets):
         assert measured["three chunks"] == 2
 
 
+@pytest.mark.slow
 def test_without_savings_the_cost_is_the_hook_paths():
     from lab import counts
 
