@@ -3,7 +3,8 @@
 import secrets
 
 import pytest
-from unets import SD1, SD2, SDXL, random_unet
+
+from tests.unets import SD1, SD2, SDXL, random_unet
 
 
 @pytest.fixture(scope="session")

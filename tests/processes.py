@@ -49,7 +49,7 @@ class Marked:
         while not condition():
             assert ended or self.popen.poll() is None, (self.popen.returncode, self.err.read_text()[-3000:])
             assert time.monotonic() < end, f"not within {SECONDS} s; {self.err.read_text()[-3000:]}"
-            time.sleep(0.01)
+            time.sleep(0.05)
 
     def interrupt(self) -> None:
         self.popen.send_signal(signal.SIGINT)

@@ -1,7 +1,8 @@
 """The record itself: it tells other pixels, other sentences, other jobs and another environment."""
 
 import pytest
-from behaviour_record import VARIABLE, Record, describe_images, draw_avocado, draw_fox
+
+from tests.behaviour_record import VARIABLE, Record, describe_images, draw_avocado, draw_fox
 
 
 @pytest.fixture

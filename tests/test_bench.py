@@ -31,6 +31,7 @@ def lines(folder):
     return lambda name: list(csv.DictReader((folder / f"{name}.csv").open()))
 
 
+@pytest.mark.slow
 def test_bench_writes_tables_and_a_plot(lines, folder):
     counted, timed = lines("flops"), lines("time")
     assert [(x["model"], x["pixels"], x["batch"]) for x in counted] == [
@@ -46,6 +47,7 @@ def test_bench_writes_tables_and_a_plot(lines, folder):
     assert Image.open(folder / "bench.png").width > 1000
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="no resettable peak memory on this system")
 def test_memory_of_the_source_pass_is_told_where_the_system_does(lines):
     assert [x["steps"] for x in lines("memory")] == [str(n) for n in bench.MEMORY_STEPS]
@@ -61,6 +63,7 @@ def test_a_job_is_the_sum_of_its_steps():
         "hot": (10 * 1.5 + 6 * 1.75 + 4 * 2) / 40, "three chunks": 2})
 
 
+@pytest.mark.slow
 def test_every_kind_of_step_runs_the_source_each_time():
     """A second round would be cheaper than the first if an earlier source run were found again."""
     runs = counts.Runs(SMALL, counts.build(SMALL), (8, 8), 1)

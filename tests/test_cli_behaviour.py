@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from behaviour_record import Record, describe_images, draw_fox, draw_mask, hash_files, needs_record
 from PIL import Image
+
+from tests.behaviour_record import Record, describe_images, draw_fox, draw_mask, hash_files, needs_record
 
 ROOT = Path(__file__).parents[1]
 MIX = ("mix", "--source={models}/house-noto.safetensors", "--target={models}/house-ink.safetensors",

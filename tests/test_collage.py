@@ -3,12 +3,12 @@
 import base64
 
 import pytest
-from drawings import BLUE, RED, encoded, halves
 from PIL import Image
 
 from ditail import DitailError
 from ditail.content.collage import MAX_PIECES, Piece, compose, parse_collage
 from ditail.content.images import fit
+from tests.drawings import BLUE, RED, encoded, halves
 
 GREEN = (0, 128, 0)
 

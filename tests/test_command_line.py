@@ -10,12 +10,12 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from processes import Marked
 
 from ditail.standalone import demo, demo_checkpoints
 from ditail.standalone.cli import main
 from lab import evaluate
 from lab.cli import main as lab_main
+from tests.processes import Marked
 
 # How many random moments: DITAIL_INTERRUPTS=60 is a soak.
 RANDOM_MOMENTS = int(os.environ.get("DITAIL_INTERRUPTS", 4))

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from injected import ABAR, ALWAYS, conds, hooks_on, randn, source_latents
-from unets import SD1, random_unet
 
 import ditail
 from ditail import DitailError, Injection, Savings, SourceLatents, inject, invert, remove
@@ -18,6 +16,8 @@ from ditail.method.schedule import InjectionSteps, alphas_cumprod_at, ddim_times
 from ditail.mix import ddim_step
 from ditail.unet import injection, step
 from ditail.unet.sites import architecture_of, find_sites
+from tests.injected import ABAR, ALWAYS, conds, hooks_on, randn, source_latents
+from tests.unets import SD1, random_unet
 
 SETTINGS = {"alphas_cumprod": ABAR, "steps": 4, "alpha": 2.0, "beta": 0.5, "omega": 3.0, "conv_ratio": 0.8,
             "attn_ratio": 0.5}

@@ -11,19 +11,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from fanout_tasks import Task, count, start
 from PIL import Image
-from processes import Marked
 
 from ditail import DitailError
 from ditail.standalone import demo_checkpoints, fanout, host, matrix, matrix_folder
 from ditail.standalone.cli import main
 from lab import cli as lab_cli
 from lab import evaluate
+from tests.fanout_tasks import Task, count, start
+from tests.processes import Marked
 
-TESTS = Path(__file__).parent
-# Where the workers find these tests' tasks, and this tree.
-PYTHONPATH = f"{TESTS}{os.pathsep}{TESTS.parent}"
+ROOT = Path(__file__).parents[1]
 PROMPT = "a fox on mint"
 DIE = "DITAIL_TEST_DIES"
 
@@ -42,7 +40,7 @@ class DyingCellTask(matrix.CellTask):
 def modules():
     """Workers find the modules of these tests."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", PYTHONPATH)
+        patch.setenv("PYTHONPATH", str(ROOT))
         yield
 
 
@@ -86,6 +84,7 @@ def options(request):
     return fanout.Options(address=request.getfixturevalue("cluster"))
 
 
+@pytest.mark.slow
 def test_tasks_are_done_once_or_tried_again_then_named_and_nothing_is_left(options, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(fanout, "TRIES", 2)
     before, environment = torch.get_num_threads(), dict(os.environ)
@@ -110,6 +109,7 @@ def test_tasks_are_done_once_or_tried_again_then_named_and_nothing_is_left(optio
         fanout.raise_failed(workers.failed)
 
 
+@pytest.mark.slow
 def test_processes_end_with_a_killed_parent(ray, tmp_path):
     """Also in the middle of a task."""
     script = tmp_path / "script.py"
@@ -119,7 +119,8 @@ def test_processes_end_with_a_killed_parent(ray, tmp_path):
         "    def run(self, state):\n        Path(sys.path[0]).joinpath(self.name).touch(); time.sleep(600)\n"
         "if __name__ == '__main__':\n    with fanout.Options(workers=2).open(dict, 2) as workers:\n"
         "        list(fanout.fan_out([Sleep('a'), Sleep('b')], workers))\n".replace("sys.path[0]", repr(str(tmp_path))))
-    process = Marked([sys.executable, script], tmp_path)
+    # With a token, two of Ray's own processes wait a minute for a head that has gone.
+    process = Marked([sys.executable, script], tmp_path, RAY_AUTH_MODE="disabled")
     process.wait_until(lambda: (tmp_path / "a").exists() and (tmp_path / "b").exists())
     assert len(process.family()) > 3
     process.popen.kill()
@@ -165,6 +166,7 @@ def made(paths, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_a_matrix_of_two_workers_one_of_them_killed_is_the_same(ray, monkeypatch, paths, made, tmp_path):
     monkeypatch.setenv(DIE, str(tmp_path / "dies"))
     monkeypatch.setattr(matrix, "CellTask", DyingCellTask)
@@ -173,6 +175,7 @@ def test_a_matrix_of_two_workers_one_of_them_killed_is_the_same(ray, monkeypatch
     assert pngs(tmp_path / "out") == pngs(made)
 
 
+@pytest.mark.slow
 def test_a_cluster_makes_the_same_matrix(cluster, paths, made, tmp_path):
     out = tmp_path / "out"
     assert main(arguments(paths, out, "--seeds=0,1", f"--address={cluster}")) == 0
@@ -180,6 +183,7 @@ def test_a_cluster_makes_the_same_matrix(cluster, paths, made, tmp_path):
     assert len(pngs(out)) == 2 * 5
 
 
+@pytest.mark.slow
 def test_evaluate_gives_the_same_numbers_on_a_cluster(cluster, tmp_path):
     command = ["evaluate", "--scenes=1", "--thinning=1", "--steps=3", "--rows=plain generation omega 3"]
     assert lab_cli.main([*command, f"--out={tmp_path / 'here'}", "--workers=1"]) == 0

@@ -4,7 +4,6 @@ import base64
 
 import pytest
 import torch
-from drawings import BLUE, RED, encoded, halves
 from PIL import Image
 
 from ditail import DitailError
@@ -17,6 +16,7 @@ from ditail.content.images import (
     read_mask,
     tensor_to_images,
 )
+from tests.drawings import BLUE, RED, encoded, halves
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "1", "CMYK", "RGB", "LA", "RGBA"])

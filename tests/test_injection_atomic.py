@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from unets import SD1, random_unet
 
 from ditail import Injection, SourceLatents, inject
 from ditail.method.schedule import InjectionSteps, scaled_linear_alphas_cumprod
 from ditail.unet.shortcuts import Shortcut
+from tests.unets import SD1, random_unet
 
 ABAR = scaled_linear_alphas_cumprod()
 TIMESTEPS = (101, 501, 901)

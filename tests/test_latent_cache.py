@@ -8,7 +8,6 @@ import sys
 
 import pytest
 import torch
-from injected import entry
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -16,6 +15,7 @@ from ditail import DitailError, LatentCache, SourceLatents
 from ditail.cache.folder import LatentFolder
 from ditail.keys import cache_key
 from ditail.method.latents import FORMAT
+from tests.injected import entry
 
 KEYS = [cache_key({"n": n}) for n in range(4)]
 
@@ -230,8 +230,7 @@ SHARE = """
 import sys, torch
 from ditail.cache.folder import LatentFolder
 from ditail.keys import cache_key
-sys.path.insert(0, "tests")
-from injected import entry
+from tests.injected import entry
 folder, found = LatentFolder(sys.argv[1], 30_000), 0
 for i in range(400):
     n = i // 2 * int(sys.argv[2]) % 11  # each twice, so that some are found however the two take turns
@@ -244,6 +243,7 @@ assert 0 < found < 400 and folder.nbytes < 60_000
 """
 
 
+@pytest.mark.slow
 def test_two_processes_on_one_folder(tmp_path):
     """Both read, write and evict the same few entries, and neither has anything to complain about."""
     both = [subprocess.Popen([sys.executable, "-c", SHARE, str(tmp_path), step], stderr=subprocess.PIPE, text=True)

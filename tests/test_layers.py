@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from injected import EACH, HOOKS, assert_equal, conds, randn, run, source_latents, source_runs, steps_of
 
 from ditail import DitailError, FeatureCache, Injection, Savings, inject
 from ditail.method.layers import Layer, parse_layers
 from ditail.method.schedule import Window, ddim_timesteps
 from ditail.unet.sites import find_sites
+from tests.injected import EACH, HOOKS, assert_equal, conds, randn, run, source_latents, source_runs, steps_of
 
 DEFAULTS = {"sd1": "f4 a4-11", "sd2": "f4 a4-11", "sdxl": "f1 a1-5"}
 # Features before and after attention, several, none of one kind; Ctrl-X's for SDXL.

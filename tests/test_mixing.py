@@ -4,9 +4,6 @@ import base64
 
 import pytest
 import torch
-from drawings import encoded, halves
-from injected import ABAR, ALWAYS, EACH, HOOKS, assert_equal, conds, randn, rows_run, run, steps_of
-from unets import SD1, random_unet
 
 from ditail import DitailError, FeatureCache, Injection, Savings, SourceLatents, inject
 from ditail.content.further import FurtherSource, parse_sources
@@ -14,6 +11,9 @@ from ditail.method.blending import Mixed, start_latent
 from ditail.method.schedule import Window
 from ditail.unet.sites import find_sites
 from ditail.unet.step import resize_mask
+from tests.drawings import encoded, halves
+from tests.injected import ABAR, ALWAYS, EACH, HOOKS, assert_equal, conds, randn, rows_run, run, steps_of
+from tests.unets import SD1, random_unet
 
 KINDS = ["sd1", "sd2", "sdxl"]
 

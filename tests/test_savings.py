@@ -4,7 +4,11 @@ import dataclasses
 
 import pytest
 import torch
-from injected import (
+
+from ditail import DitailError, FeatureCache, Injection, Savings, inject, remove
+from ditail.method.schedule import InjectionSteps
+from ditail.unet.shortcuts import Shortcut, share_probabilities
+from tests.injected import (
     ALWAYS,
     EACH,
     HOOKS,
@@ -18,11 +22,7 @@ from injected import (
     source_latents,
     source_runs,
 )
-from unets import SD1, random_unet
-
-from ditail import DitailError, FeatureCache, Injection, Savings, inject, remove
-from ditail.method.schedule import InjectionSteps
-from ditail.unet.shortcuts import Shortcut, share_probabilities
+from tests.unets import SD1, random_unet
 
 T = torch.tensor([501])
 
@@ -441,6 +441,7 @@ BUDGETS = {
 SDXL_BUDGETS = {"cold": {1: 1.78}, "warm": {1: 1.28}, "hot": {1: 0.98}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "latent_hw", "budgets"), [
     ("SD15", (64, 64), BUDGETS), ("SDXL", (128, 128), SDXL_BUDGETS)], ids=["SD 1.5", "SDXL"])
 def test_flops_are_within_the_budgets(name, latent_hw, budgets):
@@ -452,6 +453,7 @@ def test_flops_are_within_the_budgets(name, latent_hw, budgets):
         assert measured["three chunks"] == 2
 
 
+@pytest.mark.slow
 def test_without_savings_the_cost_is_the_hook_paths():
     from lab import counts
 

@@ -6,7 +6,7 @@ from importlib import import_module
 from pathlib import Path
 
 from ..content.settings import BY_KEY
-from .names import SAMPLER_NAMES
+from .names import SAMPLERS
 from .options import MOST_SEED, Parser, add_workers, number, seeds
 from .process import execute
 
@@ -51,7 +51,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--negative-prompt", default="", help='(default: "%(default)s")')
     parser.add_argument("--steps", type=number("--steps", 1, 999, whole=True), default=20,
                         help="(default: %(default)s)")
-    parser.add_argument("--sampler", choices=SAMPLER_NAMES, default="DDIM", help="(default: %(default)s)")
+    parser.add_argument("--sampler", choices=tuple(SAMPLERS), default="DDIM", help="(default: %(default)s)")
     parser.add_argument("--cfg", type=number("--cfg", 1, 30), default=7.5, help="CFG scale, the paper's omega "
                         "(default: %(default)s)")
     parser.add_argument("--width", type=number("--width", 8, 8192, whole=True), help="pixels (default: the image's, "

@@ -8,26 +8,9 @@ import torch
 from torch import Tensor
 
 from ..errors import DitailError
+from .names import SAMPLERS
 
 Eps = Callable[[Tensor, float], Tensor]
-
-# `steps_offset` and "leading" spacing are the authors' grid, 1 + i * (1000 // N).
-_GRID: dict[str, Any] = {"steps_offset": 1, "timestep_spacing": "leading"}
-SAMPLERS: dict[str, tuple[Any, dict[str, Any]]] = {
-    "DDIM": (diffusers.DDIMScheduler, {**_GRID, "set_alpha_to_one": False, "clip_sample": False}),
-    "Euler": (diffusers.EulerDiscreteScheduler, _GRID),
-    "Euler a": (diffusers.EulerAncestralDiscreteScheduler, _GRID),
-    "DPM++ 2M": (diffusers.DPMSolverMultistepScheduler, {"timestep_spacing": "linspace"}),
-    "DPM++ 2M Karras": (diffusers.DPMSolverMultistepScheduler, {"use_karras_sigmas": True}),
-    "DPM++ SDE": (diffusers.DPMSolverSDEScheduler, {"timestep_spacing": "linspace"}),
-    "Heun": (diffusers.HeunDiscreteScheduler, _GRID),
-    "LMS": (diffusers.LMSDiscreteScheduler, _GRID),
-    "UniPC": (diffusers.UniPCMultistepScheduler, {"timestep_spacing": "linspace"}),
-    # The WebUI's DDIM asks at the same timesteps but never at the last one.
-    "DDIM (WebUI)": (diffusers.DDIMScheduler, {**_GRID, "set_alpha_to_one": False, "clip_sample": False}),
-}
-SKIPS_LAST = {"DDIM (WebUI)"}
-
 
 class Sampler:
     """One sampling run of `steps` steps; ancestral noise comes from `seed`.
@@ -41,17 +24,18 @@ class Sampler:
             raise DitailError("sampler", f"{name!r} is not one of {', '.join(SAMPLERS)}")
         if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= 999:
             raise DitailError("steps", f"must be a whole number from 1 to 999, got {steps!r}")
-        cls, options = SAMPLERS[name]
-        if cls is diffusers.DPMSolverSDEScheduler:
+        class_name, options, skips_last = SAMPLERS[name]
+        if class_name == "DPMSolverSDEScheduler":
             options = {**options, "noise_sampler_seed": seed}
         # The schedulers take betas: `abar_t = abar_{t-1} (1 - beta_t)`.
         betas = 1 - alphas_cumprod.double() / torch.cat([alphas_cumprod.new_ones(1).double(), alphas_cumprod[:-1]])
-        self.scheduler = cls(trained_betas=betas.float().numpy(), **options)
+        # By its name: some of diffusers' schedulers load scipy.
+        self.scheduler: Any = getattr(diffusers, class_name)(trained_betas=betas.float().numpy(), **options)
         self.scheduler.set_timesteps(steps)
         done = steps - min(int(steps * strength), steps)
         self._first = done * self.scheduler.order
         self.schedule = self.scheduler.timesteps[self._first :]
-        if name in SKIPS_LAST:
+        if skips_last:
             self.schedule = self.schedule[:-1]
         if not len(self.schedule):
             raise DitailError("steps", f"{steps} steps leave nothing to sample with {name}")
@@ -81,7 +65,7 @@ class Sampler:
         The last tuple's last item is the sampled `z_0`.
         """
         x = z.float() * self._scale()
-        takes_generator = isinstance(self.scheduler, diffusers.EulerAncestralDiscreteScheduler)
+        takes_generator = type(self.scheduler).__name__ == "EulerAncestralDiscreteScheduler"
         for t in self.schedule:
             asked = self.scheduler.scale_model_input(x, t)
             options = {"generator": self._generator} if takes_generator else {}

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from behaviour_record import draw_avocado, draw_fox, draw_mask
-from webui_helpers import SIDE, encode
+from tests.behaviour_record import draw_avocado, draw_fox, draw_mask
+from tests.webui.webui_helpers import SIDE, encode
 
 FOX, AVOCADO = encode(draw_fox()), encode(draw_avocado())
 UPSIDE_DOWN = encode(draw_fox().rotate(180))

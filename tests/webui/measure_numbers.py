@@ -1,21 +1,20 @@
 """How many images of SD 2.x and SDXL are not finite, over alpha, beta and CFG scale; prints a table.
 
-    SD_WEBUI_DIR=... SD_WEBUI_PYTHON=... python tests/webui/measure_numbers.py
+    SD_WEBUI_DIR=... SD_WEBUI_PYTHON=... python -m tests.webui.measure_numbers
 
 The checkpoints are those of `families.py`, whose weights are random: colours mean nothing there, NaN does.
 """
 
-import os
-import sys
 import tempfile
 from collections import Counter
 from itertools import product
 from pathlib import Path
 
-os.chdir(Path(__file__).parents[2])
-sys.path[:0] = [str(Path.cwd()), str(Path(__file__).parent)]
+from PIL import Image
 
-from conftest import ASSETS, SIDE, Image, encode, prepare, running, write_families  # noqa: E402
+from tests.webui.data_folder import ASSETS, prepare, write_families
+from tests.webui.server import running
+from tests.webui.webui_helpers import SIDE, encode
 
 ALPHAS, BETAS, CFGS = (0.0, 3.0, 10.0), (0.0, 0.5, 10.0), (0.0, 7.0, 30.0)
 FAMILIES = {"SD 2.x, eps": "sd2-eps", "SD 2.x, v": "sd2-v", "SDXL, eps": "sdxl-eps", "SDXL, v": "sdxl-v"}

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from faulty import SEED, Faulty, Kind, differences
+from tests.webui.faulty import SEED, Faulty, Kind, differences
 
 HOW_MANY = os.environ.get("DITAIL_FAULTS", "40")
 LOG = os.environ.get("DITAIL_FAULTS_LOG")

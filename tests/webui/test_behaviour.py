@@ -7,9 +7,10 @@ import os
 import re
 
 import pytest
-from behaviour_jobs import ERRORS, JOBS, OTHER_VAE, USUAL_OPTIONS
-from behaviour_record import Record, describe_images, hash_files, needs_record
 from safetensors.torch import load_file, save_file
+
+from tests.behaviour_record import Record, describe_images, hash_files, needs_record
+from tests.webui.behaviour_jobs import ERRORS, JOBS, OTHER_VAE, USUAL_OPTIONS
 
 MODEL_FILES = "model files"
 # An entry of an infotext's last line: `key: value` or `key: "value, quoted"`.

@@ -4,8 +4,9 @@ import json
 import shutil
 
 import pytest
-from faulty import NOTO, VAE, Faulty, Kind, differences
-from webui_helpers import difference, encode
+
+from tests.webui.faulty import NOTO, VAE, Faulty, Kind, differences
+from tests.webui.webui_helpers import difference, encode
 
 STEPS = 6
 SMALL = {"width": 64, "height": 64}

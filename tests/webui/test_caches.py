@@ -7,7 +7,6 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from test_browser import browser, page  # noqa: F401 (fixtures)
 
 STEPS = 6
 LORA = "a fox on pink <lora:test-lora:{}>"

@@ -8,11 +8,11 @@ import os
 import re
 
 import pytest
-from faulty import SEED
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from ditail.content.settings import FIELDS
+from tests.webui.faulty import SEED
 
 schemathesis = pytest.importorskip("schemathesis")
 REQUESTS = int(os.environ.get("DITAIL_REQUESTS", "60"))

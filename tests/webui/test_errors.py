@@ -8,7 +8,8 @@ import zlib
 
 import pytest
 from PIL import Image
-from webui_helpers import SIDE, difference, encode
+
+from tests.webui.webui_helpers import SIDE, difference, encode
 
 
 def huge_png() -> bytes:

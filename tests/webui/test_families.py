@@ -7,17 +7,14 @@ happens and alpha counts, that inversion and sampling undo each other, and that 
 import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from webui_helpers import SIDE, difference, encode
+
+from tests.webui.webui_helpers import SIDE, difference, encode, on
 
 RANDOM = ("sd2-eps", "sd2-v", "sdxl-eps", "sdxl-v")
 # With CFG 1 and one prompt the sampler goes back the way that the inversion came.
 THERE_AND_BACK = {"alpha": 1, "beta": 0, "conv_ratio": 1, "attn_ratio": 1}
 DDIM_CALLS = 7  # of the 8 steps that the tests' jobs have
 CFG_1 = {"cfg_scale": 1, "steps": 20}
-
-
-def on(checkpoint: str, **options) -> dict:
-    return {"override_settings": {"sd_model_checkpoint": checkpoint, **options}}
 
 
 def source_pass(webui) -> list[dict]:

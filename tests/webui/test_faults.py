@@ -1,9 +1,10 @@
 """A fault at any call of any function that a run passes through leaves nothing behind. See `sweep.py`."""
 
 import pytest
-from faulty import kinds
-from sweep import Sweep, choose, run
-from webui_helpers import encode
+
+from tests.webui.faulty import kinds
+from tests.webui.sweep import Sweep, choose, run
+from tests.webui.webui_helpers import encode
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,10 @@ A CPU has no float16 in torch 2.1, so the runs in half precision have bfloat16 i
 from pathlib import Path
 
 import pytest
-from conftest import prepare, running, write_families
-from webui_helpers import difference
+
+from tests.webui.data_folder import prepare, write_families
+from tests.webui.server import running
+from tests.webui.webui_helpers import difference
 
 HALF = {"PYTHONPATH": str(Path(__file__).with_name("bf16"))}
 SETS = {

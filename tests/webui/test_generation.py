@@ -5,7 +5,8 @@ import sys
 
 import pytest
 from PIL import Image
-from webui_helpers import SIDE, difference, encode, likeness
+
+from tests.webui.webui_helpers import SIDE, difference, encode, likeness
 
 
 def test_content_from_the_image_and_style_from_the_target(webui, ditail, content):

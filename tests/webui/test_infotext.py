@@ -1,7 +1,8 @@
 """What a job wrote into its image comes back, in the API as in the tab."""
 
 import pytest
-from webui_helpers import SIDE, encode
+
+from tests.webui.webui_helpers import SIDE, encode
 
 KEYS = {
     "Ditail source": "image", "Ditail resize mode": "fill", "Ditail alpha": "2.5", "Ditail beta": "0.25",

@@ -13,9 +13,11 @@ from pathlib import Path
 from urllib.error import URLError
 
 import pytest
-from conftest import prepare, running
-from faulty import SEED, Faulty, Kind, kinds
-from webui_helpers import encode
+
+from tests.webui.data_folder import prepare
+from tests.webui.faulty import SEED, Faulty, Kind, kinds
+from tests.webui.server import running
+from tests.webui.webui_helpers import encode
 
 HOW_MANY = int(os.environ.get("DITAIL_INTERRUPTS", "20"))
 BUTTONS = ("interrupt", "skip", "stop")

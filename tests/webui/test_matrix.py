@@ -4,7 +4,8 @@ import threading
 import time
 
 import pytest
-from webui_helpers import SIDE, difference, likeness
+
+from tests.webui.webui_helpers import SIDE, difference, likeness
 
 HOUSE = ["house-noto", "house-flat", "house-ink"]
 

@@ -1,8 +1,8 @@
 """Options about memory and precision: how many checkpoints are kept, and how their weights are stored."""
 
 import pytest
-from test_families import on
-from webui_helpers import difference
+
+from tests.webui.webui_helpers import difference, on
 
 
 @pytest.fixture

@@ -5,8 +5,10 @@ import subprocess
 import sys
 
 import pytest
-from conftest import FLAGS, OFFLINE, ROOT
-from webui_helpers import SIDE, difference, encode
+
+from tests.webui.data_folder import ROOT
+from tests.webui.server import FLAGS, OFFLINE
+from tests.webui.webui_helpers import SIDE, difference, encode
 
 
 @pytest.fixture

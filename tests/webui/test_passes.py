@@ -2,7 +2,8 @@
 
 import pytest
 from PIL import Image
-from webui_helpers import SIDE, difference, encode, likeness
+
+from tests.webui.webui_helpers import SIDE, difference, encode, likeness
 
 SAME = {"source_checkpoint": ""}  # the target's own model: nothing is loaded
 HIRES = {"enable_hr": True, "hr_scale": 1.5, "hr_second_pass_steps": 6, "denoising_strength": 0.6}

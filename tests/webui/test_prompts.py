@@ -3,7 +3,8 @@
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from webui_helpers import difference
+
+from tests.webui.webui_helpers import difference
 
 FOX = "a fox on pink"
 LONG = ", ".join(["a fox on pink"] * 30)

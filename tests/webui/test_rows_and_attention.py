@@ -2,7 +2,8 @@
 
 import pytest
 from PIL import ImageChops
-from webui_helpers import difference
+
+from tests.webui.webui_helpers import difference
 
 LONG = ", ".join(["a fox on pink"] * 40)
 # Options, and what the job itself asks for.

@@ -9,8 +9,9 @@ import statistics
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from faulty import SEED, Faulty, Kind, kinds
-from webui_helpers import difference, encode
+
+from tests.webui.faulty import SEED, Faulty, Kind, kinds
+from tests.webui.webui_helpers import difference, encode
 
 JOBS = int(os.environ.get("DITAIL_SOAK", "60"))
 CLIENTS = 6

@@ -2,7 +2,8 @@
 
 import pytest
 from PIL import Image
-from webui_helpers import SIDE, difference, encode, likeness
+
+from tests.webui.webui_helpers import SIDE, difference, encode, likeness
 
 
 def test_each_init_image_of_a_batch_is_its_own_content(webui, ditail, content):

@@ -17,6 +17,11 @@ def encode(image: Image.Image, image_format: str = "PNG", **options) -> str:
     return base64.b64encode(data.getvalue()).decode()
 
 
+def on(checkpoint: str, **options) -> dict:
+    """A request's overrides for a job on a checkpoint."""
+    return {"override_settings": {"sd_model_checkpoint": checkpoint, **options}}
+
+
 def difference(a: Image.Image, b: Image.Image) -> float:
     """Mean absolute difference of two images of one size, in grey levels."""
     assert a.size == b.size
