@@ -36,10 +36,7 @@ def from_infotext(params: Mapping[str, object]) -> dict:
     """The settings by key of infotext's entries; empty for an image without Ditail. Raises DitailError."""
     if not has_settings(params):
         return {}
-    values = {field.key: value_from_infotext(field, params) for field in WRITTEN}
-    if values["source"] == "generate" and "Ditail source latents" not in params:
-        values["source_latents"] = "kept"  # versions before the setting knew no other
-    return {"enabled": True, **values}
+    return {"enabled": True, **{field.key: value_from_infotext(field, params) for field in WRITTEN}}
 
 
 def has_settings(params: Mapping[str, object]) -> bool:
@@ -50,7 +47,9 @@ def has_settings(params: Mapping[str, object]) -> bool:
 def value_from_infotext(field: Field, params: Mapping[str, object]):
     """The value of one setting of an image that Ditail made, its default where none is written. Raises DitailError."""
     key = field.infotext or ""
-    value = params.get(key, field.default)
+    # Versions before the setting of how a generated source's latents are made kept them.
+    is_old = field.key == "source_latents" and params.get("Ditail source") == "generate"
+    value = params.get(key, "kept" if is_old else field.default)
     if isinstance(field.default, bool):
         value = {"True": True, "False": False}.get(str(value), value)
     elif isinstance(field.default, float):

@@ -131,8 +131,8 @@ class DitailSettings:
                                 "self-attention queries and keys.", "Ditail attention ratio", low=0.0, high=1.0)
     inject: str = setting("both", "Inject into", "The prompt's rows alone, which keeps more structure for some style, "
                           "or those of the negative prompt, too.", "Ditail inject", choices=("both", "cond"))
-    guidance_until: float = setting(1.0, "Guidance until", "Share of the steps, from the first, that use the CFG scale; "
-                                    "the others take a scale of 1, at half the cost.", "Ditail guidance until",
+    guidance_until: float = setting(1.0, "Guidance until", "Share of the steps, from the first, that use the CFG "
+                                    "scale; the others take a scale of 1, at half the cost.", "Ditail guidance until",
                                     low=0.0, high=1.0)
     source_latents: str = setting("inverted", "Latents of a generated source", "Invert the image that the source "
                                   "checkpoint generates, or keep the latents that it passed through, which transfers "

@@ -113,14 +113,13 @@ class Job:
         mixed, order, _ = sampling.mixed(first, self.host.job.batch_size, self.latents)
         timestep = sampling.plan.timesteps[-1]
         start = start_latent(mixed, timestep)[order]
-        tones = [self.latents[tone.key] for tone in sampling.tones[first : first + len(order)]]
-        content = mixed[0].latents
+        tones = [self.latents[tone.key].at(timestep) for tone in sampling.tones[first : first + len(order)]]
         if not tones:
             return start
-        z0 = content.at(0) if content.z0 is None else content.z0
-        shift = tone_shift(z0.expand(max(order) + 1, -1, -1, -1)[order], torch.cat([tone.at(timestep) for tone in tones]),
-                           self.request.settings.tone)
-        return start + float(alphas_cumprod_at(content.alphas_cumprod, torch.tensor([timestep]))) ** 0.5 * shift
+        content = mixed[0].latents
+        z0 = (content.at(0) if content.z0 is None else content.z0).expand(max(order) + 1, -1, -1, -1)
+        abar = float(alphas_cumprod_at(content.alphas_cumprod, torch.tensor([timestep])))
+        return start + abar**0.5 * tone_shift(z0[order], torch.cat(tones), self.request.settings.tone)
 
     def guided_above(self, *, hires: bool) -> float:
         """The timestep up to which the host samples with a CFG scale of 1; `-inf` for none."""

@@ -21,9 +21,9 @@ class Source:
     """One source at one size: what its latents are made from, and the key under which they are cached.
 
     kind: "image" inverts `pixels` `[1, 3, H, W]` (None: what `parent` generated), "generate" samples from the seeds of
-    the job's image number `image`, "tone" is the target's estimate of its own (see `method.tone`). vae_file: None for the checkpoint's own. networks: the extra networks of its prompt,
-    which `prompts` is without. size: (width, height) in pixels. batch: the keys of the sources that are made at once
-    with this one, in order.
+    the job's image number `image`, "tone" is the target's own estimate (see `method.tone`). vae_file: None for the
+    checkpoint's own. networks: the extra networks of its prompt, which `prompts` is without. size: (width, height) in
+    pixels. batch: the keys of the sources that are made at once with this one, in order.
     """
 
     kind: str

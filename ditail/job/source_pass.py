@@ -1,7 +1,7 @@
 """The source pass: which sources of a job have to be made, and making them."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 
 import torch
@@ -34,7 +34,7 @@ def look_up(cache: LatentCache, sources: Sequence[Source], *, with_images: bool,
     generated = distinct([*(source for source in sources if source.kind == "generate"), *parents_of(inverted)])
     for source in generated:
         cached = cache.get(source.key)
-        children = [child for child in inverted if child.parent.key == source.key and child.key not in latents]
+        children = [child for child in inverted if child.origin.key == source.key and child.key not in latents]
         lacks_image = with_images or any(child.needs_image for child in children)
         if cached is None or (lacks_image and cached.image is None) or (children and cached.z0 is None):
             latents.pop(source.key, None)
@@ -128,12 +128,12 @@ def _seed(host: Host, source: Source) -> str:
 
 def _inverted(host: Host, model: Model, source: Source, known: Mapping[str, SourceLatents], progress: Progress,
               ) -> SourceLatents:
-    settings, timesteps = source.request.settings, source.plan.timesteps
+    settings, models = source.request.settings, host.models
     z0 = known[source.parent.key].z0 if source.parent and not source.needs_image else None
     if z0 is None:
-        z0 = host.models.encode(model, source.content_pixels(known), source.latent_hw)
-    denoise = host.models.denoiser(model, source.prompts, settings.alpha, settings.beta, source.size, timesteps)
-    return invert(denoise, z0.to(host.models.device), source.timesteps, host.models.alphas_cumprod(model), progress.step)
+        z0 = models.encode(model, source.content_pixels(known), source.latent_hw)
+    denoise = models.denoiser(model, source.prompts, settings.alpha, settings.beta, source.size, source.plan.timesteps)
+    return invert(denoise, z0.to(models.device), source.timesteps, models.alphas_cumprod(model), progress.step)
 
 
 def _tone(host: Host, model: Model, source: Source, known: Mapping[str, SourceLatents], progress: Progress,

@@ -76,7 +76,7 @@ class SourceLatents:
         return torch.lerp(low_z, high_z, min(max(weight, 0.0), 1.0)) * float(torch.sqrt(abar))
 
     def _unscaled(self, i: int) -> tuple[Tensor, float]:
-        """(`z_t / sqrt(abar_t)`, `sigma_t`) of stored step `i`; -1 is `z_0`, which the inversion takes as at abar[0]."""
+        """(`z_t / sqrt(abar_t)`, `sigma_t`) of stored step `i`; -1 is `z_0`, as the inversion has it: at abar[0]."""
         if i < 0 and self.z0 is not None:
             abar = float(self.alphas_cumprod[0])
             return self.z0 / abar**0.5, ((1 - abar) / abar) ** 0.5
@@ -105,17 +105,22 @@ class SourceLatents:
             if metadata.pop("format", None) != FORMAT:
                 raise DitailError(None, "another format")
             checksum = cache_key(tensors)
-            parts = [tensors[name] for name in ("timesteps", "latents", "alphas_cumprod")]
-            if metadata.pop("sha256", checksum) != checksum or not _are_sound(*parts, tensors.get("z0")):
+            timesteps, *others = parts = [tensors[name] for name in ("timesteps", "latents", "alphas_cumprod")]
+            image, z0 = tensors.get("image"), tensors.get("z0")
+            if metadata.pop("sha256", checksum) != checksum or not _are_sound(*parts) or not _is_finite(z0):
                 raise DitailError(None, "damaged")
-            return cls(parts[0].tolist(), *parts[1:], image=tensors.get("image"), z0=tensors.get("z0")), metadata
+            return cls(timesteps.tolist(), *others, image=image, z0=z0), metadata
         except (SafetensorError, OSError, KeyError, DitailError) as error:
             raise DitailError(str(path), f"can't be read as source latents ({error})") from error
 
 
-def _are_sound(timesteps: Tensor, latents: Tensor, alphas_cumprod: Tensor, z0: Tensor | None) -> bool:
+def _is_finite(x: Tensor | None) -> bool:
+    return x is None or bool(x.double().isfinite().all())
+
+
+def _are_sound(timesteps: Tensor, latents: Tensor, alphas_cumprod: Tensor) -> bool:
     """Whether tensors from a file can be those of source latents."""
     return (
         (timesteps.ndim, latents.ndim, alphas_cumprod.shape) == (1, 5, (TRAINING_STEPS,))
-        and all(t.double().isfinite().all() for t in (timesteps, latents, alphas_cumprod, z0) if t is not None)
+        and all(map(_is_finite, (timesteps, latents, alphas_cumprod)))
     )

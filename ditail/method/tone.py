@@ -44,6 +44,7 @@ def foreground_of(z0: Tensor) -> tuple[Tensor, Tensor]:
     border = torch.cat([z0[:, :, 0], z0[:, :, -1], z0[:, :, 1:-1, 0], z0[:, :, 1:-1, -1]], -1)
     ground = border.median(-1).values[..., None, None]
     distance = (z0 - ground).norm(dim=1, keepdim=True)
-    unevenness = (border - ground[..., 0]).square().mean((1, 2)) / (z0 - ground).square().mean((1, 2, 3)).clamp(min=1e-6)
-    largest = distance.amax((2, 3), keepdim=True).clamp(min=1e-6)
-    return distance / largest, (1 - unevenness).clamp(0, 1)[:, None, None, None]
+    of_border, of_all = ((x - ground.view(-1, x.shape[1], *[1] * (x.ndim - 2))).square().flatten(1).mean(1)
+                         for x in (border, z0))
+    evenness = (1 - of_border / of_all.clamp(min=1e-6)).clamp(0, 1)
+    return distance / distance.amax((2, 3), keepdim=True).clamp(min=1e-6), evenness[:, None, None, None]

@@ -26,8 +26,9 @@ def check_partner_files(*paths: Path) -> None:
 
 
 def job_of(args: Namespace, prompt: str, seed: int) -> Job:
-    return Job((prompt,), args.negative_prompt, (seed,), args.steps, args.sampler, args.cfg, args.alpha, args.beta,
-               args.conv_ratio, args.attn_ratio)
+    given = {key: value for key in ("alpha", "beta", "conv_ratio", "attn_ratio")
+             if (value := getattr(args, key)) is not None}
+    return Job((prompt,), args.negative_prompt, (seed,), args.steps, args.sampler, args.cfg, **given)
 
 
 def size_of(args: Namespace, sides: tuple[int, int], image: Image.Image | None) -> tuple[int, int]:

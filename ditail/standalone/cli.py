@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
+from ..content.presets import PRESETS
 from ..content.settings import BY_KEY
 from .names import SAMPLERS
 from .options import MOST_SEED, Parser, add_workers, number, seeds
@@ -44,10 +45,16 @@ def add_demo(parser: argparse.ArgumentParser) -> None:
                         "folder of this WebUI (or of its --data-dir)")
 
 
-def add_sampling(parser: argparse.ArgumentParser) -> None:
-    def ratio(key: str):
-        return number(f"--{key.replace('_', '-')}", BY_KEY[key].low, BY_KEY[key].high)
+def add_settings(parser: argparse.ArgumentParser, *keys: str) -> None:
+    """An option for each of these settings; None where it is not given, so that a preset's value counts."""
+    for field in (BY_KEY[key] for key in keys):
+        option = f"--{field.key.replace('_', '-')}"
+        kind = number(option, field.low, field.high) if isinstance(field.default, float) else str
+        default = "" if field.default == "" else f" (default: {field.default})"
+        parser.add_argument(option, type=kind, choices=field.choices, help=f"{field.help}{default}")
 
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--negative-prompt", default="", help='(default: "%(default)s")')
     parser.add_argument("--steps", type=number("--steps", 1, 999, whole=True), default=20,
                         help="(default: %(default)s)")
@@ -57,9 +64,9 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--width", type=number("--width", 8, 8192, whole=True), help="pixels (default: the image's, "
                         "cut to what the model can make; without an image the model's own)")
     parser.add_argument("--height", type=number("--height", 8, 8192, whole=True), help="as --width")
-    for key in ("alpha", "beta", "conv_ratio", "attn_ratio"):
-        parser.add_argument(f"--{key.replace('_', '-')}", type=ratio(key), default=BY_KEY[key].default,
-                            help=f"{BY_KEY[key].help} (default: %(default)s)")
+    parser.add_argument("--preset", choices=tuple(PRESETS), help=f"{BY_KEY['preset'].help} (default: Paper)")
+    add_settings(parser, "alpha", "beta", "conv_ratio", "attn_ratio", "inject", "guidance_until", "source_latents",
+                 "inversion_steps", "tone")
 
 
 def add_mix(parser: argparse.ArgumentParser) -> None:
@@ -78,19 +85,15 @@ def add_mix(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=number("--batch-size", 1, 64, whole=True), default=1,
                         help="how many seeds are sampled at once (default: %(default)s)")
     add_sampling(parser)
-    parser.add_argument("--start", choices=BY_KEY["start"].choices, default=BY_KEY["start"].default,
-                        help=f"{BY_KEY['start'].help} (default: %(default)s)")
-    parser.add_argument("--layers", default="", help=BY_KEY["layers"].help)
+    add_settings(parser, "start", "layers", "resize_mode")
     parser.add_argument("--settings", type=Path, metavar="FILE", help="a JSON file with further settings as the API "
                         "takes them (sources, collage, ...); images may be paths")
     parser.add_argument("--cache", type=Path, metavar="FOLDER", help="keep source latents in this folder and take them "
                         "from there")
-    parser.add_argument("--resize-mode", choices=BY_KEY["resize_mode"].choices, default=BY_KEY["resize_mode"].default,
-                        help=f"{BY_KEY['resize_mode'].help} (default: %(default)s)")
     parser.add_argument("--mask", type=Path, help="image of the same proportions, white = take the content")
-    parser.add_argument("--source-prompt", default="", help="what the content image shows, for the inversion "
+    parser.add_argument("--source-prompt", help="what the content image shows, for the inversion "
                         "(default: --prompt)")
-    parser.add_argument("--source-negative-prompt", default="", help="for the inversion (default: --negative-prompt)")
+    parser.add_argument("--source-negative-prompt", help="for the inversion (default: --negative-prompt)")
     parser.add_argument("--save-latents", type=Path, help="also write the source latents (safetensors)")
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..cache.features import Features
+from ..content.presets import PRESETS
 from ..errors import DitailError
 from ..job.host import Checkpoint, Networks, Pass, Prompts, SamplingPlan
 from ..keys import file_mark
@@ -25,7 +26,7 @@ from ..unet.families import family_of_file
 from ..unet.shortcuts import Savings
 from ..unet.sites import find_sites
 from .checkpoint_files import check_checkpoint, read_config, read_schedule
-from .model import Model, build_empty_unet, load_model, quiet
+from .model import Model, build_empty_unet, default_device, load_model, quiet
 from .pipeline import Job, decode_image, generate
 from .samplers import Sampler
 
@@ -60,6 +61,9 @@ class FileLibrary:
         if name:
             raise DitailError("source_vae", "the command line uses each checkpoint's own VAE")
         return ""
+
+    def presets(self) -> Mapping[str, Mapping]:
+        return PRESETS
 
 
 class FileCheckpoints:
@@ -171,6 +175,7 @@ class FileModels:
 
     def __init__(self, load: LastModel, job: FileJob):
         self._load, self._job, self._bar = load, job, StepBar(job.job.steps)
+        self.device = default_device()
 
     @contextmanager
     def source_pass(self, steps: Sequence[int]) -> Iterator[StepBar]:
@@ -201,8 +206,8 @@ class FileModels:
         job = self._job.job.with_(prompts=tuple(prompts[0] for prompts, _ in images), negative_prompt=images[0][0][1],
                                   seeds=tuple(self._job.job.seeds[number] for _, number in images))
         z, passed = generate(model, job, *size, self._bar.step)
-        latents = [SourceLatents(passed.timesteps.tolist(), row.clone(), passed.alphas_cumprod)
-                   for row in passed.latents.split(1, 1)]
+        latents = [SourceLatents(passed.timesteps.tolist(), row.clone(), passed.alphas_cumprod, z0=z0)
+                   for row, z0 in zip(passed.latents.split(1, 1), z.split(1), strict=True)]
         if not decoded:
             return latents
         return [one.with_image(torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(*size[::-1], 3))

@@ -13,7 +13,6 @@ from torch import Tensor
 from ..cache.folder import LatentFolder
 from ..cache.latents import LatentCache
 from ..content.images import LATENT_SCALE, read_image, read_mask, tensor_to_images
-from ..content.settings import BY_KEY
 from ..errors import DitailError
 from ..job.host import Checkpoint
 from ..job.job import Job as DitailJob
@@ -29,7 +28,7 @@ RAM_BYTES, DISK_BYTES = 2**30, 2**32
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 # The arguments that are settings of the same name.
 SETTINGS = ("alpha", "beta", "conv_ratio", "attn_ratio", "source_prompt", "source_negative_prompt", "resize_mode",
-            "start", "layers")
+            "start", "layers", "preset", "inject", "guidance_until", "source_latents", "inversion_steps", "tone")
 
 
 class Content(NamedTuple):
@@ -99,14 +98,14 @@ def sampled(host: FileHost, ditail: DitailJob) -> Iterator[Image.Image]:
 def _with_bar(host: FileHost, ditail: DitailJob, model, job, sampler, noise: Tensor, first: int) -> Tensor:
     with step_bar("sampling", job.steps, len(sampler.schedule)) as progress:
         return sample(model, job, sampler, noise, progress,
-                      before_step=lambda rows: ditail.follow(rows, hires=False, first=first))
+                      before_step=lambda rows: ditail.follow(rows, hires=False, first=first),
+                      guided_above=ditail.guided_above(hires=False))
 
 
 def values_of(args: Namespace, image: Image.Image | None) -> dict:
     """The settings by key that the arguments say, over those of `--settings`."""
     values = {**read_settings(args.settings), "enabled": True, "source_checkpoint": str(args.source)}
-    given = {key: getattr(args, key) for key in SETTINGS if getattr(args, key) is not None}
-    values |= {key: value for key, value in given.items() if key not in values or value != BY_KEY[key].default}
+    values |= {key: value for key in SETTINGS if (value := getattr(args, key)) is not None}
     if args.generate:
         values["source"] = "generate"
     if image is not None:

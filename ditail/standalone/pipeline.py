@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..content.images import LATENT_SCALE, tensor_to_images
 from ..errors import DitailError
+from ..job.host import Row
 from ..method.inversion import combine_conds, invert
 from ..method.latents import SourceLatents
 from ..method.schedule import InjectionSteps
@@ -45,18 +46,22 @@ def _no_progress() -> None:
 
 @torch.no_grad()
 def sample(model: Model, job: Job, sampler: Sampler, z: Tensor, progress: Progress = _no_progress,
-           keep: dict[float, Tensor] | None = None, before_step: Callable[[list[int]], object] | None = None) -> Tensor:
+           keep: dict[float, Tensor] | None = None, before_step: Callable[[list[Row]], object] | None = None,
+           guided_above: float = float("-inf")) -> Tensor:
     """`z_0` `[b, 4, h, w]` sampled from VP latents `z` with CFG; `keep` collects the latents passed through.
 
-    before_step: called before each step with the image of each row that the U-Net is going to be called with.
+    before_step: called before each step with the rows that the U-Net is going to be called with. guided_above: the
+    timestep up to which the CFG scale is 1.
     """
     negative = model.encode_prompts([job.negative_prompt]).expand(len(z), -1, -1)
     positive = model.encode_prompts(job.prompts)
 
     def eps(x: Tensor, t: float) -> Tensor:
+        is_guided = job.omega != 1 and t > guided_above
         if before_step:
-            before_step([*range(len(x))] * (1 if job.omega == 1 else 2))
-        if job.omega == 1:
+            kinds = (False, True) if is_guided else (True,)
+            before_step([Row(image, is_cond) for is_cond in kinds for image in range(len(x))])
+        if not is_guided:
             return model.eps(x, t, positive)
         if negative.shape == positive.shape:
             eps_neg, eps_pos = model.eps(torch.cat([x, x]), t, torch.cat([negative, positive])).chunk(2)
@@ -87,7 +92,7 @@ def generate(model: Model, job: Job, width: int, height: int,
     kept: dict[float, Tensor] = {}
     noise = seeded_noise((4, height // LATENT_SCALE, width // LATENT_SCALE), list(job.seeds))
     z = sample(model, job, sampler, noise, progress, kept)
-    return z, SourceLatents(list(kept), torch.stack(list(kept.values())), model.alphas_cumprod)
+    return z, SourceLatents(list(kept), torch.stack(list(kept.values())), model.alphas_cumprod, z0=z)
 
 
 def image_to_image(model: Model, job: Job, z0: Tensor, strength: float, progress: Progress = _no_progress) -> Tensor:

@@ -145,7 +145,8 @@ class InjectionHooks:
         # cond and uncond in two calls, or a sampler that asks twice at one timestep, find the first call's record.
         is_same = self._last is not None and self._last.wanted == wanted
         # Not before it is recorded: after a source run that raised, the next call starts another.
-        self._last = self._last if is_same else self._recorded_step(x, timesteps, mixed_at(self.mixed, t, wanted, places))
+        if not is_same:
+            self._last = self._recorded_step(x, timesteps, mixed_at(self.mixed, t, wanted, places))
         self._step = self._last
 
     def _recorded_step(self, x: Tensor, timesteps: Tensor, step: Step) -> Step:
@@ -209,14 +210,15 @@ class InjectionHooks:
         if images is None or output.shape[1:] != recorded.shape[1:]:
             raise DitailError(None, f"injection: {key} gave {tuple(recorded.shape)} for the source and "
                               f"{tuple(output.shape)} for the image")
-        source = spread(recorded, [image or 0 for image in images])
+        source = spread(recorded, images)
         for mask in (self.injection.mask, step.reach):
             if mask is not None:
                 m = mask_on_layer(mask, output, self._grid, key).to(output)
                 source = m * source + (1 - m) * output
-        if None in images:
-            injected = torch.tensor([image is not None for image in images], device=output.device)
-            return torch.where(injected.view(-1, *[1] * (output.ndim - 1)), source, output)
+        alone = self.left_alone(len(output))
+        if any(alone):
+            rows = torch.tensor(alone, device=output.device).view(-1, *[1] * (output.ndim - 1))
+            source = torch.where(rows, output, source)
         return source
 
     def _step_at_hand(self) -> Step:
@@ -245,12 +247,12 @@ class InjectionHooks:
     def owns(self, hook_id: int) -> bool:
         return hook_id in self._hook_ids
 
-    def images(self, recorded: Tensor, rows: int) -> Sequence[int | None] | None:
+    def images(self, recorded: Tensor, rows: int) -> Sequence[int] | None:
         # Tiling extensions fold tiles into rows; a source row is then several rows, in the same order.
         tiles, rest = divmod(len(recorded), images_of(self.mixed))
         if rest or rows != tiles * len(self._rows):
             return None
-        return [None if image is None else image * tiles + tile for image in self._rows for tile in range(tiles)]
+        return [(image or 0) * tiles + tile for image in self._rows for tile in range(tiles)]
 
     @contextmanager
     def only_rows(self, injected: bool) -> Iterator[None]:

@@ -54,8 +54,9 @@ class Source(Protocol):
     def recorded(self, key: str, module: nn.Module) -> Tensor:
         """The source rows' output of a layer."""
 
-    def images(self, recorded: Tensor, rows: int) -> Sequence[int | None] | None:
-        """The row of `recorded` that each of `rows` rows takes (None: it is left alone); None where they don't match.
+    def images(self, recorded: Tensor, rows: int) -> Sequence[int] | None:
+        """The row of `recorded` that each of `rows` rows takes (any, where it is left alone); None where they don't
+        match.
         """
 
     def left_alone(self, rows: int) -> list[bool]:
@@ -86,19 +87,19 @@ class Shortcut:
         return self
 
     def __call__(self, *args, **kwargs) -> Tensor:
-        output = self._shortened(args, kwargs) if self.fast else None
+        output = self._shortened(self.fast, args, kwargs) if self.fast else None
         return self._forward(args, kwargs) if output is None else output
 
     def _forward(self, args: Sequence, kwargs: Mapping) -> Tensor:
         return type(self.module).forward(self.module, *args, **kwargs)
 
-    def _shortened(self, args: Sequence, kwargs: Mapping) -> Tensor | None:
+    def _shortened(self, fast: Callable[..., Tensor | None], args: Sequence, kwargs: Mapping) -> Tensor | None:
         alone = self.source.left_alone(len(args[0])) if args else []
         if not any(alone):
-            return self.fast(*args, **kwargs)
+            return fast(*args, **kwargs)
         injected, others = ([i for i, is_alone in enumerate(alone) if is_alone == wanted] for wanted in (False, True))
         with self.source.only_rows(injected=True):
-            output = self.fast(*_rows_of(args, injected), **_rows_of(kwargs, injected))
+            output = fast(*_rows_of(args, injected), **_rows_of(kwargs, injected))
         if output is None:
             return None
         with self.source.only_rows(injected=False):

@@ -17,6 +17,7 @@ from ..job.host import SamplingPlan
 from ..method.latents import SourceLatents
 
 ORIGINAL = "_ditail_original"
+NGMS_AT_EVERY_STEP = "s_min_uncond_all"
 
 
 # A job's own methods. The WebUI logs what a script callback raises and goes on without the script, so a failure there
@@ -55,6 +56,49 @@ def make_sampler_raise(sampler, error: Exception) -> None:
         raise error
 
     sampler.sample = sampler.sample_img2img = fail
+
+
+# CFG ends with `guidance_until`. The WebUI leaves out uncond rows itself ("Negative Guidance minimum sigma"), but only
+# an option lets it do so at every step; it is set during the call of the denoiser that reads it, and at no other time.
+
+@contextmanager
+def limited_guidance(sampler, above: float) -> Iterator[None]:
+    """Run a block in which a sampler uses a CFG scale of 1, and no uncond rows, at timesteps up to `above`."""
+    denoiser = sampler.model_wrap_cfg
+    forward, to_timestep = denoiser.forward, getattr(sampler.model_wrap, "sigma_to_t", None)
+
+    @wraps(forward)
+    def limited(x, sigma, *args, **kwargs):
+        t = float((to_timestep(sigma) if to_timestep else sigma).flatten()[0])
+        if t > above:
+            return forward(x, sigma, *args, **kwargs)
+        with _uncond_left_out_at_every_step(denoiser.p):
+            return forward(x, sigma, *args, **{**kwargs, "cond_scale": 1.0, "s_min_uncond": float("inf")})
+
+    try:
+        if above > float("-inf"):
+            denoiser.forward = limited
+        yield
+    finally:
+        if denoiser.__dict__.get("forward") is limited:
+            denoiser.forward = forward
+
+
+@contextmanager
+def _uncond_left_out_at_every_step(p) -> Iterator[None]:
+    """The WebUI notes in infotext that it left them out, which would bring the option back with the image."""
+    options, noted = shared.opts.data, dict(p.extra_generation_params)
+    had, before = NGMS_AT_EVERY_STEP in options, options.get(NGMS_AT_EVERY_STEP)
+    options[NGMS_AT_EVERY_STEP] = True
+    try:
+        yield
+    finally:
+        if had:
+            options[NGMS_AT_EVERY_STEP] = before
+        else:
+            del options[NGMS_AT_EVERY_STEP]
+        p.extra_generation_params.clear()
+        p.extra_generation_params.update(noted)
 
 
 # img2img encodes its init images in `init`, through this function of the module.
@@ -211,8 +255,9 @@ class Recorder:
             return False
         return self._plan.is_adaptive or len(self._kept) >= len(self._plan.timesteps)
 
-    def latents(self, alphas_cumprod: Tensor) -> list[SourceLatents]:
-        """What was noted, by row; only for a complete sampling."""
+    def latents(self, alphas_cumprod: Tensor, z0: Tensor) -> list[SourceLatents]:
+        """What was noted, by row, with the `z_0` that it ended in; only for a complete sampling."""
         timesteps = sorted(self._kept)
         rows = torch.stack([self._kept[t].float().cpu() for t in timesteps]).split(1, 1)
-        return [SourceLatents(timesteps, row.clone(), alphas_cumprod.float().cpu()) for row in rows]
+        return [SourceLatents(timesteps, row.clone(), alphas_cumprod.float().cpu(), z0=end)
+                for row, end in zip(rows, z0.split(1), strict=True)]

@@ -113,7 +113,8 @@ def _job(p, cell: Cell, values: dict, tagged: bool):
         own = values.get("source_prompt") or shared.prompt_styles.apply_styles_to_prompt(p.prompt, p.styles)
         values["source_prompt"] = f"{own} {cell.source.tags}".strip()
         job.prompt = f"{p.prompt} {cell.target.tags}".strip()
-    setattr(job, PLAIN, cell.is_plain)
+    # Without a content image a model's own image is the content of its row.
+    setattr(job, PLAIN, cell.is_plain and values.get("source") == "generate")
     arguments, place = list(p.script_args), _own_arguments(p)
     arguments[place] = [values, *[None] * (place.stop - place.start - 1)]
     job.script_args = tuple(arguments)

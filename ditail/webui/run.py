@@ -1,6 +1,7 @@
 """Ditail in one job of the WebUI: the host-neutral `job.Job` run by the job's own methods and the WebUI's callbacks."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 
 from modules import images, sd_samplers, sd_unet, shared
@@ -8,11 +9,12 @@ from torch import Tensor
 
 from ..content.settings import warnings_of
 from ..errors import DitailError
-from ..job.host import Interrupted
+from ..job.host import Interrupted, Row
 from ..job.job import Job
 from ..job.plan import image_hash, image_hashes
 from ..job.request import Request
 from ..job.source import Source, distinct
+from ..method.latents import SourceLatents
 from . import caches, hijacks
 from .checkpoints import WebuiCheckpoints
 from .failures import errors_for_the_user
@@ -47,6 +49,7 @@ class Run:
             host = WebuiHost(p, lambda: [sampling.plan.steps for sampling in self.job.samplings.values()])
             self.job = Job(host, request, caches.LATENTS, sweep=sweep, is_plain=is_plain)
         self._recorder: hijacks.Recorder | None = None
+        self._guidance = ExitStack()
         self._is_attached = False
 
     def install(self) -> None:
@@ -104,8 +107,14 @@ class Run:
                 raise DitailError("enabled", "a script that samples in its own way (img2img alternative, say) leaves "
                                   "Ditail nothing to follow; switch one of the two off")
             if self._recorder and self._recorder.is_complete:
-                self.job.keep_recorded(self._first, self._recorder.latents(shared.sd_model.alphas_cumprod))
+                self._keep(self._recorder.latents(shared.sd_model.alphas_cumprod, samples))
             return samples
+
+    def _keep(self, latents: list[SourceLatents]) -> None:
+        try:
+            self.job.keep_recorded(self._first, latents)
+        except Interrupted:
+            shared.state.interrupted = True  # the image is there; only later ones have to invert it anew
 
     def _renew_sampler(self) -> None:
         """img2img makes its sampler in `init`; a source pass, or a script's own job, may have loaded models since."""
@@ -119,7 +128,10 @@ class Run:
             self._is_attached = True
             if self._recorder:
                 self._recorder.attach(self.p.sampler)
-            self.job.attach(x, noise, hires=bool(self.p.is_hr_pass), first=self._first)
+            hires = bool(self.p.is_hr_pass)
+            self.job.attach(x, noise, hires=hires, first=self._first)
+            self._guidance.close()
+            self._guidance.enter_context(hijacks.limited_guidance(self.p.sampler, self.job.guided_above(hires=hires)))
         except Exception as error:
             self.error = error
             hijacks.make_sampler_raise(self.p.sampler, error)
@@ -129,7 +141,8 @@ class Run:
         try:
             prompts = [len(composed) for composed in denoiser.sampler.sampler_extra_args["cond"].batch]
             # The WebUI's order, in one call or more: each image's prompts (several for AND), the unconditional rows.
-            rows = [i for i, count in enumerate(prompts) for _ in range(count)] + list(range(len(prompts)))
+            rows = [Row(image, True) for image, count in enumerate(prompts) for _ in range(count)]
+            rows += [Row(image, False) for image in range(len(prompts))]
             self.job.follow(rows, hires=bool(self.p.is_hr_pass), first=self._first)
         except Exception as error:
             self.error = error
@@ -137,6 +150,7 @@ class Run:
 
     def detach(self) -> None:
         """Take the hooks off every U-Net that has them."""
+        self._guidance.close()
         if self.job is not None:
             self.job.detach()
 
@@ -146,7 +160,7 @@ class Run:
         if job is None or job.is_plain or not job.request.settings.show_source or False not in job.samplings:
             return
         for source in distinct(job.samplings[False].sources):
-            if source.kind == "generate" and source.key not in job.latents:
+            if source.origin.kind == "generate" and source.origin.key not in job.latents:
                 continue  # interrupted
             image, text = source.content_image(job.latents), self._infotext_of(source)
             image.info["parameters"] = text
@@ -157,7 +171,7 @@ class Run:
                                   shared.opts.samples_format, info=text, p=p, suffix="-ditail-source")
 
     def _infotext_of(self, source: Source) -> str:
-        if source.kind == "image":
+        if source.origin.kind == "image":
             return f"Content image of Ditail, {IMAGE_HASH}: {image_hash(source.content_image(self.job.latents))}"
         prompt = self.job.request.settings.source_prompt or self.p.all_prompts[source.image]
         return source_infotext(self.p, source.checkpoint.handle, (prompt, source.prompts[1]), source.image)

@@ -27,6 +27,7 @@ class WebuiModels:
 
     def __init__(self, p, target_steps: Callable[[], list[int]]):
         self.p, self.target_steps = p, target_steps
+        self.device = devices.device
 
     @contextmanager
     def source_pass(self, steps: Sequence[int]) -> Iterator[WebuiProgress]:
@@ -178,7 +179,7 @@ def record_generation(p, model, images: Sequence[tuple[tuple[str, str], int]], s
     progress()
     if not recorder.is_complete:
         raise DitailError("source", f"the sampler {p.sampler_name} ended before its last step")
-    made = recorder.latents(model.alphas_cumprod)
+    made = recorder.latents(model.alphas_cumprod, samples)
     if decoded:
         decoded_images = processing.decode_latent_batch(model, samples, target_device=devices.cpu, check_for_nans=True)
         made = [latents.with_image(((image.float().clamp(-1, 1) + 1) * 127.5).byte().permute(1, 2, 0).contiguous())
