@@ -9,7 +9,7 @@ from ..job.request import Request
 from ..unet.injection import remove
 from . import caches
 from .checkpoints import WebuiLibrary
-from .controls import is_enabled, settings_from
+from .controls import Extras, is_enabled, settings_from
 from .run import PLAIN, RUN, Run, release
 from .xyz import AXES, add_axes, at_cell, sweep
 
@@ -23,7 +23,9 @@ def before_process(p, args: tuple) -> None:
     if not is_enabled(args) and not axes:
         return
     request, error, further = None, None, []
+    extras = Extras.from_args(args)
     try:
+        extras.check()
         request = Request.from_values(settings_from(args) | ({"enabled": True} if axes else {}), WebuiLibrary())
         if axes:
             request = at_cell(request, axes, (str(p.prompt), str(p.negative_prompt)))
@@ -33,7 +35,7 @@ def before_process(p, args: tuple) -> None:
     except Exception as unexpected:
         log.exception("reading the settings")
         error = DitailError("args", f"can't be read ({unexpected})")
-    Run(p, request, error, sweep=further, is_plain=getattr(p, PLAIN, False)).install()
+    Run(p, request, error, sweep=further, extras=extras, is_plain=getattr(p, PLAIN, False)).install()
 
 
 def before_sampling(p, x, noise) -> None:
