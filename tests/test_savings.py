@@ -11,7 +11,9 @@ from injected import (
     assert_equal,
     conds,
     hooks_on,
+    label,
     randn,
+    rows_run,
     run,
     source_latents,
     source_runs,
@@ -61,6 +63,24 @@ def test_rows_of_several_images(unets, kind):
     settings = {"kind": kind, "images": 3, "row_images": lambda rows: [2, 0, 2, 1], "x": randn(4, 4, 8, 16, seed=9),
                 "context": randn(4, 7, 32, seed=8)}
     assert_equal(run(unets[kind], Savings(), **settings), run(unets[kind], **settings))
+
+
+@pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl"])
+@pytest.mark.parametrize("savings", [Savings(), HOOKS, *EACH], ids=str)
+def test_rows_that_are_left_alone(unets, kind, savings):
+    """One row is what it is without injection, the other what it is when every row is injected."""
+    unet, x, context = unets[kind], randn(2, 4, 8, 16, seed=9), torch.cat(conds()[:2])
+    plain = unet(x, torch.full((2,), 501), context=context, **label(kind, 2))
+    whole = run(unet, HOOKS, kind)
+    assert_equal(run(unet, savings, kind, row_images=lambda rows: [None, 0]), torch.stack([plain[0], whole[1]]))
+    assert_equal(run(unet, savings, kind, row_images=lambda rows: [0, None]), torch.stack([whole[0], plain[1]]))
+
+
+def test_rows_that_are_left_alone_in_a_call_of_their_own_need_no_source_run(unet):
+    x = randn(1, 4, 8, 16, seed=9)
+    output, runs = rows_run(unet, savings=Savings(), x=x, row_images=lambda rows: [None])
+    assert runs == [1]
+    assert torch.equal(output, unet(x, T, context=conds()[0]))
 
 
 @pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl"])

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from ..errors import DitailError, named, shown
 from ..method.layers import parse_layers
+from .presets import PRESETS, preset_of
 
 # A path has at most 4096 characters on the systems that the WebUI runs on.
 MAX_NAME = 4096
@@ -102,6 +103,8 @@ class DitailSettings:
 
     enabled: bool = setting(False, "Enable Ditail", "Take the content from a source and the style from this "
                             "checkpoint.")
+    preset: str = setting("", "Preset", "A name for values of several settings; those that are given besides come "
+                          "first.", "Ditail preset", max_length=MAX_NAME)
     source: str = setting("image", "Source", "Where the content comes from: an image that is inverted, or one that "
                           "the source checkpoint generates.", "Ditail source", choices=("image", "generate"))
     image: str | None = setting(None, "Content image", "The image whose content is kept; in img2img the init image "
@@ -126,6 +129,19 @@ class DitailSettings:
                                 "ResBlock feature.", "Ditail feature ratio", low=0.0, high=1.0)
     attn_ratio: float = setting(0.5, "Attention ratio", "Share of the steps, from the first, that take the source's "
                                 "self-attention queries and keys.", "Ditail attention ratio", low=0.0, high=1.0)
+    inject: str = setting("both", "Inject into", "The prompt's rows alone, which keeps more structure for some style, "
+                          "or those of the negative prompt, too.", "Ditail inject", choices=("both", "cond"))
+    guidance_until: float = setting(1.0, "Guidance until", "Share of the steps, from the first, that use the CFG scale; "
+                                    "the others take a scale of 1, at half the cost.", "Ditail guidance until",
+                                    low=0.0, high=1.0)
+    source_latents: str = setting("inverted", "Latents of a generated source", "Invert the image that the source "
+                                  "checkpoint generates, or keep the latents that it passed through, which transfers "
+                                  "little.", "Ditail source latents", choices=("inverted", "kept"))
+    inversion_steps: float = setting(1.0, "Inversion steps", "Share of the sampler's steps at which the source is "
+                                     "inverted, at most 25 of them below 1; fewer cost less and give more style.",
+                                     "Ditail inversion steps", low=0.1, high=1.0)
+    tone: float = setting(0.0, "Tone", "Moves the colours that the start gives to the foreground toward the target's "
+                          "own.", "Ditail tone", low=0.0, high=1.0)
     start: str = setting("source", "Start", "Start sampling from the source's last latent or from the seed's noise.",
                          "Ditail start", choices=("source", "noise"))
     layers: str = setting("", "Layers", "Which blocks, and when: f4 a4-8 a9-11@0-0.3 (f: feature, a: attention, @: "
@@ -147,14 +163,17 @@ class DitailSettings:
             object.__setattr__(self, key, row.check(getattr(self, key)))
 
     @classmethod
-    def from_dict(cls, values: Mapping) -> "DitailSettings":
-        """Settings from an API's or a file's mapping; an unknown key raises DitailError naming it."""
+    def from_dict(cls, values: Mapping, presets: Mapping[str, Mapping] = PRESETS) -> "DitailSettings":
+        """Settings from an API's or a file's mapping, over those of its preset; DitailError names an unknown key.
+
+        presets: settings by key, by the preset's name.
+        """
         if not isinstance(values, Mapping):
             raise DitailError("args", f"must be one object of settings, got {type(values).__name__}")
         for key in values:
             if key not in BY_KEY:
                 raise DitailError(named(key), f"is not a setting of Ditail (known: {', '.join(sorted(BY_KEY))})")
-        return cls(**values)
+        return cls(**{**preset_of(values.get("preset", ""), presets), **values})
 
 
 BY_KEY = table_of(DitailSettings)

@@ -60,4 +60,4 @@ def invert(
         previous = now
         if progress:
             progress(i, z)
-    return SourceLatents(ascending, torch.stack(kept), alphas_cumprod)
+    return SourceLatents(ascending, torch.stack(kept), alphas_cumprod, z0=z0)

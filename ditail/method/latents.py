@@ -22,11 +22,11 @@ class SourceLatents:
 
     timesteps: `[N]`, ascending. latents: `[N, b, c, h, w]`, kept on the CPU in the dtype given.
     alphas_cumprod: the source model's schedule, `[1000]`. image: what the latents end in, `[h, w, 3]` uint8, where
-    the source model generated it.
+    the source model generated it. z0: the latent that they begin (inversion) or end in (generation), `[b, c, h, w]`.
     """
 
     def __init__(self, timesteps: Sequence[float], latents: Tensor, alphas_cumprod: Tensor, *,
-                 image: Tensor | None = None):
+                 image: Tensor | None = None, z0: Tensor | None = None):
         if latents.ndim != 5 or len(timesteps) != len(latents) or not len(latents):
             raise DitailError(None, f"source latents: {len(timesteps)} timesteps for latents {tuple(latents.shape)}")
         if image is not None and (image.ndim, image.shape[-1], image.dtype) != (3, 3, torch.uint8):
@@ -36,7 +36,10 @@ class SourceLatents:
         self.timesteps = torch.tensor([float(timesteps[i]) for i in order], dtype=torch.float64)
         self.latents = latents.detach().cpu()[order]
         self.alphas_cumprod = alphas_cumprod.detach().float().cpu()
+        if z0 is not None and z0.shape != latents.shape[1:]:
+            raise DitailError(None, f"source latents: z_0 {tuple(z0.shape)} for latents {tuple(latents.shape)}")
         self.image = None if image is None else image.detach().cpu()
+        self.z0 = None if z0 is None else z0.detach().float().cpu()
         abar = alphas_cumprod_at(self.alphas_cumprod, self.timesteps)
         self._sigmas = torch.sqrt((1 - abar) / abar)
 
@@ -45,17 +48,18 @@ class SourceLatents:
 
     def with_image(self, image: Tensor) -> "SourceLatents":
         """The same latents with the image that they end in."""
-        return SourceLatents(self.timesteps.tolist(), self.latents, self.alphas_cumprod, image=image)
+        return SourceLatents(self.timesteps.tolist(), self.latents, self.alphas_cumprod, image=image, z0=self.z0)
 
     @property
     def nbytes(self) -> int:
-        return self.latents.nbytes + (0 if self.image is None else self.image.nbytes)
+        return sum(x.nbytes for x in (self.latents, self.image, self.z0) if x is not None)
 
     def at(self, timestep: float) -> Tensor:
         """`z_t` `[b, c, h, w]` at any timestep, float32; outside the stored range, the nearest stored latent.
 
-        Between two stored steps `z_t / sqrt(abar_t)` is linear in `sigma_t`. That is the DDIM equation itself, so
-        for inverted latents the result is what DDIM inversion would have passed through.
+        Between two stored steps, and between `z_0` and the first, `z_t / sqrt(abar_t)` is linear in `sigma_t`. That is
+        the DDIM equation itself with one eps (and so one x_0) in between: for inverted latents the result is what DDIM
+        inversion would have passed through.
         """
         t = float(timestep)
         # A sampler's float is not quite the stored one; latents that are there are not to be interpolated.
@@ -63,22 +67,26 @@ class SourceLatents:
         for i in (high, high - 1):
             if 0 <= i < len(self) and abs(float(self.timesteps[i]) - t) < 1e-3:
                 return self.latents[i].float()
-        if high == 0 or high == len(self):
+        if high == len(self) or (high == 0 and self.z0 is None):
             return self.latents[min(high, len(self) - 1)].float()
-        low = high - 1
         abar = alphas_cumprod_at(self.alphas_cumprod, torch.tensor([t], dtype=torch.float64))
-        sigma = torch.sqrt((1 - abar) / abar)
-        s_low, s_high = self._sigmas[low], self._sigmas[high]
-        weight = float((sigma - s_low) / (s_high - s_low))
-        z_low = self.latents[low].float() * float(torch.sqrt(1 + s_low**2))
-        z_high = self.latents[high].float() * float(torch.sqrt(1 + s_high**2))
-        return torch.lerp(z_low, z_high, weight) * float(torch.sqrt(abar))
+        low_z, low_sigma = self._unscaled(high - 1)
+        high_z, high_sigma = self._unscaled(high)
+        weight = (float(torch.sqrt((1 - abar) / abar)) - low_sigma) / (high_sigma - low_sigma)
+        return torch.lerp(low_z, high_z, min(max(weight, 0.0), 1.0)) * float(torch.sqrt(abar))
+
+    def _unscaled(self, i: int) -> tuple[Tensor, float]:
+        """(`z_t / sqrt(abar_t)`, `sigma_t`) of stored step `i`; -1 is `z_0`, which the inversion takes as at abar[0]."""
+        if i < 0 and self.z0 is not None:
+            abar = float(self.alphas_cumprod[0])
+            return self.z0 / abar**0.5, ((1 - abar) / abar) ** 0.5
+        sigma = float(self._sigmas[i])
+        return self.latents[i].float() * (1 + sigma**2) ** 0.5, sigma
 
     def save(self, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
         """Write a safetensors file, whole or not at all; readable in its header: `metadata`, format and checksum."""
         tensors = {"timesteps": self.timesteps, "latents": self.latents, "alphas_cumprod": self.alphas_cumprod}
-        if self.image is not None:
-            tensors["image"] = self.image
+        tensors |= {name: x for name, x in (("image", self.image), ("z0", self.z0)) if x is not None}
         tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
         part = Path(f"{path}.{uuid4().hex}.part")
         try:
@@ -98,16 +106,16 @@ class SourceLatents:
                 raise DitailError(None, "another format")
             checksum = cache_key(tensors)
             parts = [tensors[name] for name in ("timesteps", "latents", "alphas_cumprod")]
-            if metadata.pop("sha256", checksum) != checksum or not _are_sound(*parts):
+            if metadata.pop("sha256", checksum) != checksum or not _are_sound(*parts, tensors.get("z0")):
                 raise DitailError(None, "damaged")
-            return cls(parts[0].tolist(), *parts[1:], image=tensors.get("image")), metadata
+            return cls(parts[0].tolist(), *parts[1:], image=tensors.get("image"), z0=tensors.get("z0")), metadata
         except (SafetensorError, OSError, KeyError, DitailError) as error:
             raise DitailError(str(path), f"can't be read as source latents ({error})") from error
 
 
-def _are_sound(timesteps: Tensor, latents: Tensor, alphas_cumprod: Tensor) -> bool:
+def _are_sound(timesteps: Tensor, latents: Tensor, alphas_cumprod: Tensor, z0: Tensor | None) -> bool:
     """Whether tensors from a file can be those of source latents."""
     return (
         (timesteps.ndim, latents.ndim, alphas_cumprod.shape) == (1, 5, (TRAINING_STEPS,))
-        and all(t.double().isfinite().all() for t in (timesteps, latents, alphas_cumprod))
+        and all(t.double().isfinite().all() for t in (timesteps, latents, alphas_cumprod, z0) if t is not None)
     )

@@ -10,6 +10,8 @@ from ..errors import DitailError, shown
 from .layers import ATTENTION, FEATURE, Layer, Layers
 
 TRAINING_STEPS = 1000
+# Of an inversion on a share of the sampler's timesteps: more of them gained nothing (docs/evaluation.md).
+MOST_INVERSION_STEPS = 25
 
 
 def scaled_linear_alphas_cumprod(start: float = 0.00085, end: float = 0.0120, count: int = TRAINING_STEPS) -> Tensor:
@@ -26,6 +28,19 @@ def ddim_timesteps(steps: int) -> list[int]:
     if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps < TRAINING_STEPS:
         raise DitailError("steps", f"must be a whole number from 1 to {TRAINING_STEPS - 1}, got {shown(steps)}")
     return [1 + i * (TRAINING_STEPS // steps) for i in range(steps)]
+
+
+def inversion_timesteps(timesteps: Sequence[float], share: float) -> list[float]:
+    """The timesteps of the sampler at which the source model is called: `share` of them, evenly spread, ascending.
+
+    The last one, where sampling starts, is always among them. A share of 1 is every timestep (the paper's way); a
+    smaller one is at most `MOST_INVERSION_STEPS`. Those in between are read from `SourceLatents.at`.
+    """
+    ascending = sorted(map(float, timesteps))
+    if share >= 1:
+        return ascending
+    count = min(max(1, round(share * len(ascending))), MOST_INVERSION_STEPS)
+    return [ascending[-(-(i + 1) * len(ascending) // count) - 1] for i in range(count)]
 
 
 def alphas_cumprod_at(alphas_cumprod: Tensor, timesteps: Tensor) -> Tensor:

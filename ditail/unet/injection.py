@@ -28,7 +28,8 @@ from .step import Step, mask_on_layer, mixed_at
 
 # Where a U-Net keeps what takes an injection off again.
 INSTALLED = "_ditail_installed"
-RowImages = Callable[[int], Sequence[int]]
+# The source row of each row of a call; None for a row that nothing is injected into.
+RowImages = Callable[[int], Sequence[int | None]]
 
 
 class _LastLayerReached(Exception):
@@ -43,7 +44,8 @@ class Injection:
     them to mix: what is computed on each is blended by their shares before it is injected.
     null: the U-Net's keyword arguments for the source rows, batch 1: `context` `[1, tokens, width]`, for SDXL also `y`.
     steps: which layers at which timesteps. mask: None or `[1, 1, h, w]` in 0..1 at the latents' size, 1 = inject.
-    row_images: for a run of `n` rows, the source row of each (default: the rows repeat the source rows in order).
+    row_images: for a run of `n` rows, the source row of each, None for one that is left alone (default: the rows
+    repeat the source rows in order).
     savings: which needless work is left out (exact, and cheaper).
     features: where the source runs are kept for a later generation; None = nowhere.
     around_source: a context for the source runs (a host may switch off what is meant for the image alone).
@@ -99,12 +101,14 @@ class InjectionHooks:
         self.sites = find_sites(unet, injection.steps.windows)
         self.layers = {site.name: site.layer for site in self.sites.features} | {
             f"{site.name}.{part}": site.layer for site in self.sites.attention for part in ("to_q", "to_k")}
+        # The step that is injected in the call at hand, and the last one that was recorded.
         self._step: Step | None = None
+        self._last: Step | None = None
         self._recording = False
         self._hook_ids: frozenset[int] = frozenset()
         # Of the call at hand: height and width of its latents, and the image of each row.
         self._grid: tuple[int, int] = (0, 0)
-        self._rows: Sequence[int] = ()
+        self._rows: Sequence[int | None] = ()
 
     def install(self, installed: ExitStack) -> None:
         """Hook the U-Net; `installed` takes the hooks off again."""
@@ -130,15 +134,19 @@ class InjectionHooks:
         self._grid = tuple(x.shape[-2:])
         self._rows = images_of_rows(len(x), images_of(self.mixed), self.injection.row_images)
         t = float(timesteps.flatten()[0])
-        places = active_at(self.mixed, t)
+        # Only rows that are left alone: no source run is needed.
+        places = active_at(self.mixed, t) if any(row is not None for row in self._rows) else ()
         wanted = frozenset(key for key, layer in self.layers.items() if places and self.injection.steps.wants(layer, t))
-        before, self._step = self._step, None
+        self._step = None
+        if self._last is not None and self._last.timestep != t:
+            self._last = None
         if not wanted:
             return
         # cond and uncond in two calls, or a sampler that asks twice at one timestep, find the first call's record.
-        is_same = before is not None and (before.timestep, before.wanted) == (t, wanted)
+        is_same = self._last is not None and self._last.wanted == wanted
         # Not before it is recorded: after a source run that raised, the next call starts another.
-        self._step = before if is_same else self._recorded_step(x, timesteps, mixed_at(self.mixed, t, wanted, places))
+        self._last = self._last if is_same else self._recorded_step(x, timesteps, mixed_at(self.mixed, t, wanted, places))
+        self._step = self._last
 
     def _recorded_step(self, x: Tensor, timesteps: Tensor, step: Step) -> Step:
         """`step` with what the source run records, or with what an earlier generation kept."""
@@ -201,11 +209,14 @@ class InjectionHooks:
         if images is None or output.shape[1:] != recorded.shape[1:]:
             raise DitailError(None, f"injection: {key} gave {tuple(recorded.shape)} for the source and "
                               f"{tuple(output.shape)} for the image")
-        source = spread(recorded, images)
+        source = spread(recorded, [image or 0 for image in images])
         for mask in (self.injection.mask, step.reach):
             if mask is not None:
                 m = mask_on_layer(mask, output, self._grid, key).to(output)
                 source = m * source + (1 - m) * output
+        if None in images:
+            injected = torch.tensor([image is not None for image in images], device=output.device)
+            return torch.where(injected.view(-1, *[1] * (output.ndim - 1)), source, output)
         return source
 
     def _step_at_hand(self) -> Step:
@@ -234,23 +245,41 @@ class InjectionHooks:
     def owns(self, hook_id: int) -> bool:
         return hook_id in self._hook_ids
 
-    def images(self, recorded: Tensor, rows: int) -> Sequence[int] | None:
+    def images(self, recorded: Tensor, rows: int) -> Sequence[int | None] | None:
         # Tiling extensions fold tiles into rows; a source row is then several rows, in the same order.
         tiles, rest = divmod(len(recorded), images_of(self.mixed))
         if rest or rows != tiles * len(self._rows):
             return None
-        return [image * tiles + tile for image in self._rows for tile in range(tiles)]
+        return [None if image is None else image * tiles + tile for image in self._rows for tile in range(tiles)]
+
+    @contextmanager
+    def only_rows(self, injected: bool) -> Iterator[None]:
+        before, step = self._rows, self._step
+        if injected:
+            self._rows = [image for image in before if image is not None]
+        else:
+            self._step = None
+        try:
+            yield
+        finally:
+            self._rows, self._step = before, step
+
+    def left_alone(self, rows: int) -> list[bool]:
+        if self._step is None or self._recording or not self._rows or rows % len(self._rows):
+            return []
+        tiles = rows // len(self._rows)
+        return [image is None for image in self._rows for _ in range(tiles)]
 
 
-def images_of_rows(rows: int, images: int, row_images: RowImages | None) -> Sequence[int]:
+def images_of_rows(rows: int, images: int, row_images: RowImages | None) -> Sequence[int | None]:
     """The image of each of `rows` rows; see `Injection.row_images`. Raises DitailError where they don't match."""
-    found = list(row_images(rows)) if row_images and images > 1 else [i % images for i in range(rows)]
+    found = list(row_images(rows)) if row_images else [i % images for i in range(rows)]
     if len(found) != rows or (row_images is None and rows % images):
         raise DitailError(None, f"injection: {rows} rows can't be matched with {images} source latents")
     return found
 
 
-def source_rows(latents: SourceLatents, timestep: float, x: Tensor, images: Sequence[int]) -> Tensor:
+def source_rows(latents: SourceLatents, timestep: float, x: Tensor, images: Sequence[int | None]) -> Tensor:
     """The source's rows at a timestep, as the U-Net takes them beside rows `x` of these `images`.
 
     Raises DitailError for latents of another size.

@@ -6,6 +6,7 @@ class's own `forward`, after which the hook path does the job. So it is decided 
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -53,8 +54,15 @@ class Source(Protocol):
     def recorded(self, key: str, module: nn.Module) -> Tensor:
         """The source rows' output of a layer."""
 
-    def images(self, recorded: Tensor, rows: int) -> Sequence[int] | None:
-        """The row of `recorded` that each of `rows` rows takes; None where they don't match."""
+    def images(self, recorded: Tensor, rows: int) -> Sequence[int | None] | None:
+        """The row of `recorded` that each of `rows` rows takes (None: it is left alone); None where they don't match.
+        """
+
+    def left_alone(self, rows: int) -> list[bool]:
+        """Whether nothing is injected into each of `rows` rows of the call at hand; empty where no row matters."""
+
+    def only_rows(self, injected: bool) -> AbstractContextManager[None]:
+        """A context in which modules are called with those rows alone that are injected into, or with the others."""
 
     def is_fed_alike(self, name: str) -> bool:
         """Whether an attention's to_q and to_k were handed one tensor, with nothing (a hypernetwork) in between."""
@@ -64,10 +72,13 @@ class Source(Protocol):
 
 
 class Shortcut:
-    """Stands in for `module.forward` as a context; `fast` gives the output, or None to compute it as usual."""
+    """Stands in for `module.forward` as a context; `fast` gives the output, or None to compute it as usual.
 
-    def __init__(self, module: nn.Module, fast: Callable[..., Tensor | None]):
-        self.module = module
+    `fast` is called with the rows alone that are injected into; the others are computed as usual.
+    """
+
+    def __init__(self, source: Source, module: nn.Module, fast: Callable[..., Tensor | None]):
+        self.source, self.module = source, module
         self.fast: Callable[..., Tensor | None] | None = fast
 
     def __enter__(self) -> "Shortcut":
@@ -75,8 +86,26 @@ class Shortcut:
         return self
 
     def __call__(self, *args, **kwargs) -> Tensor:
-        output = self.fast(*args, **kwargs) if self.fast else None
-        return type(self.module).forward(self.module, *args, **kwargs) if output is None else output
+        output = self._shortened(args, kwargs) if self.fast else None
+        return self._forward(args, kwargs) if output is None else output
+
+    def _forward(self, args: Sequence, kwargs: Mapping) -> Tensor:
+        return type(self.module).forward(self.module, *args, **kwargs)
+
+    def _shortened(self, args: Sequence, kwargs: Mapping) -> Tensor | None:
+        alone = self.source.left_alone(len(args[0])) if args else []
+        if not any(alone):
+            return self.fast(*args, **kwargs)
+        injected, others = ([i for i, is_alone in enumerate(alone) if is_alone == wanted] for wanted in (False, True))
+        with self.source.only_rows(injected=True):
+            output = self.fast(*_rows_of(args, injected), **_rows_of(kwargs, injected))
+        if output is None:
+            return None
+        with self.source.only_rows(injected=False):
+            rest = self._forward(_rows_of(args, others), _rows_of(kwargs, others))
+        joined = rest.new_empty(len(alone), *rest.shape[1:])
+        joined[injected], joined[others] = output, rest
+        return joined
 
     def __exit__(self, *_) -> None:
         """Give the module its `forward` back. Whoever wrapped this one meanwhile keeps a plain pass-through."""
@@ -101,7 +130,14 @@ def shortcuts(source: Source, features: Sequence[tuple[str, nn.Module]],
                 wanted.append((projection, _skip_projection(source, projection, f"{name}.{part}")))
     if source.savings.share_attention:
         wanted += [(attn1, _share(source, attn1, name)) for name, attn1 in attention]
-    return [Shortcut(module, fast) for module, fast in wanted if "forward" not in module.__dict__]
+    return [Shortcut(source, module, fast) for module, fast in wanted if "forward" not in module.__dict__]
+
+
+def _rows_of(values, rows: Sequence[int]):
+    """A call's arguments for these of its rows; what is no tensor, and None, is for all of them."""
+    if isinstance(values, Mapping):
+        return {key: value[rows] if isinstance(value, Tensor) else value for key, value in values.items()}
+    return [value[rows] if isinstance(value, Tensor) else value for value in values]
 
 
 def _skip_projection(source: Source, projection: nn.Module, key: str):

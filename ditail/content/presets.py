@@ -1,0 +1,24 @@
+"""Presets: values of several settings under one name, as the evaluation found them (docs/evaluation.md)."""
+
+from collections.abc import Mapping
+
+from ..errors import DitailError, named, shown
+
+PRESETS: Mapping[str, Mapping[str, float | str]] = {
+    "Paper": {},
+    "Balanced": {"inversion_steps": 0.5, "inject": "both", "guidance_until": 0.7, "tone": 0.5},
+    "Structure": {"inversion_steps": 0.5, "inject": "cond", "guidance_until": 0.7},
+    "Style": {"inversion_steps": 0.25, "attn_ratio": 0.3, "conv_ratio": 0.5, "tone": 1.0},
+    "Draft": {"inversion_steps": 0.2, "guidance_until": 0.5, "attn_ratio": 0.3, "conv_ratio": 0.5},
+}
+# What the tab and the demo begin with; a request without a preset has the paper's values.
+DEFAULT_PRESET = "Balanced"
+
+
+def preset_of(name, presets: Mapping[str, Mapping] = PRESETS) -> Mapping:
+    """The settings by key of a preset; none for "". Raises DitailError for a name that there is not."""
+    if not isinstance(name, str):
+        raise DitailError("preset", f"must be a text, got {shown(name)}")
+    if name and name not in presets:
+        raise DitailError("preset", f'"{named(name)}" is none of {", ".join(presets)}')
+    return presets[name] if name else {}
