@@ -54,6 +54,17 @@ function ditailImageChanged(tab) {
         if (!image) ditailSet(tab, "image_name", "");
         ditailRefresh(tab);
     }, 100);
+    return [];
+}
+
+// A file for one of the slots: it is no longer missing, and the content image's name is known.
+function ditailFileChosen(tab, target, files) {
+    const slot = files?.length && target.closest(`[id^=${tab}_ditail_]:has(input[type=file])`);
+    if (!slot) return;
+    const control = slot.id.replace(`${tab}_ditail_`, "");
+    const lines = (ditailElement(tab, "missing")?.querySelector("textarea")?.value || "").split("\n");
+    ditailSet(tab, "missing", lines.filter((line) => !line.startsWith(`${control}\t`)).join("\n"));
+    if (control === "image") ditailSet(tab, "image_name", files[0].name);
 }
 
 // Take the content image's size over into txt2img's width and height.
@@ -149,10 +160,8 @@ onUiLoaded(() => {
                 ditailDrawBoxes(tab);
             });
         }
-        const slot = ditailElement(tab, "image");
-        const named = (files) => files?.length && ditailSet(tab, "image_name", files[0].name);
-        slot?.addEventListener("change", (e) => named(e.target.files), true);
-        slot?.addEventListener("drop", (e) => named(e.dataTransfer?.files), true);
+        page?.addEventListener("change", (e) => ditailFileChosen(tab, e.target, e.target.files), true);
+        page?.addEventListener("drop", (e) => ditailFileChosen(tab, e.target, e.dataTransfer?.files), true);
     }
 });
 

@@ -3,17 +3,19 @@
 from collections.abc import Mapping
 
 from .presets import PRESETS
-from .settings import BY_KEY
+from .settings import BY_KEY, FIELDS
 
 # The presets that the slider passes through, by its position.
 ANCHORS = {0.0: "Style", 0.5: "Balanced", 1.0: "Structure"}
 STEP = 0.05
-KEYS = tuple(key for key in BY_KEY if any(key in PRESETS[name] for name in ANCHORS.values()))
+# What a preset is made of: how content is taken, not what it is taken from.
+KEYS = tuple(field.key for field in FIELDS if isinstance(field.default, float)
+             or field.choices and field.key not in ("source", "resize_mode"))
 
 
-def preset_values(values: Mapping) -> dict:
-    """The settings of a preset, with the default for what it leaves open."""
-    return {key: values.get(key, BY_KEY[key].default) for key in KEYS}
+def preset_values(preset: Mapping) -> dict:
+    """The settings of a preset by KEYS, with the default for what it leaves open."""
+    return {key: BY_KEY[key].check(preset.get(key, BY_KEY[key].default)) for key in KEYS}
 
 
 def at_balance(position: float) -> dict:
@@ -21,7 +23,7 @@ def at_balance(position: float) -> dict:
     places = sorted(ANCHORS)
     low = max(place for place in places[:-1] if place <= max(position, 0.0))
     high = places[places.index(low) + 1]
-    share = min((position - low) / (high - low), 1.0)
+    share = min(max((position - low) / (high - low), 0.0), 1.0)
     ends = [preset_values(PRESETS[ANCHORS[place]]) for place in (low, high)]
     return {key: _between(ends[0][key], ends[1][key], share) for key in KEYS}
 
@@ -42,6 +44,6 @@ def _is_same(preset: Mapping, values: Mapping) -> bool:
 
 
 def _between(low, high, share: float):
-    if isinstance(low, float) and isinstance(high, float):
+    if isinstance(low, float):
         return round(low + (high - low) * share, 2)
     return low if share < 0.5 else high

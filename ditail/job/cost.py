@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 
 from ..content.settings import DitailSettings
+from ..method.schedule import inversion_timesteps
 
 
 @dataclass(frozen=True)
 class InjectedStep:
-    """An injected step in evaluations of one row: source: the source's row; row: each row that takes its features."""
+    """An injected step in evaluations of one row: source: each row of a source; row: each row that takes its features."""
 
     source: float
     row: float
@@ -17,7 +18,7 @@ class InjectedStep:
 # SDXL at 1024x1024. The shares hardly change with the size.
 USUAL_FAMILY = "SD 1.x"
 STEPS = {
-    "SD 1.x": (InjectedStep(1.000, 0.910), InjectedStep(0.438, 0.972)),
+    USUAL_FAMILY: (InjectedStep(1.000, 0.910), InjectedStep(0.438, 0.972)),
     "SDXL": (InjectedStep(0.946, 0.934), InjectedStep(0.562, 0.987)),
 }
 
@@ -30,24 +31,30 @@ class Cost:
     warm: float
 
 
-def cost_of(settings: DitailSettings, batch: int = 1, images: int = 1, family: str = USUAL_FAMILY) -> Cost:
-    """The cost of `images` batches of `batch` images each from one source. family: as `unet.families` names it."""
-    both, feature = STEPS.get(family, STEPS[USUAL_FAMILY])
-    attention = settings.attn_ratio
-    features_alone = max(0.0, settings.conv_ratio - attention)
-    injected = {attention: both, features_alone: feature}
-    sampling = 2 * batch * (1 - attention - features_alone)
-    for share, step in injected.items():
-        sampling += share * (step.source + _rows(step, batch, settings))
-    plain = 2 * batch
-    return Cost((_source_pass(settings, batch) / images + sampling) / plain, sampling / plain)
+def cost_of(settings: DitailSettings, steps: int, batch: int = 1, count: int = 1, family: str = USUAL_FAMILY) -> Cost:
+    """The cost of `count` batches of `batch` images each. family: as `unet.families` names it."""
+    plain = 2 * batch * steps
+    sampling = sum(_step(settings, i / steps, batch, family) for i in range(steps))
+    # Generated sources differ from image to image; a content image is one for all of them.
+    sources = batch if settings.source == "generate" else 1 / count
+    return Cost((sources * _source(settings, steps) + sampling) / plain, sampling / plain)
 
 
-def _rows(step: InjectedStep, batch: int, settings: DitailSettings) -> float:
-    """The target's rows of one injected step."""
-    return 2 * batch * step.row
+def _step(settings: DitailSettings, done: float, batch: int, family: str) -> float:
+    """Evaluations of one row in the step that begins when a share of `done` is."""
+    unconditional = batch if done < settings.guidance_until else 0
+    if done >= max(settings.conv_ratio, settings.attn_ratio):
+        return batch + unconditional
+    with_attention, features_alone = STEPS.get(family, STEPS[USUAL_FAMILY])
+    kind = with_attention if done < settings.attn_ratio else features_alone
+    sources = batch if settings.source == "generate" else 1
+    left_alone = unconditional if settings.inject == "cond" else 0
+    return sources * kind.source + (batch + unconditional - left_alone) * kind.row + left_alone
 
 
-def _source_pass(settings: DitailSettings, batch: int) -> float:
-    """In evaluations of one row for each step of the sampler."""
-    return 1.0 + (2.0 * batch if settings.source == "generate" else 0.0)
+def _source(settings: DitailSettings, steps: int) -> float:
+    """Evaluations of one row that a source takes to make."""
+    inverted = len(inversion_timesteps(range(steps), settings.inversion_steps))
+    if settings.source == "image":
+        return inverted
+    return 2 * steps + (inverted if settings.source_latents == "inverted" else 0)

@@ -83,6 +83,8 @@ def pasted_setting(field: Field, params: dict):
 
     None (unchanged) for an image without Ditail; what such an image does not name has its default.
     """
+    if field.key == "enabled":
+        return has_settings(params)
     if not has_settings(params):
         return None
     with refusing(field.infotext or TITLE):

@@ -49,8 +49,7 @@ def _plan(values: Mapping) -> str:
         begin = "Generates the content with {source} and inverts it"
     else:
         begin = "Inverts the content image with {source}"
-    is_one = values["source"] == "image"
-    cost = cost_of(settings, batch, count if is_one else 1, _family())
+    cost = cost_of(settings, steps, batch, count, _family())
     many = f"{batch * count} plain images" if batch * count > 1 else "a plain image"
     text = (f"{begin}, then samples with {{target}} in {{steps}}. Costs {cost.cold:.2f} times {many}, {cost.warm:.2f} "
             "while the source is cached")

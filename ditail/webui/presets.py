@@ -95,12 +95,3 @@ def _write(presets: Mapping[str, Mapping]) -> None:
     part = FILE.with_suffix(f".{os.getpid()}.part")
     part.write_text(json.dumps(presets, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(part, FILE)
-
-
-def resolved(values: Mapping) -> dict:
-    """Settings without the name of a preset of the user's own: its values, under those that are given."""
-    name = values.get("preset")
-    own = own_presets() if isinstance(name, str) and name and name not in PRESETS else {}
-    if name not in own:
-        return dict(values)
-    return {**own[name], **{key: value for key, value in values.items() if key != "preset"}}

@@ -14,7 +14,7 @@ from modules.ui_components import InputAccordion
 
 from ..content.balance import ANCHORS, STEP, preset_values
 from ..content.further import WEIGHT
-from ..content.presets import PRESETS
+from ..content.presets import DEFAULT_PRESET, PRESETS
 from ..content.settings import BY_KEY
 from . import kept_images, presets, ui_events
 from .controls import (
@@ -31,9 +31,7 @@ from .infotext import TITLE, pasted_second_source, pasted_setting
 from .matrix import MAX_MARGIN
 
 IMAGE_HEIGHT, SLOT_HEIGHT = 240, 200
-# The preset that the tab starts with, and where it is on the slider.
-START = "Balanced"
-DEFAULTS = {**{field.key: field.default for field in TAB_FIELDS}, **preset_values(PRESETS[START])}
+DEFAULTS = {**{field.key: field.default for field in TAB_FIELDS}, **preset_values(PRESETS[DEFAULT_PRESET])}
 FIRST_LEVEL = ("enabled", "image", "source", "source_checkpoint")
 PROMPTS = ("source_prompt", "source_negative_prompt")
 PLACED = (*FIRST_LEVEL, *PROMPTS, "source_vae", "layers", "mask", "resize_mode", "hires", "show_source")
@@ -89,10 +87,10 @@ def _first_level(elem_id: ElemId, is_img2img: bool) -> dict:
         with gr.Column(min_width=220, scale=3):
             made["source"] = gr.Radio(choices=SOURCE_WORDS, **_common("source", elem_id))
             made["source_checkpoint"] = _checkpoints(elem_id)
-            made["preset"] = gr.Dropdown(label="Preset", choices=[*presets.names(), presets.CUSTOM], value=START,
+            made["preset"] = gr.Dropdown(label="Preset", choices=[*presets.names(), presets.CUSTOM], value=DEFAULT_PRESET,
                                          elem_id=elem_id("preset"))
             made["balance"] = gr.Slider(label="Balance", minimum=0, maximum=1, step=STEP, elem_id=elem_id("balance"),
-                                        value=next(place for place, name in ANCHORS.items() if name == START),
+                                        value=next(place for place, name in ANCHORS.items() if name == DEFAULT_PRESET),
                                         info="0 = style, 1 = structure")
     return made
 

@@ -34,8 +34,8 @@ def connect(made: Mapping, hosts: Mapping, elem_id: Callable[[str], str], *, is_
     made["refresh"].click(line, inputs, [made["line"], made["forget"]], 
                           **script(f"(...v) => ditailFacts('{tab}', v.slice(0, {len(inputs)}))"), **QUIET)
     made["forget"].click(lambda: "", None, [made["missing"]], **QUIET)
-    made["missing"].change(None, None, None, **script(f"() => ditailRefresh('{tab}')"))
-    made["enabled"].change(None, None, None, **script(f"() => ditailRefresh('{tab}')"))
+    for name in ("missing", "enabled"):
+        made[name].change(None, None, None, **script(f"() => ditailRefresh('{tab}')"))
     _connect_source(made)
     _connect_images(made, tab)
     _connect_presets(made)
@@ -52,26 +52,16 @@ def _connect_source(made: Mapping) -> None:
 
 
 def _connect_images(made: Mapping, tab: str) -> None:
-    refresh = script(f"(...v) => {{ ditailImageChanged('{tab}'); return v; }}")
-    made["image"].change(None, None, None, **refresh)
+    made["image"].change(None, None, None, **script(f"() => ditailImageChanged('{tab}')"))
     if "use_size" in made:
         made["use_size"].click(None, None, None, **script(f"() => ditailUseImageSize('{tab}_ditail_image')"))
     made["preview"].click(None, None, None, **script(f"() => ditailPreview('{tab}')"))
-    for name in made:
-        is_slot = name in ("image", "mask") or "_image" in name or "_mask" in name
-        if is_slot and isinstance(made[name], gr.Image) and name != "painted_mask":
-            made[name].upload(lambda lines, name=name: _without(lines, name), [made["missing"]], [made["missing"]],
-                              **QUIET)
     made["paint"].click(lambda image: image and image.convert("RGB"), [made["image"]], [made["painted_mask"]], **QUIET)
     outputs = [made[name] for name in ("source_prompt", "source_negative_prompt", "source_checkpoint")]
     for name, describe in (("take_prompt", caption.from_clip), ("take_tags", caption.from_deepbooru)):
         made[name].visible = name == "take_prompt" or caption.HAS_DEEPBOORU
         made[name].click(lambda image, describe=describe: _described(image, describe), [made["image"]],
                          [*outputs, made["line"]])
-
-
-def _without(lines: str, name: str) -> str:
-    return "\n".join(line for line in lines.splitlines() if not line.startswith(f"{name}\t"))
 
 
 def _described(image: Image.Image | None, describe: Callable) -> list:
