@@ -8,7 +8,6 @@ from PIL import Image
 from ..content.collage import Piece, parse_collage
 from ..content.further import FurtherSource, parse_sources
 from ..content.lists import check_image, check_mask
-from ..content.presets import PRESETS
 from ..content.settings import DitailSettings
 from ..errors import DitailError
 from .host import Checkpoint, Library
@@ -30,12 +29,12 @@ class Request:
     collage: tuple[Piece, ...] = ()
 
     @classmethod
-    def from_values(cls, values: Mapping, library: Library, presets: Mapping[str, Mapping] = PRESETS) -> "Request":
+    def from_values(cls, values: Mapping, library: Library) -> "Request":
         """Settings by key, images as base64 or PIL images. Raises DitailError naming the key that can't be used."""
         values = dict(values)
         images = {key: values.pop(key, None) for key in IMAGES}
         encoded = {key: image for key, image in images.items() if not isinstance(image, Image.Image)}
-        settings = DitailSettings.from_dict({**values, **encoded}, presets)
+        settings = DitailSettings.from_dict({**values, **encoded}, library.presets())
         if not settings.enabled:
             return cls(settings, None, None, None, "")
         collage = parse_collage(settings.collage)

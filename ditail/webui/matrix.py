@@ -18,7 +18,6 @@ from .controls import Extras, settings_from
 from .failures import Ditail, errors_for_the_user
 from .infotext import TITLE
 from .loading import restored_models
-from .presets import all_presets
 from .progress import PLACE
 from .run import PLAIN
 
@@ -71,7 +70,7 @@ def run(p, values: dict, names: Sequence[str], *, one_source: bool = False, marg
     with restored_models(is_sound=_is_refusal) as before:
         before.check_files()
         values = _complete(values)
-        request = Request.from_values({**values, "enabled": True}, WebuiLibrary(), all_presets())
+        request = Request.from_values({**values, "enabled": True}, WebuiLibrary())
         source = None
         if one_source:
             source = MatrixModel(request.checkpoint or checkpoint_of(shared.sd_model.sd_checkpoint_info))

@@ -10,7 +10,6 @@ from ..unet.injection import remove
 from . import caches
 from .checkpoints import WebuiLibrary
 from .controls import Extras, is_enabled, settings_from
-from .presets import all_presets
 from .run import PLAIN, RUN, Run, release
 from .xyz import AXES, add_axes, at_cell, sweep
 
@@ -27,8 +26,7 @@ def before_process(p, args: tuple) -> None:
     extras = Extras.from_args(args)
     try:
         extras.check()
-        request = Request.from_values(settings_from(args) | ({"enabled": True} if axes else {}), WebuiLibrary(),
-                                      all_presets())
+        request = Request.from_values(settings_from(args) | ({"enabled": True} if axes else {}), WebuiLibrary())
         if axes:
             request = at_cell(request, axes, (str(p.prompt), str(p.negative_prompt)))
             further = sweep(request, axes)
