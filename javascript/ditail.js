@@ -95,8 +95,8 @@ function ditailPreview(tab) {
 async function ditailSend(from) {
     const app = gradioApp();
     const shown = from === "pnginfo" ? app.querySelector("#pnginfo_image img")
-        : app.querySelector(`#${from}_gallery .preview > img, #${from}_gallery .preview .image-button img`)
-            || app.querySelector(`#${from}_gallery img`);
+        : (all_gallery_buttons()[Math.max(selected_gallery_index(), 0)] || app.querySelector(`#${from}_gallery`))
+            ?.querySelector("img");
     if (!shown) return;
     const answer = await fetch(shown.src);
     const blob = await answer.blob();
@@ -113,6 +113,7 @@ async function ditailSend(from) {
         input.dispatchEvent(new Event("change", {bubbles: true}));
         ditailSet("txt2img", "image_name", name);
         slot.scrollIntoView({block: "center"});
+        setTimeout(() => ditailElement("txt2img", "take_infotext")?.click(), 800);
     }, 300);
 }
 

@@ -4,11 +4,13 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 
+from torch import Tensor
+
 from ..cache.latents import LatentCache
 from ..method.inversion import invert
 from ..method.latents import SourceLatents
 from .host import Host, Model, Progress
-from .plan import Sampling
+from .plan import Sampling, fitted
 from .request import Request
 from .source import Source, batches_of, distinct, sources_of
 
@@ -45,11 +47,19 @@ def sources_along(host: Host, cache: LatentCache, requests: Sequence[Request], s
         return []
     known = {source.key for source in missing}
     further = distinct(source for request in requests for sampling in samplings
-                       for source in sources_of(host, request, sampling.size, sampling.plan, sampling.contents))
+                       for source in sources_of(host, request, sampling.size, sampling.plan,
+                                                _contents(host, request, sampling)))
     further = [source for source in further if source.key not in known and cache.get(source.key) is None]
     height, width = missing[0].latent_hw
     nbytes = BYTES_PER_VALUE * CHANNELS * height * width * len(missing[0].plan.timesteps)
     return further[: max(0, cache.budget // nbytes - len(missing))]
+
+
+def _contents(host: Host, request: Request, sampling: Sampling) -> Sequence[Tensor]:
+    """The content images of a later job: its own, or those of this one."""
+    if request.image is None or request.collage:
+        return sampling.contents
+    return [fitted(host, request.image, sampling.size, request.settings.resize_mode)]
 
 
 def make_sources(host: Host, cache: LatentCache, sources: Sequence[Source], known: Mapping[str, SourceLatents], *,

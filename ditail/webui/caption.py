@@ -15,11 +15,16 @@ FAILED = "<error>"  # what the WebUI's interrogator ends its answer with
 Description = tuple[str, str | None, str | None]
 
 
-def describe(image: Image.Image | None, caption: Callable[[Image.Image], str]) -> Description:
-    """What an image shows. caption: asked where the image has no infotext. Raises DitailError."""
+def describe(image: Image.Image | None, caption: Callable[[Image.Image], str] | None,
+             ) -> tuple[str | None, str | None, str | None]:
+    """What an image shows, as a Description that may be empty. Raises DitailError.
+
+    caption: asked where the image has no infotext; None for nobody.
+    """
     if image is None:
         raise DitailError("image", "choose one first")
-    return from_infotext(image) or (_said(caption, image.convert("RGB")), None, None)
+    known = from_infotext(image)
+    return known or (caption and _said(caption, image.convert("RGB")), None, None)
 
 
 def from_infotext(image: Image.Image) -> Description | None:

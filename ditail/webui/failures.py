@@ -17,7 +17,7 @@ LABELS = {
     "args": "Settings", "sources": "Second source", "collage": "Collage", "box": "Box", "weight": "Weight",
     "steps": "Begin and end", "checkpoints": "Models of the matrix", "further": "Further models",
     "one_source": "One row", "margin": "Grid margins", "script_args": "Script", "sd_unet": "SD Unet",
-    "init_images": "img2img",
+    "init_images": "img2img", "folder": "Ditail folder",
 }
 ENTRY = re.compile(r"(\w+)\[(\d+)\]")
 

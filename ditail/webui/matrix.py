@@ -117,13 +117,13 @@ def _job(p, cell: Cell, values: dict, tagged: bool):
         values["source_prompt"] = f"{own} {cell.source.tags}".strip()
         job.prompt = f"{p.prompt} {cell.target.tags}".strip()
     setattr(job, PLAIN, cell.is_plain)
-    arguments, place = list(p.script_args), _own_arguments(p)
+    arguments, place = list(p.script_args), own_arguments(p)
     arguments[place] = [values, *[None] * (place.stop - place.start - 1)]
     job.script_args = tuple(arguments)
     return job
 
 
-def _own_arguments(p) -> slice:
+def own_arguments(p) -> slice:
     """Where the always-on script's arguments are among the job's."""
     always = next(s for s in p.scripts.alwayson_scripts if s.title() == TITLE)
     return slice(always.args_from, always.args_to)
@@ -203,7 +203,7 @@ def _from_controls(p, args: tuple) -> Asked:
     if not isinstance(further, str | None):
         raise DitailError("further", f"must be a text of one model a line, got {shown(further)}")
     names = [*(names or ()), *filter(None, (line.strip() for line in (further or "").splitlines()))]
-    arguments = p.script_args[_own_arguments(p)]
+    arguments = p.script_args[own_arguments(p)]
     Extras.from_args(arguments).check()
     return Asked(settings_from(arguments), names,
                  _check_one_source(False if one_source is None else one_source), _check_margin(margin))

@@ -26,6 +26,8 @@ from .target import WebuiTarget
 RUN = "_ditail_run"
 # Set on a job by the matrix: see `Job.is_plain`.
 PLAIN = "_ditail_plain"
+# Set on a job that is one of several: the requests of those after it, and what the tab would say beside the settings.
+SWEEP, EXTRAS = "_ditail_sweep", "_ditail_extras"
 
 
 class WebuiHost:

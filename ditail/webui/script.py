@@ -7,10 +7,10 @@ from modules import script_callbacks, sd_models
 from ..errors import DitailError
 from ..job.request import Request
 from ..unet.injection import remove
-from . import caches
+from . import caches, send
 from .checkpoints import WebuiLibrary
 from .controls import Extras, is_enabled, settings_from
-from .run import PLAIN, RUN, Run, release
+from .run import EXTRAS, PLAIN, RUN, SWEEP, Run, release
 from .xyz import AXES, add_axes, at_cell, sweep
 
 log = logging.getLogger("ditail")
@@ -22,8 +22,8 @@ def before_process(p, args: tuple) -> None:
     axes = getattr(p, AXES, {})
     if not is_enabled(args) and not axes:
         return
-    request, error, further = None, None, []
-    extras = Extras.from_args(args)
+    request, error, further = None, None, getattr(p, SWEEP, [])
+    extras = getattr(p, EXTRAS, None) or Extras.from_args(args)
     try:
         extras.check()
         request = Request.from_values(settings_from(args) | ({"enabled": True} if axes else {}), WebuiLibrary())
@@ -72,7 +72,8 @@ def register() -> None:
     """Add the settings and the callbacks; the WebUI forgets these at "Reload UI" and runs the script again."""
     show_log()
     caches.add_options()  # now: the API's list of settings may be made before the callback for settings is called
-    callbacks = {"cfg_denoiser": on_cfg_denoiser, "script_unloaded": on_script_unloaded, "before_ui": add_axes}
+    callbacks = {"cfg_denoiser": on_cfg_denoiser, "script_unloaded": on_script_unloaded, "before_ui": add_axes,
+                 "after_component": send.on_after_component}
     for category, function in callbacks.items():
         # `script_callbacks.on_...` would find out the file's name by `inspect.stack()`: some 30 ms each at the start.
         script_callbacks.add_callback(script_callbacks.callback_map[f"callbacks_{category}"], function,

@@ -31,7 +31,7 @@ def connect(made: Mapping, hosts: Mapping, elem_id: Callable[[str], str], *, is_
         known = dict(zip([*names, live_line.FACTS], values, strict=True))
         return [live_line.html_of(known, is_img2img=is_img2img), gr.update(visible=bool(known["missing"]))]
 
-    made["refresh"].click(line, inputs, [made["line"], made["forget"]], 
+    made["refresh_line"].click(line, inputs, [made["line"], made["forget"]], 
                           **script(f"(...v) => ditailFacts('{tab}', v.slice(0, {len(inputs)}))"), **QUIET)
     made["forget"].click(lambda: "", None, [made["missing"]], **QUIET)
     for name in ("missing", "enabled"):
@@ -58,13 +58,14 @@ def _connect_images(made: Mapping, tab: str) -> None:
     made["preview"].click(None, None, None, **script(f"() => ditailPreview('{tab}')"))
     made["paint"].click(lambda image: image and image.convert("RGB"), [made["image"]], [made["painted_mask"]], **QUIET)
     outputs = [made[name] for name in ("source_prompt", "source_negative_prompt", "source_checkpoint")]
-    for name, describe in (("take_prompt", caption.from_clip), ("take_tags", caption.from_deepbooru)):
-        made[name].visible = name == "take_prompt" or caption.HAS_DEEPBOORU
+    made["take_tags"].visible = caption.HAS_DEEPBOORU
+    ways = {"take_prompt": caption.from_clip, "take_tags": caption.from_deepbooru, "take_infotext": None}
+    for name, describe in ways.items():
         made[name].click(lambda image, describe=describe: _described(image, describe), [made["image"]],
                          [*outputs, made["line"]])
 
 
-def _described(image: Image.Image | None, describe: Callable) -> list:
+def _described(image: Image.Image | None, describe: Callable | None) -> list:
     """Updates for source prompt, negative prompt, checkpoint and the line."""
     try:
         found = caption.describe(image, describe)
