@@ -57,7 +57,9 @@ def from_infotext(params: Mapping[str, object]) -> dict:
     """The settings by key of infotext's entries; empty for an image without Ditail. Raises DitailError."""
     if not has_settings(params):
         return {}
-    return {"enabled": True, **{field.key: value_from_infotext(field, params) for field in WRITTEN}}
+    # Without the preset's name, which need not be known here: all of its values are written, too.
+    return {"enabled": True, **{field.key: value_from_infotext(field, params) for field in WRITTEN
+                                if field.key != "preset"}}
 
 
 def has_settings(params: Mapping[str, object]) -> bool:
