@@ -34,7 +34,7 @@ try:
     from ditail.webui import check_webui
 
     check_webui()
-    from ditail.webui import script, ui
+    from ditail.webui import live_line, script, ui
 except ImportError as error:
     logging.getLogger("ditail").error("Ditail is off: %s", error)
 else:
@@ -52,14 +52,15 @@ else:
             return f"{'img2img' if self.is_img2img else 'txt2img'}_ditail_{item_id}"
 
         def after_component(self, component, **kwargs):
-            # Made before this script's controls; a warning follows it.
-            if kwargs.get("elem_id") == f"{'img2img' if self.is_img2img else 'txt2img'}_cfg_scale":
-                self.cfg_scale = component
+            # Most are made before this script's controls; what Generate is going to do depends on them.
+            tab, _, name = str(kwargs.get("elem_id")).partition("_")
+            if tab == ("img2img" if self.is_img2img else "txt2img") and name in live_line.HOSTS:
+                self.hosts = {**getattr(self, "hosts", {}), name: component}
 
         def ui(self, is_img2img):
-            made = ui.build(self.elem_id, is_img2img=is_img2img, cfg_scale=getattr(self, "cfg_scale", None))
+            made = ui.build(self.elem_id, is_img2img=is_img2img, hosts=getattr(self, "hosts", {}))
+            # "Send to" takes nothing along (no `paste_field_names`): the mixed image would be inverted again.
             self.infotext_fields = made.infotext_fields
-            self.paste_field_names = made.paste_field_names
             return made.controls
 
         def before_process(self, p, *args):

@@ -15,7 +15,7 @@ from ditail import DitailError
 from ditail.content.collage import compose, parse_collage
 from ditail.content.further import parse_sources
 from ditail.content.images import decode_base64, fit, mask_to_latent, read_image, read_mask
-from ditail.content.infotext import SOURCES, from_infotext, sources_from_infotext, to_infotext
+from ditail.content.infotext import SOURCES, from_infotext, sources_from_infotext, sources_text, to_infotext
 from ditail.content.settings import BY_KEY, FIELDS, DitailSettings
 from ditail.errors import MAX_SENTENCE, named, shown
 from ditail.method.layers import Layer, parse_layers
@@ -312,3 +312,8 @@ def test_a_text_that_looks_like_a_size_comes_back():
     """The WebUI reads `512x768` as a width and a height."""
     read = from_infotext({"Ditail source prompt-1": "512", "Ditail source prompt-2": "768"})
     assert read["source_prompt"] == "512x768"
+
+
+@given(DESCRIBED)
+def test_sources_are_written_without_what_the_webui_would_escape(sources):
+    assert not set(sources_text(sources)) & set(',:"\\\n')

@@ -5,8 +5,10 @@ raises DitailError naming the key.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import unquote
 
 from ..errors import DitailError, shown
 from .further import CHECKS as SOURCE_CHECKS
@@ -17,6 +19,9 @@ from .settings import FIELDS, DitailSettings, Field
 PREFIX = "Ditail "
 SOURCES = "Ditail sources"
 WRITTEN = tuple(field for field in FIELDS if field.infotext)
+# What separates the parts of a text of sources, and what makes the WebUI escape it.
+MARKS = re.compile(r'[%;|=,:"\\\x00-\x1f\x7f]')
+AS_THE_FIRST = "as the first"
 # Of a further source's keys, those that infotext can hold; the others describe its images, which it can't.
 SOURCE_KEYS = ("source", "source_checkpoint", "weight", "steps")
 
@@ -29,14 +34,32 @@ def to_infotext(settings: DitailSettings, sources: Sequence[Mapping] = (), *, wi
     values = {field: getattr(settings, field.key) for field in WRITTEN}
     entries = {field.infotext: _written(value) for field, value in values.items()
                if value != "" and (with_image or field.key != "resize_mode")}
-    return {**entries, SOURCES: json.dumps(list(sources))} if sources else entries
+    return {**entries, SOURCES: sources_text(sources)} if sources else entries
+
+
+def sources_text(sources: Sequence[Mapping]) -> str:
+    """Further sources as people can read them: `source=image; weight=0.5; steps=0 to 0.5 | source=generate`.
+
+    The WebUI would escape JSON, and every text with a comma or a colon. What a value has of such marks is in
+    percent-encoding.
+    """
+    return " | ".join("; ".join(f"{key}={_written_part(value)}" for key, value in source.items()) or AS_THE_FIRST
+                      for source in sources)
+
+
+def _written_part(value) -> str:
+    if isinstance(value, list | tuple):
+        return " to ".join(str(_written(float(number))) for number in value)
+    return MARKS.sub(lambda mark: f"%{ord(mark[0]):02X}", str(_written(value)))
 
 
 def from_infotext(params: Mapping[str, object]) -> dict:
     """The settings by key of infotext's entries; empty for an image without Ditail. Raises DitailError."""
     if not has_settings(params):
         return {}
-    return {"enabled": True, **{field.key: value_from_infotext(field, params) for field in WRITTEN}}
+    # Without the preset's name, which need not be known here: all of its values are written, too.
+    return {"enabled": True, **{field.key: value_from_infotext(field, params) for field in WRITTEN
+                                if field.key != "preset"}}
 
 
 def has_settings(params: Mapping[str, object]) -> bool:
@@ -62,16 +85,42 @@ def value_from_infotext(field: Field, params: Mapping[str, object]):
 
 def sources_from_infotext(params: Mapping[str, Any]) -> list[dict]:
     """What infotext says of the further sources, by the keys of SOURCE_KEYS. Raises DitailError naming `sources`."""
-    text = params.get(SOURCES, "[]")
-    try:
-        described = json.loads(text)
-    except (ValueError, TypeError, RecursionError) as error:
-        raise DitailError("sources", f"must be a list of objects in JSON, got {shown(text)}") from error
-    if not isinstance(described, list) or not all(isinstance(source, dict) for source in described):
-        raise DitailError("sources", f"must be a list of objects in JSON, got {shown(text)}")
+    described = described_sources(params)
     if len(described) > MAX_SOURCES:
         raise DitailError("sources", f"has {len(described)} entries, at most {MAX_SOURCES} are possible")
     return [_source(source, f"sources[{i}]") for i, source in enumerate(described)]
+
+
+def described_sources(params: Mapping[str, Any]) -> list[dict]:
+    """All that infotext says of the further sources, unchecked but for its form. Raises DitailError."""
+    text = params.get(SOURCES, "")
+    if not isinstance(text, str):
+        raise DitailError("sources", f"must be a text, got {shown(text)}")
+    if not text.lstrip().startswith("["):
+        return [_read_source(one, text) for one in text.split(" | ")] if text else []
+    try:  # as earlier versions wrote it
+        described = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DitailError("sources", f"must be a list of objects in JSON, got {shown(text)}") from error
+    if not isinstance(described, list) or not all(isinstance(source, dict) for source in described):
+        raise DitailError("sources", f"must be a list of objects in JSON, got {shown(text)}")
+    return described
+
+
+def _read_source(one: str, text: str) -> dict:
+    parts = [] if one == AS_THE_FIRST else one.split("; ")
+    if not all("=" in part for part in parts):
+        raise DitailError("sources", f"must be written as source=image; weight=1, got {shown(text)}")
+    return dict(map(_read_part, parts))
+
+
+def _read_part(part: str) -> tuple[str, Any]:
+    key, _, value = part.partition("=")
+    if key == "weight":
+        return key, _number(value)
+    if key == "steps":
+        return key, [_number(number) for number in value.split(" to ")]
+    return key, unquote(value)
 
 
 def _source(described: dict, name: str) -> dict:

@@ -125,12 +125,13 @@ class DitailSettings:
                            "colours turn unnatural.", "Ditail alpha", low=0.0, high=10.0)
     beta: float = setting(0.5, "Beta", "Weight of the negative prompt in the inversion.", "Ditail beta", low=0.0,
                           high=10.0)
-    conv_ratio: float = setting(0.8, "Feature ratio", "Share of the steps, from the first, that take the source's "
-                                "ResBlock feature.", "Ditail feature ratio", low=0.0, high=1.0)
-    attn_ratio: float = setting(0.5, "Attention ratio", "Share of the steps, from the first, that take the source's "
-                                "self-attention queries and keys.", "Ditail attention ratio", low=0.0, high=1.0)
-    inject: str = setting("both", "Inject into", "The prompt's rows alone, which keeps more structure for some style, "
-                          "or those of the negative prompt, too.", "Ditail inject", choices=("both", "cond"))
+    conv_ratio: float = setting(0.8, "Feature ratio", "Share of the steps, from the first, that take their shapes "
+                                "from the source.", "Ditail feature ratio", low=0.0, high=1.0)
+    attn_ratio: float = setting(0.5, "Attention ratio", "Share of the steps, from the first, that take their layout "
+                                "from the source.", "Ditail attention ratio", low=0.0, high=1.0)
+    inject: str = setting("both", "Inject into", "cond: only what the prompt asks for takes the content, which keeps "
+                          "more structure and less style; both: what the negative prompt asks for, too.",
+                          "Ditail inject", choices=("both", "cond"))
     guidance_until: float = setting(1.0, "Guidance until", "Share of the steps, from the first, that use the CFG "
                                     "scale; the others take a scale of 1, at half the cost.", "Ditail guidance until",
                                     low=0.0, high=1.0)

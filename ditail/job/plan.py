@@ -111,13 +111,13 @@ def _plan_sampling(host: Host, request: Request, a_pass: Pass, plan: SamplingPla
 
 def _contents(host: Host, request: Request, size: tuple[int, int], init_images: Sequence[Tensor]) -> Sequence[Tensor]:
     if request.image is not None:
-        return [_fitted(host, request.image, size, request.settings.resize_mode)]
+        return [fitted(host, request.image, size, request.settings.resize_mode)]
     if not init_images and not request.collage:
         raise DitailError("image", "a content image is needed in txt2img")
     return init_images
 
 
-def _fitted(host: Host, image: Image.Image, size: tuple[int, int], resize_mode: str) -> Tensor:
+def fitted(host: Host, image: Image.Image, size: tuple[int, int], resize_mode: str) -> Tensor:
     return image_to_tensor(fit(host.job.framed(image, resize_mode), *size, resize_mode))
 
 
@@ -139,7 +139,7 @@ def _further_sources(host: Host, part: Further, number: int, a_pass: Pass, plan:
             raise DitailError("sources", "none that is generated can be mixed in the hires pass; switch `hires` off")
         contents = []
     else:
-        contents = [_fitted(host, request.image, size, resize_mode)] if request.image is not None else contents
+        contents = [fitted(host, request.image, size, resize_mode)] if request.image is not None else contents
         if not contents:
             raise DitailError("sources", f"number {number + 1} needs an image, as the first is generated")
     mask = mask_to_latent(host.job.framed(part.mask, resize_mode), *size, resize_mode) if part.mask else None

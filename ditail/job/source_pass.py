@@ -1,17 +1,18 @@
 """The source pass: which sources of a job have to be made, and making them."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 
 import torch
+from torch import Tensor
 
 from ..cache.latents import LatentCache
 from ..method.inversion import invert
 from ..method.latents import SourceLatents
 from ..method.tone import SEED, target_estimate
 from .host import Host, Model, Progress
-from .plan import Sampling
+from .plan import Sampling, fitted
 from .request import Request
 from .source import Source, batches_of, distinct, sources_of
 
@@ -31,7 +32,9 @@ def look_up(cache: LatentCache, sources: Sequence[Source], *, with_images: bool,
     """
     latents = {source.key: cached for source in sources if (cached := cache.get(source.key)) is not None}
     inverted = [source for source in sources if source.parent and (with_images or source.key not in latents)]
-    generated = distinct([*(source for source in sources if source.kind == "generate"), *parents_of(inverted)])
+    at_once = {key for source in inverted for key in source.origin.batch}
+    generated = distinct(source.origin for source in sources
+                         if source.kind == "generate" or (source.parent and source.origin.key in at_once))
     for source in generated:
         cached = cache.get(source.key)
         children = [child for child in inverted if child.origin.key == source.key and child.key not in latents]
@@ -45,23 +48,26 @@ def look_up(cache: LatentCache, sources: Sequence[Source], *, with_images: bool,
     return latents, [source for source in needed if source.key in incomplete]
 
 
-def parents_of(sources: Iterable[Source]) -> list[Source]:
-    """What generated the images that sources are inverted from, with the others of its batch."""
-    return distinct(source.parent for source in sources if source.parent)
-
-
 def sources_along(host: Host, cache: LatentCache, requests: Sequence[Request], samplings: Sequence[Sampling],
                   missing: Sequence[Source]) -> list[Source]:
     """Inverted sources that later jobs of a sweep need (`requests`), where a model has to be loaded anyway."""
     if all(source.checkpoint.path == host.checkpoints.target().path for source in missing):
         return []
     known = {source.key for source in missing}
-    further = distinct(source for request in requests for sampling in samplings if sampling.contents
-                       for source in sources_of(host, request, sampling.size, sampling.plan, sampling.contents))
+    further = distinct(source for request in requests for sampling in samplings
+                       if (contents := _contents(host, request, sampling))
+                       for source in sources_of(host, request, sampling.size, sampling.plan, contents))
     further = [source for source in further if source.key not in known and cache.get(source.key) is None]
     height, width = missing[0].latent_hw
     nbytes = BYTES_PER_VALUE * CHANNELS * height * width * len(missing[0].plan.timesteps)
     return further[: max(0, cache.budget // nbytes - len(missing))]
+
+
+def _contents(host: Host, request: Request, sampling: Sampling) -> Sequence[Tensor]:
+    """The content images of a later job: its own, or those of this one."""
+    if request.image is None or request.collage:
+        return sampling.contents
+    return [fitted(host, request.image, sampling.size, request.settings.resize_mode)]
 
 
 def make_sources(host: Host, cache: LatentCache, sources: Sequence[Source], known: Mapping[str, SourceLatents], *,

@@ -5,6 +5,7 @@ The caches hold tensors, never a model. As globals of this package they outlive 
 
 import logging
 import os
+from pathlib import Path
 
 import gradio as gr
 from modules import cache, devices, shared
@@ -13,6 +14,7 @@ from modules.ui_components import ToolButton
 
 from ..cache.features import FeatureCache
 from ..cache.folder import LatentFolder
+from ..cache.images import ImageFolder
 from ..cache.latents import LatentCache
 
 log = logging.getLogger("ditail")
@@ -34,11 +36,17 @@ OPTIONS = {
     "ditail_features_place": shared.OptionInfo(
         IN_RAM, "Keep features", gr.Radio, {"choices": [IN_RAM, ON_GPU]},
     ),
+    "ditail_images_mb": shared.OptionInfo(
+        256, "Content images and masks kept (MB)", gr.Slider, {"minimum": 0, "maximum": 4096, "step": 64},
+    ).info("in the extension's folder, so that pasting an image's settings brings them back; 0 = none are kept"),
 }
 
 LATENTS = LatentCache(OPTIONS["ditail_cache_mb"].default * MB)
 FOLDER = LatentFolder(os.path.join(cache.cache_dir, "ditail"), OPTIONS["ditail_disk_mb"].default * MB)
 FEATURES = FeatureCache(OPTIONS["ditail_features_mb"].default * MB)
+# At the extension's root, where updates leave alone what git ignores.
+ROOT = Path(__file__).resolve().parents[2]
+IMAGES = ImageFolder(ROOT / "kept_images", OPTIONS["ditail_images_mb"].default * MB)
 
 
 def apply_settings() -> None:
@@ -48,6 +56,9 @@ def apply_settings() -> None:
     LATENTS.trim()
     on_gpu = _option("ditail_features_place") == ON_GPU
     FEATURES.resize(_bytes("ditail_features_mb"), devices.device if on_gpu else "cpu")
+    if IMAGES.budget != _bytes("ditail_images_mb"):
+        IMAGES.budget = _bytes("ditail_images_mb")
+        IMAGES.trim()
 
 
 def _option(name: str):
@@ -59,7 +70,7 @@ def _bytes(name: str) -> int:
 
 
 def clear() -> None:
-    """Empty all caches, the folder even where it is switched off."""
+    """Empty all caches, the folder even where it is switched off. Content images stay: they can't be made again."""
     LATENTS.clear()
     FOLDER.clear()
     FEATURES.clear()
@@ -69,13 +80,13 @@ def clear() -> None:
 def sizes() -> str:
     """What the caches hold, as HTML."""
     held = [("Source latents in RAM", len(LATENTS), LATENTS.nbytes), ("on disk", len(FOLDER), FOLDER.nbytes),
-            ("features of steps", len(FEATURES), FEATURES.nbytes)]
+            ("features of steps", len(FEATURES), FEATURES.nbytes), ("content images", len(IMAGES), IMAGES.nbytes)]
     return "; ".join(f"{name}: {count} ({nbytes / MB:.1f} MB)" for name, count, nbytes in held)
 
 
 def add_options() -> None:
     """Put the settings and the caches' sizes on their page."""
-    shown = shared.OptionHTML("What is kept only saves time: without it, the same images come out.")
+    shown = shared.OptionHTML("Latents and features only save time: without them, the same images come out.")
     shown.component = _sizes_and_buttons
     for name, option in shared.options_section(("ditail", "Ditail"), {**OPTIONS, "ditail_caches": shown}).items():
         option.onchange = apply_settings

@@ -12,6 +12,7 @@ from ..errors import DitailError, named
 from ..job.host import Checkpoint, Networks, Prompts
 from ..keys import file_mark
 from ..unet.families import SUPPORTED, SUPPORTED_IN_WORDS, family_of_file, family_of_unet
+from .presets import all_presets
 
 # Everything in the settings that changes what a model or a text encoder computes.
 OPTIONS_THAT_COUNT = (
@@ -105,6 +106,7 @@ class WebuiLibrary:
 
     find_checkpoint = staticmethod(find_checkpoint)
     find_vae = staticmethod(find_vae)
+    presets = staticmethod(all_presets)
 
 
 class WebuiCheckpoints:

@@ -1,27 +1,56 @@
-"""Errors where the user sees them."""
+"""Errors where the user sees them: the API names keys, the tab its labels."""
 
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from fastapi import HTTPException
 
+from ..content.settings import BY_KEY
 from ..errors import DitailError
 
 log = logging.getLogger("ditail")
+
+# What the tab calls the keys that are no setting, and those of list entries.
+LABELS = {
+    "args": "Settings", "sources": "Second source", "collage": "Collage", "box": "Box", "weight": "Weight",
+    "steps": "Begin and end", "checkpoints": "Models of the matrix", "further": "Further models",
+    "one_source": "One row", "margin": "Grid margins", "script_args": "Script", "sd_unet": "SD Unet",
+    "init_images": "img2img", "folder": "Ditail folder",
+}
+ENTRY = re.compile(r"(\w+)\[(\d+)\]")
 
 
 class Ditail(Exception):
     """A DitailError in the tab, where the WebUI shows an exception's class and text: "Ditail: ..."."""
 
 
+def label_of(key: str) -> str:
+    """A key as the tab labels it: "Collage, image 1, Box" for `collage[0].box`."""
+    words = []
+    for part in key.split("."):
+        entry = ENTRY.fullmatch(part)
+        name = entry[1] if entry else part
+        words.append(LABELS.get(name) or (BY_KEY[name].label if name in BY_KEY else name))
+        if entry and name == "collage":
+            words.append(f"image {int(entry[2]) + 1}")
+    return ", ".join(words)
+
+
+def in_words(error: DitailError) -> str:
+    """An error for somebody who sees labels and has never heard of keys."""
+    sentence = re.sub(r"`(\w+)`", lambda key: f'"{label_of(key[1])}"', error.sentence)
+    return sentence if error.key is None else f"{label_of(error.key)}: {sentence}"
+
+
 @contextmanager
 def errors_for_the_user(p) -> Iterator[None]:
-    """Turn a DitailError into what job `p` came by: HTTP 422 for the API, the sentence for the tab."""
+    """Turn a DitailError into what job `p` came by: HTTP 422 for the API, a sentence for the tab."""
     try:
         yield
     except DitailError as error:
         log.error("%s", error)
         if getattr(p, "is_api", False):
             raise HTTPException(status_code=422, detail=str(error)) from error
-        raise Ditail(str(error)) from error
+        raise Ditail(in_words(error)) from error

@@ -15,15 +15,15 @@ from ..errors import DitailError
 from ..job.plan import image_hash
 from ..job.request import Further, Request
 from .controls import SHOWN_FOR_EMPTY
+from .kept_images import COLLAGE, IMAGE_HASH, IMAGE_NAME, MASK_HASH, collage_text
 
-IMAGE_HASH = "Ditail image hash"
 TITLE = "Ditail"
 
 
-def infotext_of(request: Request, image_hashes: Sequence[str]) -> dict:
+def infotext_of(request: Request, image_hashes: Sequence[str], image_name: str = "") -> dict:
     """The infotext's entries for a job; what is empty is left out.
 
-    image_hashes: of the content images that the images of a batch take in turn.
+    image_hashes: of the content images that the images of a batch take in turn. image_name: their file's.
     """
     described = [_described(part) for part in request.further]
     written = to_infotext(request.settings, described, with_image=bool(image_hashes))
@@ -31,7 +31,11 @@ def infotext_of(request: Request, image_hashes: Sequence[str]) -> dict:
     if request.checkpoint is not None:
         written["Ditail source checkpoint"] = request.checkpoint.handle.short_title
     if request.collage:
-        written["Ditail collage"] = "; ".join(" ".join(f"{edge:g}" for edge in piece.box) for piece in request.collage)
+        written[COLLAGE] = collage_text(request)
+    if request.mask is not None:
+        written[MASK_HASH] = image_hash(request.mask)
+    if image_name and request.image is not None:
+        written[IMAGE_NAME] = _protected(IMAGE_NAME, image_name)
     if len(image_hashes) > 1:
         written[IMAGE_HASH] = lambda index, **_: image_hashes[index % len(image_hashes)]
     elif image_hashes:
@@ -55,9 +59,10 @@ def _protected(key: str, value):
 def _described(part: Further) -> dict:
     """A further source without its images, which infotext can't hold."""
     settings = part.request.settings
-    said = {"source": settings.source, "weight": part.weight, "steps": list(part.steps), "mask": part.mask is not None}
-    if part.request.image is not None:
-        said["image hash"] = image_hash(part.request.image)
+    said = {"source": settings.source, "weight": part.weight, "steps": list(part.steps)}
+    for name, image in (("image hash", part.request.image), ("mask hash", part.mask)):
+        if image is not None:
+            said[name] = image_hash(image)
     if part.request.checkpoint is not None:
         said["source_checkpoint"] = part.request.checkpoint.handle.short_title
     return said
@@ -73,30 +78,20 @@ def source_infotext(p, checkpoint, prompts: tuple[str, str], image: int) -> str:
                                       all_negative_prompts=[prompts[1]])
 
 
-class PasteKey(str):
-    """An infotext key that is also the function from parsed infotext to its control's value.
+def pasted_setting(field: Field, params: dict):
+    """A setting's control value from parsed infotext.
 
-    The WebUI pastes through functions, but "Send to" finds the controls of two tabs by one name: this is both.
+    None (unchanged) for an image without Ditail; what such an image does not name has its default.
     """
-
-    field: Field
-
-    def __new__(cls, field: Field):
-        key = super().__new__(cls, field.infotext or TITLE)
-        key.field = field
-        return key
-
-    def __call__(self, params: dict):
-        """None (unchanged) for an image without Ditail; what such an image does not name has its default."""
-        if self.field.key == "enabled":
-            return has_settings(params)
-        if not has_settings(params):
-            return None
-        with refusing(self):
-            return _shown(self.field, value_from_infotext(self.field, params))
+    if field.key == "enabled":
+        return has_settings(params)
+    if not has_settings(params):
+        return None
+    with refusing(field.infotext or TITLE):
+        return _shown(field, value_from_infotext(field, params))
 
 
-def second_source_of(name: str, params: dict):
+def pasted_second_source(name: str, params: dict):
     """The value of one of the second source's controls (`controls.SECOND_SOURCE`) from parsed infotext."""
     if not has_settings(params):
         return None

@@ -14,10 +14,11 @@ from ..errors import DitailError, shown
 from ..job.matrix import Cell, MatrixModel, cells_of, in_loading_order
 from ..job.request import Request
 from .checkpoints import WebuiLibrary, check_family, checkpoint_of, find_checkpoint
-from .controls import settings_from
+from .controls import Extras, settings_from
 from .failures import Ditail, errors_for_the_user
 from .infotext import TITLE
 from .loading import restored_models
+from .progress import PLACE
 from .run import PLAIN
 
 log = logging.getLogger("ditail")
@@ -86,7 +87,9 @@ def run(p, values: dict, names: Sequence[str], *, one_source: bool = False, marg
             shared.state.job = f"{done + 1} out of {len(cells)}"
             log.info("matrix %d of %d: content of %s, style of %s", done + 1, len(cells), cell.source.name,
                      cell.target.name)
-            processed = processing.process_images(_job(p, cell, values, tagged))
+            job = _job(p, cell, values, tagged)
+            setattr(job, PLACE, f"{done + 1} of {len(cells)}")
+            processed = processing.process_images(job)
             if processed.images:
                 made[cell] = processed
         return _joined(p, cells, made, margin)
@@ -115,13 +118,13 @@ def _job(p, cell: Cell, values: dict, tagged: bool):
         job.prompt = f"{p.prompt} {cell.target.tags}".strip()
     # Without a content image a model's own image is the content of its row.
     setattr(job, PLAIN, cell.is_plain and values.get("source") == "generate")
-    arguments, place = list(p.script_args), _own_arguments(p)
+    arguments, place = list(p.script_args), own_arguments(p)
     arguments[place] = [values, *[None] * (place.stop - place.start - 1)]
     job.script_args = tuple(arguments)
     return job
 
 
-def _own_arguments(p) -> slice:
+def own_arguments(p) -> slice:
     """Where the always-on script's arguments are among the job's."""
     always = next(s for s in p.scripts.alwayson_scripts if s.title() == TITLE)
     return slice(always.args_from, always.args_to)
@@ -201,7 +204,9 @@ def _from_controls(p, args: tuple) -> Asked:
     if not isinstance(further, str | None):
         raise DitailError("further", f"must be a text of one model a line, got {shown(further)}")
     names = [*(names or ()), *filter(None, (line.strip() for line in (further or "").splitlines()))]
-    return Asked(settings_from(p.script_args[_own_arguments(p)]), names,
+    arguments = p.script_args[own_arguments(p)]
+    Extras.from_args(arguments).check()
+    return Asked(settings_from(arguments), names,
                  _check_one_source(False if one_source is None else one_source), _check_margin(margin))
 
 

@@ -9,16 +9,39 @@ from torch import Tensor
 
 from ..job.host import Interrupted
 
+# Set on a job that is one of several: "4 of 9".
+PLACE = "_ditail_place"
+
+
+def text_of(p, text: str) -> str:
+    """What the bar says: "Ditail, 4 of 9: inverting the content image"."""
+    place = getattr(p, PLACE, "")
+    return f"Ditail, {place}: {text}" if place else f"Ditail: {text}"
+
+
+@contextmanager
+def sampling_text(p) -> Iterator[None]:
+    """The bar's text while job `p` samples."""
+    before = shared.state.textinfo
+    shared.state.textinfo = text_of(p, f"sampling with {shared.sd_model.sd_checkpoint_info.name_for_extra}")
+    try:
+        yield
+    finally:
+        shared.state.textinfo = before
+
 
 class WebuiProgress:
     """See `job.host.Progress`: raises Interrupted once the user has pressed Interrupt or Skip."""
 
+    def __init__(self, p):
+        self.p = p
+
     def show(self, text: str) -> None:
-        shared.state.textinfo = f"Ditail: {text}"
+        shared.state.textinfo = text_of(self.p, text)
 
     def begin(self, steps: int, text: str) -> None:
         self.show(text)
-        shared.state.job = f"Ditail: {text}"
+        shared.state.job = text_of(self.p, text)
         shared.state.sampling_steps, shared.state.sampling_step = steps, 0
         self.check()
 
@@ -48,7 +71,7 @@ def source_job(p, target_steps: list[int], source_steps: list[int]) -> Iterator[
     total = known.total if known is not None else p.n_iter * sum(target_steps)
     shared.total_tqdm.updateTotal(total + sum(source_steps))
     try:
-        yield WebuiProgress()
+        yield WebuiProgress(p)
     finally:
         for name in ("job", "textinfo", "sampling_steps"):
             setattr(shared.state, name, state.get(name, getattr(type(shared.state), name)))

@@ -15,10 +15,12 @@ from ..job.plan import image_hash, image_hashes
 from ..job.request import Request
 from ..job.source import Source, distinct
 from ..method.latents import SourceLatents
-from . import caches, hijacks
+from . import caches, hijacks, kept_images
 from .checkpoints import WebuiCheckpoints
+from .controls import Extras
 from .failures import errors_for_the_user
-from .infotext import IMAGE_HASH, infotext_of, source_infotext
+from .infotext import infotext_of, source_infotext
+from .progress import sampling_text
 from .sampling import WebuiJob
 from .source_models import WebuiModels
 from .target import WebuiTarget
@@ -26,6 +28,8 @@ from .target import WebuiTarget
 RUN = "_ditail_run"
 # Set on a job by the matrix: see `Job.is_plain`.
 PLAIN = "_ditail_plain"
+# Set on a job that is one of several: the requests of those after it, and what the tab would say beside the settings.
+SWEEP, EXTRAS = "_ditail_sweep", "_ditail_extras"
 
 
 class WebuiHost:
@@ -42,8 +46,8 @@ class Run:
     """Ditail in one processing job `p`. error: what is wrong with its settings, raised where the user sees it."""
 
     def __init__(self, p, request: Request | None, error: Exception | None = None, *, sweep: Sequence[Request] = (),
-                 is_plain: bool = False):
-        self.p, self.error = p, error
+                 extras: Extras | None = None, is_plain: bool = False):
+        self.p, self.error, self.extras = p, error, extras or Extras()
         self.job: Job | None = None
         if request is not None:
             host = WebuiHost(p, lambda: [sampling.plan.steps for sampling in self.job.samplings.values()])
@@ -67,6 +71,9 @@ class Run:
         with errors_for_the_user(self.p):
             if self.error:
                 raise self.error
+            if None in getattr(self.p, "init_images", ()):
+                raise DitailError("init_images", "choose an image in the tab itself, which is what img2img starts from; "
+                                  "with a content image alone, use txt2img")
             with hijacks.recorded_pixels() as seen:
                 original(*args, **kwargs)
             self._prepare(list(seen[0].split(1)) if seen else [])
@@ -84,21 +91,27 @@ class Run:
         except Interrupted:
             # Skip would go on with the next image, and that would be a plain one: both end the job.
             shared.state.interrupted = True
+            p.comment("Ditail: interrupted before the source was ready, so there is no image")
             return
         if not job.is_plain:
             settings = job.request.settings
-            for sentence in warnings_of(alpha=settings.alpha, beta=settings.beta, cfg_scale=p.cfg_scale):
+            warnings = warnings_of(alpha=settings.alpha, beta=settings.beta, cfg_scale=p.cfg_scale)
+            for sentence in (*warnings, *self.extras.notes):
                 p.comment(f"Ditail: {sentence}")
             hashes = image_hashes(job.request, job.samplings, init_images)
+            has_own = job.request.image is not None or job.request.collage
+            kept_images.keep(job.request, {} if has_own else dict(zip(hashes, init_images, strict=False)))
             # Not in place: a script's own job (ADetailer's) may share the dict with the job that it is part of.
-            p.extra_generation_params = {**p.extra_generation_params, **infotext_of(job.request, hashes)}
+            p.extra_generation_params = {**p.extra_generation_params, **infotext_of(job.request, hashes,
+                                                                                      self.extras.image_name)}
 
     def _sample(self, original, *args, **kwargs) -> Tensor:
         with errors_for_the_user(self.p):
             self._is_attached = False
             self._renew_sampler()
             try:
-                samples = original(*args, **kwargs)
+                with sampling_text(self.p):
+                    samples = original(*args, **kwargs)
             finally:
                 self.detach()
             if self.error:
@@ -172,7 +185,8 @@ class Run:
 
     def _infotext_of(self, source: Source) -> str:
         if source.origin.kind == "image":
-            return f"Content image of Ditail, {IMAGE_HASH}: {image_hash(source.content_image(self.job.latents))}"
+            content = image_hash(source.content_image(self.job.latents))
+            return f"Content image of Ditail, {kept_images.IMAGE_HASH}: {content}"
         prompt = self.job.request.settings.source_prompt or self.p.all_prompts[source.image]
         return source_infotext(self.p, source.checkpoint.handle, (prompt, source.prompts[1]), source.image)
 

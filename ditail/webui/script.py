@@ -7,10 +7,10 @@ from modules import script_callbacks, sd_models
 from ..errors import DitailError
 from ..job.request import Request
 from ..unet.injection import remove
-from . import caches
+from . import caches, send
 from .checkpoints import WebuiLibrary
-from .controls import is_enabled, settings_from
-from .run import PLAIN, RUN, Run, release
+from .controls import Extras, is_enabled, settings_from
+from .run import EXTRAS, PLAIN, RUN, SWEEP, Run, release
 from .xyz import AXES, add_axes, at_cell, sweep
 
 log = logging.getLogger("ditail")
@@ -22,8 +22,10 @@ def before_process(p, args: tuple) -> None:
     axes = getattr(p, AXES, {})
     if not is_enabled(args) and not axes:
         return
-    request, error, further = None, None, []
+    request, error, further = None, None, getattr(p, SWEEP, [])
+    extras = getattr(p, EXTRAS, None) or Extras.from_args(args)
     try:
+        extras.check()
         request = Request.from_values(settings_from(args) | ({"enabled": True} if axes else {}), WebuiLibrary())
         if axes:
             request = at_cell(request, axes, (str(p.prompt), str(p.negative_prompt)))
@@ -33,7 +35,7 @@ def before_process(p, args: tuple) -> None:
     except Exception as unexpected:
         log.exception("reading the settings")
         error = DitailError("args", f"can't be read ({unexpected})")
-    Run(p, request, error, sweep=further, is_plain=getattr(p, PLAIN, False)).install()
+    Run(p, request, error, sweep=further, extras=extras, is_plain=getattr(p, PLAIN, False)).install()
 
 
 def before_sampling(p, x, noise) -> None:
@@ -70,7 +72,8 @@ def register() -> None:
     """Add the settings and the callbacks; the WebUI forgets these at "Reload UI" and runs the script again."""
     show_log()
     caches.add_options()  # now: the API's list of settings may be made before the callback for settings is called
-    callbacks = {"cfg_denoiser": on_cfg_denoiser, "script_unloaded": on_script_unloaded, "before_ui": add_axes}
+    callbacks = {"cfg_denoiser": on_cfg_denoiser, "script_unloaded": on_script_unloaded, "before_ui": add_axes,
+                 "after_component": send.on_after_component}
     for category, function in callbacks.items():
         # `script_callbacks.on_...` would find out the file's name by `inspect.stack()`: some 30 ms each at the start.
         script_callbacks.add_callback(script_callbacks.callback_map[f"callbacks_{category}"], function,

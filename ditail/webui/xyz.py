@@ -6,14 +6,17 @@ from itertools import product
 
 from modules import scripts, sd_models, sd_vae
 
+from ..content.balance import preset_values
+from ..content.presets import preset_of
 from ..content.settings import BY_KEY, Field
 from ..errors import DitailError
 from ..job.request import Request
 from .checkpoints import WebuiLibrary, find_checkpoint, find_vae
 from .failures import errors_for_the_user
+from .presets import all_presets
 
 AXES = "_ditail_axes"
-KEYS = ("alpha", "beta", "conv_ratio", "attn_ratio", "start", "resize_mode", "source", "source_checkpoint",
+KEYS = ("preset", "alpha", "beta", "conv_ratio", "attn_ratio", "start", "resize_mode", "source", "source_checkpoint",
         "source_vae", "source_prompt", "source_negative_prompt", "layers", "hires")
 PROMPTS = ("source_prompt", "source_negative_prompt")
 SEARCH_REPLACE = "source_prompt_sr"
@@ -53,6 +56,8 @@ def _choices(field: Field):
         return lambda: ["Automatic", "None", *sd_vae.vae_dict]
     if isinstance(field.default, bool):
         return lambda: ["True", "False"]
+    if field.key == "preset":
+        return lambda: list(all_presets())
     return (lambda: list(field.choices)) if field.choices else None
 
 
@@ -67,6 +72,8 @@ def _confirm(field: Field):
                     find_checkpoint(setting)
                 if field.key == "source_vae":
                     find_vae(setting)
+                if field.key == "preset":
+                    preset_of(setting, all_presets())
 
     return confirm
 
@@ -92,6 +99,8 @@ def at_cell(request: Request, axes: Mapping[str, Axis], prompts: tuple[str, str]
     Raises DitailError naming the key that can't be used.
     """
     values = {key: _setting(key, axis.value) for key, axis in axes.items() if key != SEARCH_REPLACE}
+    if "preset" in values:  # a whole set of them; another axis comes first
+        values = {**preset_values(preset_of(values["preset"], all_presets())), **values}
     made = request.with_values(values, WebuiLibrary())
     if SEARCH_REPLACE not in axes:
         return made
@@ -105,7 +114,7 @@ def at_cell(request: Request, axes: Mapping[str, Axis], prompts: tuple[str, str]
 def sweep(request: Request, axes: Mapping[str, Axis]) -> list[Request]:
     """The settings of the other cells whose inverted sources differ from this one's, or nothing for a generated one."""
     keys = [key for key in OF_THE_SOURCE if key in axes]
-    if not keys or request.settings.source != "image" or SEARCH_REPLACE in axes:
+    if "preset" in axes or not keys or request.settings.source != "image" or SEARCH_REPLACE in axes:
         return []
     cells = [dict(zip(keys, values, strict=True)) for values in product(*(axes[key].values for key in keys))]
     return [request.with_values(cell, WebuiLibrary()) for cell in cells[:SWEEP_AT_MOST]]

@@ -1,0 +1,85 @@
+"""Images by their hash in a folder, within a budget: what an image was made from, so that its settings come back whole.
+
+The folder is shared: another process may add to it or empty it at any time.
+"""
+
+import os
+import re
+from contextlib import suppress
+from pathlib import Path
+
+from PIL import Image
+
+HASH = re.compile(r"[0-9a-f]{10}")
+
+
+class ImageFolder:
+    """PNG files named by hash. budget: bytes, 0 = nothing is kept; those used longest ago go first."""
+
+    def __init__(self, path: Path, budget: int):
+        self.path, self.budget = Path(path), budget
+
+    def put(self, name: str, image: Image.Image) -> None:
+        """Keep an image under its hash. Raises OSError where the folder can't be written."""
+        if not self.budget:
+            return
+        file = self._file(name)
+        if file.exists():
+            os.utime(file)
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        part = file.with_suffix(f".{os.getpid()}.part")
+        try:
+            image.save(part, "PNG")
+            os.replace(part, file)
+        finally:
+            part.unlink(missing_ok=True)
+        self.trim()
+
+    def get(self, name: str) -> Image.Image | None:
+        """The image of a hash; None if it is not kept, or its file can't be read."""
+        try:
+            with Image.open(self._file(name)) as image:
+                image.load()
+                os.utime(self._file(name))
+                return image
+        except (OSError, ValueError, SyntaxError):
+            return None
+
+    def trim(self) -> None:
+        """Delete until the folder is within the budget."""
+        files = sorted(self._files(), key=lambda entry: entry[1])
+        excess = sum(size for _, _, size in files) - self.budget
+        for file, _, size in files:
+            if excess <= 0:
+                return
+            with suppress(OSError):
+                file.unlink()
+            excess -= size
+
+    def clear(self) -> None:
+        """Delete all of them."""
+        for file, _, _ in self._files():
+            with suppress(OSError):
+                file.unlink()
+
+    def __len__(self) -> int:
+        return len(self._files())
+
+    @property
+    def nbytes(self) -> int:
+        return sum(size for _, _, size in self._files())
+
+    def _file(self, name: str) -> Path:
+        if not HASH.fullmatch(name):
+            raise ValueError(f"{name!r} is no hash of an image")
+        return self.path / f"{name}.png"
+
+    def _files(self) -> list[tuple[Path, float, int]]:
+        """(file, time of its last use, bytes)"""
+        found = []
+        for file in self.path.glob("*.png"):
+            with suppress(OSError):
+                stat = file.stat()
+                found.append((file, stat.st_mtime, stat.st_size))
+        return found

@@ -1,0 +1,60 @@
+"""What a job costs beside plain generation of the same images, in FLOPs of the U-Net, before anything is loaded."""
+
+from dataclasses import dataclass
+
+from ..content.settings import DitailSettings
+from ..method.schedule import inversion_timesteps
+
+
+@dataclass(frozen=True)
+class InjectedStep:
+    """An injected step in evaluations of one row: source: each row of a source; row: each row that takes its features."""
+
+    source: float
+    row: float
+
+
+# By family: (steps with attention, steps with features alone), as `lab.counts` counts them, SD 1.x and 2.x at 512x512,
+# SDXL at 1024x1024. The shares hardly change with the size.
+USUAL_FAMILY = "SD 1.x"
+STEPS = {
+    USUAL_FAMILY: (InjectedStep(1.000, 0.910), InjectedStep(0.438, 0.972)),
+    "SDXL": (InjectedStep(0.946, 0.934), InjectedStep(0.562, 0.987)),
+}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Ratios to plain generation. cold: with the source pass; warm: with the source's latents cached."""
+
+    cold: float
+    warm: float
+
+
+def cost_of(settings: DitailSettings, steps: int, batch: int = 1, count: int = 1, family: str = USUAL_FAMILY) -> Cost:
+    """The cost of `count` batches of `batch` images each. family: as `unet.families` names it."""
+    plain = 2 * batch * steps
+    sampling = sum(_step(settings, i / steps, batch, family) for i in range(steps))
+    # Generated sources differ from image to image; a content image is one for all of them.
+    sources = batch if settings.source == "generate" else 1 / count
+    return Cost((sources * _source(settings, steps) + sampling) / plain, sampling / plain)
+
+
+def _step(settings: DitailSettings, done: float, batch: int, family: str) -> float:
+    """Evaluations of one row in the step that begins when a share of `done` is."""
+    unconditional = batch if done < settings.guidance_until else 0
+    if done >= max(settings.conv_ratio, settings.attn_ratio):
+        return batch + unconditional
+    with_attention, features_alone = STEPS.get(family, STEPS[USUAL_FAMILY])
+    kind = with_attention if done < settings.attn_ratio else features_alone
+    sources = batch if settings.source == "generate" else 1
+    left_alone = unconditional if settings.inject == "cond" else 0
+    return sources * kind.source + (batch + unconditional - left_alone) * kind.row + left_alone
+
+
+def _source(settings: DitailSettings, steps: int) -> float:
+    """Evaluations of one row that a source takes to make."""
+    inverted = len(inversion_timesteps(range(steps), settings.inversion_steps))
+    if settings.source == "image":
+        return inverted
+    return 2 * steps + (inverted if settings.source_latents == "inverted" else 0)

@@ -1,0 +1,172 @@
+"""A folder of content images, or several uploaded ones: one job each, with the models loaded once for many."""
+
+import copy
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import gradio as gr
+from modules import images, processing, shared
+from PIL import Image
+
+from ..content.images import read_image
+from ..errors import DitailError
+from ..job.request import Request
+from . import caption
+from .checkpoints import WebuiLibrary
+from .controls import Extras, settings_from
+from .failures import errors_for_the_user, in_words
+from .matrix import own_arguments
+from .progress import PLACE
+from .run import EXTRAS, SWEEP
+
+log = logging.getLogger("ditail")
+
+FOLDER_TITLE = "Ditail folder"
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif")
+NO_PROMPT, TEXT_FILE, INFOTEXT = "none", "a .txt file beside it", "its own infotext"
+# Sources of so many images are made with one loading of the source checkpoint, if the cache is large enough.
+AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class ContentFile:
+    """An image file of the user's. name: as the user knows it. text: the file beside it with its prompt, if any."""
+
+    path: Path
+    name: str
+    text: Path | None = None
+
+    @property
+    def stem(self) -> str:
+        return Path(self.name).stem
+
+    def prompt(self, kind: str, image: Image.Image) -> str:
+        """The image's own prompt, "" for none."""
+        if kind == TEXT_FILE and self.text is not None and self.text.is_file():
+            return " ".join(self.text.read_text(encoding="utf-8", errors="replace").split())
+        known = caption.from_infotext(image) if kind == INFOTEXT else None
+        return known[0] if known else ""
+
+
+def build(elem_id) -> list:
+    """The script's controls, in the order that `run_args` takes them."""
+    files = gr.Files(label="Content images (and their .txt files)", elem_id=elem_id("files"),
+                     file_types=["image", ".txt"])
+    folder = gr.Textbox(label="Or a folder on the server", lines=1, elem_id=elem_id("folder"),
+                        visible=not shared.cmd_opts.hide_ui_dir_config)
+    prompts = gr.Radio(label="Prompt of each image, added to the main prompt", choices=[NO_PROMPT, TEXT_FILE, INFOTEXT],
+                       value=NO_PROMPT, elem_id=elem_id("prompts"))
+    gr.HTML("<p>One job for each image with the settings of the Ditail section above, whether it is switched on or not. "
+            "Results are named after the images. The source checkpoint is loaded once for up to "
+            f"{AT_ONCE} images, as many as the cache of source latents takes.</p>")
+    return [files, folder, prompts]
+
+
+def content_files(uploaded: Sequence | None, folder: str) -> list[ContentFile]:
+    """The images that were uploaded, or those of a folder, by name. Raises DitailError if there are none."""
+    if uploaded:
+        paths = {getattr(file, "orig_name", None) or Path(file.name).name: Path(file.name) for file in uploaded}
+    elif folder:
+        if shared.cmd_opts.hide_ui_dir_config:
+            raise DitailError("folder", "is switched off on this server; upload the images")
+        root = Path(folder.strip())
+        if not root.is_dir():
+            raise DitailError("folder", f"there is no folder {root}")
+        paths = {path.name: path for path in sorted(root.iterdir()) if path.is_file()}
+    else:
+        raise DitailError("folder", "choose images or a folder")
+    found = [ContentFile(path, name, paths.get(f"{Path(name).stem}.txt")) for name, path in paths.items()
+             if Path(name).suffix.lower() in EXTENSIONS]
+    if not found:
+        raise DitailError("folder", "has no images")
+    return found
+
+
+@dataclass(frozen=True)
+class FolderJob:
+    """One image's job. values: Ditail's settings."""
+
+    file: ContentFile
+    image: Image.Image
+    prompt: str
+    values: dict
+
+
+def run_args(p, args: tuple):
+    """The Processed of all images. args: the values of the tab's controls."""
+    uploaded, folder, prompts = args
+    with errors_for_the_user(p):
+        values = {**settings_from(p.script_args[own_arguments(p)]), "enabled": True, "source": "image"}
+        return run(p, values, content_files(uploaded, folder), prompts)
+
+
+def run(p, values: dict, files: Sequence[ContentFile], prompts: str = NO_PROMPT):
+    """One job for each file, sources first; interrupting gives what is done."""
+    processing.fix_seed(p)
+    shared.state.job_count = len(files) * p.n_iter
+    done, skipped, number = [], [], 0
+    for first in range(0, len(files), AT_ONCE):
+        jobs = list(_jobs(p, values, files[first : first + AT_ONCE], prompts, skipped))
+        requests = [Request.from_values(job.values, WebuiLibrary()) for job in jobs]
+        for i, job in enumerate(jobs):
+            if shared.state.interrupted or shared.state.stopping_generation:
+                return _joined(p, done, skipped)
+            number += 1
+            shared.state.job = f"{number} out of {len(files)}"
+            made = processing.process_images(_processing(p, job, requests[i + 1 :], f"{number} of {len(files)}"))
+            if made.images:
+                done.append(made)
+    return _joined(p, done, skipped)
+
+
+def _jobs(p, values: dict, files: Sequence[ContentFile], prompts: str, skipped: list[str]) -> Iterator[FolderJob]:
+    main = shared.prompt_styles.apply_styles_to_prompt(p.prompt, p.styles)
+    for file in files:
+        try:
+            raw = images.read(str(file.path))
+            image, text = read_image(raw), file.prompt(prompts, raw)
+        except (DitailError, OSError) as error:
+            log.error("%s is skipped: %s", file.name, error)
+            skipped.append(f"{file.name} is skipped: {in_words(error) if isinstance(error, DitailError) else error}")
+            continue
+        # Named here, so that the sources of later images can be made before their jobs begin.
+        own = {"source_prompt": f"{main} {text}".strip()} if text and not values.get("source_prompt") else {}
+        yield FolderJob(file, image, f"{p.prompt} {text}".strip(), {**values, **own, "image": image})
+
+
+def _processing(p, job: FolderJob, later: Sequence[Request], place: str):
+    """A copy of the job for one image."""
+    one = copy.copy(p)
+    one.styles, one.prompt = list(p.styles), job.prompt
+    one.extra_generation_params, one.comments = dict(p.extra_generation_params), {}
+    one.do_not_save_grid = True
+    # What stands in brackets would be a pattern to the WebUI.
+    name = job.file.stem.replace("[", "(").replace("]", ")")
+    many = "-[generation_number]" if p.n_iter * p.batch_size > 1 else ""
+    one.override_settings = {**p.override_settings, "samples_filename_pattern": name + many,
+                             "save_images_add_number": False, "save_images_replace_action": "Add number suffix"}
+    if hasattr(p, "init_images"):
+        one.init_images = [job.image] * p.batch_size
+    arguments, own = list(p.script_args), own_arguments(p)
+    arguments[own] = [job.values, *[None] * (own.stop - own.start - 1)]
+    one.script_args = tuple(arguments)
+    for name, value in ((SWEEP, list(later)), (EXTRAS, Extras(image_name=job.file.name)), (PLACE, place)):
+        setattr(one, name, value)
+    return one
+
+
+def _joined(p, done: Sequence, skipped: Sequence[str]):
+    """One Processed of those of the images."""
+    comments = "".join(f"{line}\n" for line in dict.fromkeys([*skipped, *"".join(d.comments for d in done).splitlines()]))
+    if not done:
+        nothing = processing.Processed(p, [], p.seed)
+        nothing.comments = comments
+        return nothing
+    joined = copy.copy(done[0])
+    joined.comments = comments
+    for name in ("images", "infotexts", "all_prompts", "all_negative_prompts", "all_seeds", "all_subseeds"):
+        setattr(joined, name, [value for one in done for value in getattr(one, name)])
+    joined.index_of_first_image = 0
+    return joined

@@ -1,0 +1,141 @@
+"""The line that says what Generate is going to do, what it costs beside a plain image, and what is unwise about it."""
+
+import html
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+
+from modules import sd_models, shared
+
+from ..content.balance import KEYS
+from ..content.settings import DitailSettings, warnings_of
+from ..errors import DitailError
+from ..job.cost import USUAL_FAMILY, cost_of
+from ..job.host import Checkpoint
+from .checkpoints import check_family, checkpoint_of, family_of_target, find_checkpoint
+from .controls import SAME_CHECKPOINT, SAME_SOURCE, missing_sentence
+from .failures import in_words
+
+# The controls that the line depends on; the WebUI's own by the ends of their ids.
+OWN = ("enabled", "source", "source_checkpoint", "source_prompt", "missing", "second_on", "second_source",
+       "second_source_checkpoint", *KEYS)
+HOSTS = ("steps", "cfg_scale", "batch_size", "batch_count", "prompt")
+# What the page knows: "image" (there is a content image), "init", "batch" (img2img's Batch), "reference" (ControlNet).
+FACTS = "facts"
+ALL = tuple(dict.fromkeys((*OWN, *HOSTS)))
+
+
+def html_of(values: Mapping, *, is_img2img: bool) -> str:
+    """The line for the values of `ALL` and FACTS; those of the host may be absent. Empty while Ditail is off."""
+    if not values.get("enabled"):
+        return ""
+    said, warnings = html.escape(_plan(values)), list(_warnings(values, is_img2img))
+    lines = "".join(f'<li class="ditail-warning">{html.escape(sentence)}</li>' for sentence in warnings)
+    return f'<p>{said}</p>' + (f"<ul>{lines}</ul>" if lines else "")
+
+
+def warning(sentence: str) -> str:
+    """One warning as the line shows it."""
+    return f'<ul><li class="ditail-warning">{html.escape(sentence)}</li></ul>'
+
+
+def _plan(values: Mapping) -> str:
+    target, source = _target(), _source(values)
+    steps, count = _whole(values, "steps", 20), _whole(values, "batch_count", 1)
+    batch = _whole(values, "batch_size", 1)
+    names = {"target": target.name if target else "this checkpoint", "steps": f"{steps} steps"}
+    names["source"] = source.name if source else names["target"]
+    settings = _settings(values)
+    if values["source"] == "generate":
+        begin = "Generates the content with {source} and inverts it"
+    else:
+        begin = "Inverts the content image with {source}"
+    cost = cost_of(settings, steps, batch, count, _family())
+    many = f"{batch * count} plain images" if batch * count > 1 else "a plain image"
+    text = (f"{begin}, then samples with {{target}} in {{steps}}. Costs {cost.cold:.2f} times {many}, {cost.warm:.2f} "
+            "while the source is cached")
+    loads = source is not None and target is not None and source.path != target.path
+    return (text + (" (loading the checkpoints not counted)." if loads else ".")).format(**names)
+
+
+def _settings(values: Mapping) -> DitailSettings:
+    known = {field.name for field in fields(DitailSettings)}
+    given = {key: values[key] for key in (*KEYS, "source") if key in known and values.get(key) is not None}
+    try:
+        return DitailSettings.from_dict(given)
+    except DitailError:
+        return DitailSettings()  # half-typed numbers
+
+
+def _warnings(values: Mapping, is_img2img: bool) -> Iterator[str]:
+    facts = set(str(values.get(FACTS) or "").split())
+    for line in str(values.get("missing") or "").splitlines():
+        yield _capital(missing_sentence(line.partition("\t")[2])) + "."
+    yield from _about_the_image(values, facts, is_img2img)
+    yield from _about_the_checkpoint(values, facts)
+    if not (values.get("prompt") or values.get("source_prompt") or "").strip():
+        yield "There is no prompt: say what the content image shows, or structure is lost."
+    elif values["source"] == "image" and not (values.get("source_prompt") or "").strip():
+        yield ("There is no source prompt, so the main prompt stands in for it: each change of it inverts the image "
+               "anew.")
+    if values.get("second_on") and _is_same_second(values):
+        yield SAME_SOURCE
+    if "reference" in facts and values.get("attn_ratio"):
+        yield ("A ControlNet unit with a reference preprocessor rewrites the same attention: switch it off, or set "
+               "Attention ratio to 0.")
+    settings = _settings(values)
+    yield from warnings_of(alpha=settings.alpha, beta=settings.beta, cfg_scale=values.get("cfg_scale"))
+
+
+def _about_the_image(values: Mapping, facts: set, is_img2img: bool) -> Iterator[str]:
+    needs_image = values["source"] == "image" and "image" not in facts and not values.get("missing")
+    if needs_image and not is_img2img:
+        yield "There is no content image yet."
+    if is_img2img and "batch" not in facts and "init" not in facts:
+        yield "There is no image in img2img's own slot yet."
+
+
+def _about_the_checkpoint(values: Mapping, facts: set) -> Iterator[str]:
+    source, target = _source(values), _target()
+    if source is None or target is None or source.path == target.path:
+        return
+    if sd_models.model_data.sd_model is not None:
+        try:
+            check_family(source)
+        except DitailError as error:
+            yield in_words(error) + "."
+    if "batch" in facts and len(sd_models.model_data.loaded_sd_models) < 2:
+        yield (f"{source.name} and {target.name} are both loaded for every file of the batch; the script \"Ditail "
+               'folder" loads each once.')
+
+
+def _is_same_second(values: Mapping) -> bool:
+    return all(values.get(f"second_{key}") == values.get(key) for key in ("source", "source_checkpoint"))
+
+
+def _source(values: Mapping) -> Checkpoint | None:
+    name = values.get("source_checkpoint")
+    try:
+        return None if name == SAME_CHECKPOINT else find_checkpoint(name or "")
+    except DitailError:
+        return None
+
+
+def _target() -> Checkpoint | None:
+    info = sd_models.get_closet_checkpoint_match(shared.opts.sd_model_checkpoint or "")
+    return checkpoint_of(info) if info else None
+
+
+def _family() -> str:
+    try:
+        return family_of_target() if sd_models.model_data.sd_model is not None else USUAL_FAMILY
+    except DitailError:
+        return USUAL_FAMILY  # the warnings say that it is another
+
+
+def _whole(values: Mapping, name: str, otherwise: int) -> int:
+    value = values.get(name)
+    return int(value) if isinstance(value, int | float) and value >= 1 else otherwise
+
+
+def _capital(sentence: str) -> str:
+    return sentence[:1].upper() + sentence[1:]

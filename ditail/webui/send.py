@@ -1,0 +1,22 @@
+""""Send to Ditail" beside the WebUI's own buttons under the galleries and in PNG Info."""
+
+import gradio as gr
+from modules.ui_components import ToolButton
+
+from .ui_events import script
+
+# The WebUI's own button that ours follows: the place that the image is taken from, as `ditailSend` knows it.
+AFTER = {"txt2img_send_to_extras": "txt2img", "img2img_send_to_extras": "img2img", "extras_tab": "pnginfo"}
+TOOLTIP = "Send image to Ditail, as its content image in txt2img."
+
+
+def on_after_component(component, elem_id: str | None = None, **_) -> None:
+    """The WebUI's callback after every component: makes a button after those of AFTER, in the same row."""
+    place = AFTER.get(elem_id or "")
+    if place is None:
+        return
+    if place == "pnginfo":
+        button = gr.Button("Send to Ditail", elem_id="ditail_tab")
+    else:
+        button = ToolButton("🍹", elem_id=f"{place}_send_to_ditail", tooltip=TOOLTIP)
+    button.click(None, None, None, **script(f"() => ditailSend('{place}')"))

@@ -1,0 +1,37 @@
+"""The cost that the live line names is what a FLOP counter counts on the real topologies."""
+
+import pytest
+
+from ditail.content.settings import DitailSettings
+from ditail.job.cost import cost_of
+from lab import counts
+
+STEPS = 20
+
+
+@pytest.mark.parametrize(("topology", "family", "latent_hw"), [
+    (counts.SD15, "SD 1.x", (64, 64)), (counts.SDXL, "SDXL", (128, 128)),
+])
+def test_the_formula_is_what_the_counter_counts(topology, family, latent_hw):
+    for row in counts.flop_ratios(topology, latent_hw, (1, 4), steps=STEPS, conv_ratio=0.8, attn_ratio=0.5):
+        cost = cost_of(DitailSettings(), STEPS, row["batch"], family=family)
+        assert cost.cold == pytest.approx(row["cold"], rel=0.01)
+        assert cost.warm == pytest.approx(row["warm"], rel=0.01)
+
+
+def test_fewer_inversion_steps_and_more_images_cost_less():
+    usual = cost_of(DitailSettings(), STEPS)
+    assert cost_of(DitailSettings(inversion_steps=0.5), STEPS).cold == pytest.approx(usual.cold - 0.25)
+    assert cost_of(DitailSettings(), STEPS, count=4).cold == pytest.approx(usual.warm + 0.5 / 4)
+    assert cost_of(DitailSettings(guidance_until=0.5), STEPS).warm < usual.warm - 0.2
+
+
+def test_a_step_without_injection_costs_what_a_plain_one_does():
+    nothing = cost_of(DitailSettings(conv_ratio=0, attn_ratio=0), STEPS)
+    assert nothing.warm == 1 and nothing.cold == 1.5
+
+
+def test_a_generated_source_costs_its_generation_for_every_image():
+    kept = cost_of(DitailSettings(source="generate", source_latents="kept", conv_ratio=0, attn_ratio=0), STEPS, 4)
+    inverted = cost_of(DitailSettings(source="generate", conv_ratio=0, attn_ratio=0), STEPS, 4)
+    assert (kept.cold, inverted.cold) == (2, 2.5)

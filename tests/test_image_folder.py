@@ -1,0 +1,62 @@
+"""Images kept by hash, within a budget."""
+
+import os
+
+import pytest
+from PIL import Image
+
+from ditail.cache.images import ImageFolder
+
+
+def image(colour: int) -> Image.Image:
+    return Image.frombytes("RGB", (32, 32), os.urandom(32 * 32 * 3 - 1) + bytes([colour]))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return ImageFolder(tmp_path / "kept", 10**6)
+
+
+def test_an_image_comes_back_by_its_hash(folder):
+    kept = image(1)
+    folder.put("0123456789", kept)
+    assert folder.get("0123456789").tobytes() == kept.tobytes()
+    assert folder.get("abcdef0123") is None and len(folder) == 1
+
+
+def test_nothing_is_kept_without_a_budget(tmp_path):
+    folder = ImageFolder(tmp_path / "kept", 0)
+    folder.put("0123456789", image(1))
+    assert folder.get("0123456789") is None and not (tmp_path / "kept").exists()
+
+
+def test_what_was_used_longest_ago_goes_first(folder):
+    for i, name in enumerate(("0000000000", "1111111111", "2222222222")):
+        folder.put(name, image(i))
+        os.utime(folder.path / f"{name}.png", (i, i))
+    assert folder.get("0000000000") is not None  # used again
+    folder.budget = folder.nbytes - 1
+    folder.trim()
+    assert folder.get("1111111111") is None
+    assert folder.get("0000000000") is not None and folder.get("2222222222") is not None
+    assert folder.nbytes <= folder.budget
+
+
+@pytest.mark.parametrize("name", ["../../etc/pw", "", "0123456789.png", "ABCDEF0123", "01234567890"])
+def test_what_is_no_hash_names_no_file(folder, name):
+    assert folder.get(name) is None
+    with pytest.raises(ValueError, match="no hash"):
+        folder.put(name, image(1))
+
+
+def test_a_damaged_file_is_no_image(folder):
+    folder.put("0123456789", image(1))
+    (folder.path / "0123456789.png").write_bytes(b"no image")
+    assert folder.get("0123456789") is None
+
+
+def test_clear_leaves_other_files_alone(folder):
+    folder.put("0123456789", image(1))
+    (folder.path / "note.txt").write_text("mine")
+    folder.clear()
+    assert len(folder) == 0 and (folder.path / "note.txt").exists()
