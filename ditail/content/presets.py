@@ -6,10 +6,11 @@ from ..errors import DitailError, named, shown
 
 PRESETS: Mapping[str, Mapping[str, float | str]] = {
     "Paper": {},
-    "Balanced": {"inversion_steps": 0.5, "inject": "both", "guidance_until": 0.7, "tone": 0.5},
-    "Structure": {"inversion_steps": 0.5, "inject": "cond", "guidance_until": 0.7},
-    "Style": {"inversion_steps": 0.25, "attn_ratio": 0.3, "conv_ratio": 0.5, "tone": 1.0},
-    "Draft": {"inversion_steps": 0.2, "guidance_until": 0.5, "attn_ratio": 0.3, "conv_ratio": 0.5},
+    "Balanced": {"inversion_steps": 0.5, "inject": "cond", "guidance_until": 0.6, "tone": 0.5},
+    "Structure": {"inversion_steps": 0.5, "inject": "cond", "guidance_until": 0.5, "attn_ratio": 0.8},
+    "Style": {"inversion_steps": 0.5, "alpha": 1.0, "attn_ratio": 0.3, "conv_ratio": 0.5, "guidance_until": 0.7,
+              "tone": 1.0},
+    "Draft": {"inversion_steps": 0.25, "inject": "cond", "guidance_until": 0.5, "attn_ratio": 0.3, "conv_ratio": 0.3},
 }
 # What the tab and the demo begin with; a request without a preset has the paper's values.
 DEFAULT_PRESET = "Balanced"

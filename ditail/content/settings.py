@@ -139,7 +139,7 @@ class DitailSettings:
                                   "checkpoint generates, or keep the latents that it passed through, which transfers "
                                   "little.", "Ditail source latents", choices=("inverted", "kept"))
     inversion_steps: float = setting(1.0, "Inversion steps", "Share of the sampler's steps at which the source is "
-                                     "inverted, at most 25 of them below 1; fewer cost less and give more style.",
+                                     "inverted, below 1 at 5 to 25 of them; fewer cost less and give more style.",
                                      "Ditail inversion steps", low=0.1, high=1.0)
     tone: float = setting(0.0, "Tone", "Moves the colours that the start gives to the foreground toward the target's "
                           "own.", "Ditail tone", low=0.0, high=1.0)

@@ -10,8 +10,8 @@ from ..errors import DitailError, shown
 from .layers import ATTENTION, FEATURE, Layer, Layers
 
 TRAINING_STEPS = 1000
-# Of an inversion on a share of the sampler's timesteps: more of them gained nothing (docs/evaluation.md).
-MOST_INVERSION_STEPS = 25
+# Of an inversion on a share of the sampler's timesteps, whatever their number: fewer lose style (docs/evaluation.md).
+INVERSION_STEPS = (5, 25)
 
 
 def scaled_linear_alphas_cumprod(start: float = 0.00085, end: float = 0.0120, count: int = TRAINING_STEPS) -> Tensor:
@@ -34,12 +34,13 @@ def inversion_timesteps(timesteps: Sequence[float], share: float) -> list[float]
     """The timesteps of the sampler at which the source model is called: `share` of them, evenly spread, ascending.
 
     The last one, where sampling starts, is always among them. A share of 1 is every timestep (the paper's way); a
-    smaller one is at most `MOST_INVERSION_STEPS`. Those in between are read from `SourceLatents.at`.
+    smaller one is 5 to 25 of them. Those in between are read from `SourceLatents.at`.
     """
     ascending = sorted(map(float, timesteps))
     if share >= 1:
         return ascending
-    count = min(max(1, round(share * len(ascending))), MOST_INVERSION_STEPS)
+    fewest, most = INVERSION_STEPS
+    count = min(max(fewest, round(share * len(ascending))), most, len(ascending))
     return [ascending[-(-(i + 1) * len(ascending) // count) - 1] for i in range(count)]
 
 
