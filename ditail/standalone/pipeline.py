@@ -9,7 +9,7 @@ from ..method.schedule import InjectionSteps
 from ..unet.injection import Injection, inject
 from .model import Model
 from .samplers import seeded_noise
-from .sampling import Job, Progress, no_progress, new_sampler, sample
+from .sampling import Job, Progress, new_sampler, no_progress, sample
 
 
 def image_to_image(model: Model, job: Job, z0: Tensor, strength: float, progress: Progress = no_progress) -> Tensor:
