@@ -27,8 +27,8 @@ from ..unet.shortcuts import Savings
 from ..unet.sites import find_sites
 from .checkpoint_files import check_checkpoint, read_config, read_schedule
 from .model import Model, build_empty_unet, default_device, load_model, quiet
-from .pipeline import Job, decode_image, generate
 from .samplers import Sampler
+from .sampling import Job, decode_image, generate
 
 TAG = re.compile(r"<(lora|lyco|hypernet):[^<>]*>")
 

@@ -21,8 +21,8 @@ from .arguments import check_partner_files, job_of, size_of
 from .checkpoint_files import read_config, read_sides
 from .files import check_writable, make_folder, save_image, unwritable
 from .host import FileHost, FileLibrary, LastModel, step_bar
-from .pipeline import new_sampler, sample
 from .samplers import seeded_noise
+from .sampling import new_sampler, sample
 
 RAM_BYTES, DISK_BYTES = 2**30, 2**32
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}

@@ -59,8 +59,8 @@ class Run:
             if self.error:
                 raise self.error
             if None in getattr(self.p, "init_images", ()):
-                raise DitailError("init_images", "choose an image in the tab itself, which is what img2img starts from; "
-                                  "with a content image alone, use txt2img")
+                raise DitailError("init_images", "choose an image in the tab itself, which is what img2img starts "
+                                  "from; with a content image alone, use txt2img")
             with hijacks.recorded_pixels() as seen:
                 original(*args, **kwargs)
             self._prepare(list(seen[0].split(1)) if seen else [])

@@ -1,4 +1,4 @@
-"""The settings beyond the paper in the real WebUI: each does what it says, and changes nothing where it is not asked."""
+"""The settings beyond the paper in the real WebUI: each does what it says, and changes nothing if it is absent."""
 
 import pytest
 
