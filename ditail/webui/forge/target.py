@@ -32,7 +32,7 @@ class ForgeTarget(WebuiTarget):
                     or self.p.get_token_merging_ratio()) and is_untouched(self.unet(), TRUSTED)
 
     def keep_attention_whole(self) -> None:
-        """Merged tokens are others in the source than in the image. Forge asks the job for the ratio when it samples."""
+        """Merged tokens are others in the source than in the image. Forge asks the job for the ratio as it samples."""
         if any(self.p.get_token_merging_ratio(for_hr=hires) for hires in (False, True)):
             hijacks.replace_method(self.p, hijacks.TOKEN_MERGING, lambda: lambda *_, **__: 0)
             self.p.comment("Ditail: token merging is off for this job")
@@ -41,8 +41,8 @@ class ForgeTarget(WebuiTarget):
         options = _patcher().model_options.get("transformer_options", {})
         replaced = options.get("patches_replace", {}).get("attn1", {})
         if steps.has_attention and any(place[0] == "output" for place in replaced):
-            raise DitailError("attn_ratio", "another extension (ControlNet's reference preprocessors, say) rewrites the "
-                              "self-attention that Ditail injects into; set it to 0, or switch the other off")
+            raise DitailError("attn_ratio", "another extension (ControlNet's reference preprocessors, say) rewrites "
+                              "the self-attention that Ditail injects into; set it to 0, or switch the other off")
         if "group_norm_wrapper" in options and steps.has_features:
             raise DitailError("conv_ratio", "another extension rewrites the normalisation in the layer that Ditail "
                               "injects into; set it to 0, or switch the other off")
