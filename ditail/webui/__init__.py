@@ -34,6 +34,6 @@ def _missing(module: str, names: Sequence[str]) -> str:
     """What a WebUI's module lacks; "" for nothing."""
     try:
         found = import_module(module)
-    except ImportError:
+    except Exception:  # a fork's own, and what it may raise where it is not what Forge's is
         return module
     return next((f"{module}.{name}" for name in names if not hasattr(found, name)), "")

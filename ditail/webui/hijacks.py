@@ -22,8 +22,8 @@ TOKEN_MERGING = "get_token_merging_ratio"
 
 
 # A job's own methods. The WebUI logs what a script callback raises and goes on without the script, so a failure there
-# would end in a plain image. `init` (once a job) and `sample` (once a batch) are not guarded. Forge also asks the job for
-# the ratio of its token merging, which is 0 with Ditail. Undone by `give_back`.
+# would end in a plain image. `init` (once a job) and `sample` (once a batch) are not guarded. Forge also asks the job
+# for the ratio of its token merging, which is 0 with Ditail. Undone by `give_back`.
 METHODS = ("init", "sample", TOKEN_MERGING)
 
 
