@@ -10,7 +10,7 @@ from PIL import Image
 from ..errors import DitailError
 from .checkpoint_files import check_checkpoint
 from .model import check_size
-from .pipeline import Job
+from .sampling import Job
 
 # A phone's image is larger: SD at its size would take hours, or all memory.
 MOST_PIXELS = 2048 * 2048

@@ -12,7 +12,8 @@ from ..errors import DitailError
 from . import demo_checkpoints
 from .files import make_folder, whole_file
 from .model import Model, load_model, quiet
-from .pipeline import Job, Progress, decode_image, generate, image_to_image, invert_with, transfer
+from .pipeline import image_to_image, invert_with, transfer
+from .sampling import Job, Progress, decode_image, generate
 from .sheet import contact_sheet
 
 DEMO = Job(prompts=("",), steps=20, omega=5.0, beta=0.5)

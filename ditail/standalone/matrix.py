@@ -22,7 +22,8 @@ from .files import make_folder, save_image
 from .host import LastModel
 from .matrix_folder import Cell, Matrix
 from .model import quiet
-from .pipeline import Job, decode_image, generate, invert_with, transfer
+from .pipeline import invert_with, transfer
+from .sampling import Job, decode_image, generate
 from .sheet import grid_sheet
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from ..errors import DitailError
 from ..method.latents import SourceLatents
 from .files import make_folder, save_image, unwritable, whole_file
-from .pipeline import Job
+from .sampling import Job
 
 SLUG = 40
 # The folder of the source latents, beside the images.

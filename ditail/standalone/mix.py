@@ -14,15 +14,15 @@ from ..cache.folder import LatentFolder
 from ..cache.latents import LatentCache
 from ..content.images import LATENT_SCALE, read_image, read_mask, tensor_to_images
 from ..errors import DitailError
-from ..job.host import Checkpoint
+from ..job.host import Checkpoint, Row
 from ..job.job import Job as DitailJob
 from ..job.request import Request
 from .arguments import check_partner_files, job_of, size_of
 from .checkpoint_files import read_config, read_sides
 from .files import check_writable, make_folder, save_image, unwritable
 from .host import FileHost, FileLibrary, LastModel, step_bar
-from .pipeline import new_sampler, sample
 from .samplers import seeded_noise
+from .sampling import new_sampler, sample
 
 RAM_BYTES, DISK_BYTES = 2**30, 2**32
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
@@ -96,9 +96,12 @@ def sampled(host: FileHost, ditail: DitailJob) -> Iterator[Image.Image]:
 
 
 def _with_bar(host: FileHost, ditail: DitailJob, model, job, sampler, noise: Tensor, first: int) -> Tensor:
+    def before_step(rows: Sequence[Row]) -> None:
+        host.target.expect(rows)
+        ditail.follow(hires=False, first=first)
+
     with step_bar("sampling", job.steps, len(sampler.schedule)) as progress:
-        return sample(model, job, sampler, noise, progress,
-                      before_step=lambda rows: ditail.follow(rows, hires=False, first=first),
+        return sample(model, job, sampler, noise, progress, before_step=before_step,
                       guided_above=ditail.guided_above(hires=False))
 
 

@@ -61,7 +61,8 @@ class Extras:
 
 
 def missing_sentence(image: str) -> str:
-    return f'the pasted settings were made with {image}, which is not kept here: choose it again, or press "Go on without"'
+    return (f"the pasted settings were made with {image}, which is not kept here: "
+            'choose it again, or press "Go on without"')
 
 
 def missing_line(control: str, digest: str, name: str = "") -> str:

@@ -1,4 +1,4 @@
-"""The tab's Preview: the job runs as Generate would run it, up to the sampling, and shows what its sources are worth."""
+"""The tab's Preview: a job as Generate would run it, up to the sampling, which shows what its sources are worth."""
 
 import torch
 from modules import images, processing, shared

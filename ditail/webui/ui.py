@@ -88,8 +88,8 @@ def _first_level(elem_id: ElemId, is_img2img: bool) -> dict:
         with gr.Column(min_width=220, scale=3):
             made["source"] = gr.Radio(choices=SOURCE_WORDS, **_common("source", elem_id))
             made["source_checkpoint"] = _checkpoints(elem_id)
-            made["preset"] = gr.Dropdown(label="Preset", choices=[*presets.names(), presets.CUSTOM], value=DEFAULT_PRESET,
-                                         elem_id=elem_id("preset"))
+            made["preset"] = gr.Dropdown(label="Preset", value=DEFAULT_PRESET, elem_id=elem_id("preset"),
+                                         choices=[*presets.names(), presets.CUSTOM])
             made["balance"] = gr.Slider(label="Balance", minimum=0, maximum=1, step=STEP, elem_id=elem_id("balance"),
                                         value=next(place for place, name in ANCHORS.items() if name == DEFAULT_PRESET),
                                         info="0 = style, 1 = structure")
