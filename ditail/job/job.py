@@ -1,6 +1,6 @@
 """One job with Ditail: its source pass, and the injection into each of its samplings."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
 import torch
@@ -13,7 +13,7 @@ from ..method.layers import parse_layers
 from ..method.schedule import InjectionSteps, alphas_cumprod_at, first_steps
 from ..method.tone import tone_shift
 from ..unet.injection import Injection, inject
-from .host import Host, Row
+from .host import Host
 from .plan import Sampling, plan_job
 from .request import Request
 from .source import Source, distinct
@@ -38,7 +38,7 @@ class Job:
         self.latents: dict[str, SourceLatents] = {}
         self._hooks = ExitStack()
         self._unet: nn.Module | None = None
-        self._rows: list[Row] = []
+        self._steps: InjectionSteps | None = None
 
     def prepare(self, init_images: Sequence[Tensor], *, can_record: bool = False) -> bool:
         """The source pass: source latents for every sampling of the job, from the cache or by making them.
@@ -147,13 +147,14 @@ class Job:
             return float("-inf")
         return first_steps(sampling.plan.timesteps, self.request.settings.guidance_until)
 
-    def follow(self, rows: Sequence[Row], *, hires: bool, first: int) -> None:
-        """Called at each step. rows: those that the U-Net will be called with, in order."""
+    def follow(self, *, hires: bool, first: int) -> None:
+        """Called at each step, before the U-Net is."""
         if self._unet is None:
             return
-        self._rows = list(rows)
         if self.host.target.unet() is not self._unet:
             self._hook(self.samplings[hires], first)
+        elif self._steps is not None:
+            self.host.target.check_injection(self._steps)  # what others do to it, they may have begun since
 
     def detach(self) -> None:
         """Take the hooks off every U-Net that has them."""
@@ -167,9 +168,9 @@ class Job:
 
         cond_only = settings.inject == "cond"
 
-        def row_images(count: int) -> list[int | None]:
-            taken, self._rows = self._rows[:count], self._rows[count:]
-            return [order[row.image] if row.is_cond or not cond_only else None for row in taken]
+        def row_images(count: int, call: Mapping) -> list[int | None]:
+            return [order[row.image] if row.is_cond or not cond_only else None
+                    for row in host.target.rows_of(count, call)]
 
         steps = InjectionSteps.from_ratios(sampling.plan.timesteps, settings.conv_ratio, settings.attn_ratio,
                                            parse_layers(settings.layers))
@@ -179,4 +180,4 @@ class Job:
             mixed, null, steps, sampling.mask, row_images if cond_only or len(set(order)) > 1 else None,
             host.target.savings(),
             host.target.features(keys, null, sampling.size), host.target.without_others)))
-        self._unet = unet
+        self._unet, self._steps = unet, steps

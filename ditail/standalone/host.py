@@ -15,7 +15,7 @@ from tqdm import tqdm
 from ..cache.features import Features
 from ..content.presets import PRESETS
 from ..errors import DitailError
-from ..job.host import Checkpoint, Networks, Pass, Prompts, SamplingPlan
+from ..job.host import Checkpoint, Networks, Pass, Prompts, Row, SamplingPlan
 from ..keys import file_mark
 from ..method.inversion import Denoiser, combine_conds
 from ..method.latents import SourceLatents
@@ -190,6 +190,15 @@ class FileTarget:
 
     def __init__(self, model: Callable[[], Model], checkpoint: Checkpoint):
         self._model, self._checkpoint = model, checkpoint
+        self._rows: list[Row] = []
+
+    def expect(self, rows: Sequence[Row]) -> None:
+        """The rows of the next calls of the U-Net, in order."""
+        self._rows = list(rows)
+
+    def rows_of(self, count: int, call: Mapping) -> Sequence[Row]:
+        taken, self._rows = self._rows[:count], self._rows[count:]
+        return taken
 
     def check_layers(self, layers: Layers) -> None:
         if layers:

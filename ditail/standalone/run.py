@@ -1,12 +1,13 @@
 """Sampling the images of one job on the command line, which in the WebUI is the host's own work."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 from PIL import Image
 from torch import Tensor
 
 from ..content.images import LATENT_SCALE, tensor_to_images
+from ..job.host import Row
 from ..job.job import Job
 from .host import FileHost
 from .samplers import seeded_noise
@@ -25,14 +26,18 @@ def images_of(host: FileHost, ditail: Job, *, is_recorded: bool = False) -> Iter
         sampler = new_sampler(model, job)
         noise = seeded_noise((4, height // LATENT_SCALE, width // LATENT_SCALE), list(job.seeds)).to(model.device)
         passed: dict[float, Tensor] = {}
-        follow = partial(ditail.follow, hires=False, first=first)
         ditail.attach(noise, noise, hires=False, first=first)
         try:
             with host.models.progress.sampling(len(sampler.schedule)) as progress:
-                z = sample(model, job, sampler, noise, progress, passed if is_recorded else None, follow,
-                           ditail.guided_above(hires=False))
+                z = sample(model, job, sampler, noise, progress, passed if is_recorded else None,
+                           partial(_follow, host, ditail, first), ditail.guided_above(hires=False))
         finally:
             ditail.detach()
         if is_recorded:
             ditail.keep_recorded(first, rows_of(latents_of(passed, z, model)))
         yield from tensor_to_images(model.decode(z))
+
+
+def _follow(host: FileHost, ditail: Job, first: int, rows: Sequence[Row]) -> None:
+    host.target.expect(rows)
+    ditail.follow(hires=False, first=first)
