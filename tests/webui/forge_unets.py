@@ -15,8 +15,8 @@ SD15 = {**COMMON, "model_channels": 320, "context_dim": 768, "channel_mult": [1,
         "num_heads": 8, "transformer_depth": [1] * 6 + [0] * 2, "transformer_depth_middle": 1,
         "transformer_depth_output": [1] * 9 + [0] * 3}
 SDXL = {**COMMON, "model_channels": 320, "context_dim": 2048, "channel_mult": [1, 2, 4], "num_res_blocks": [2] * 3,
-        "num_head_channels": 64, "num_classes": "sequential", "adm_in_channels": 2816, "use_linear_in_transformer": True,
-        "transformer_depth": [0, 0, 2, 2, 10, 10], "transformer_depth_middle": 10,
+        "num_head_channels": 64, "num_classes": "sequential", "adm_in_channels": 2816,
+        "use_linear_in_transformer": True, "transformer_depth": [0, 0, 2, 2, 10, 10], "transformer_depth_middle": 10,
         "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10]}
 SMALL_SD15 = {**SD15, "model_channels": 32, "context_dim": 32, "channel_mult": [1, 2, 2, 2], "num_heads": 4}
 SMALL_SDXL = {**SDXL, "model_channels": 32, "context_dim": 32, "num_head_channels": 16, "adm_in_channels": 24}
@@ -32,7 +32,8 @@ def build(config: dict, device: str):
         """With what Forge's sampling hands to each call."""
 
         def forward(self, x, timesteps=None, context=None, **kwargs):
-            return super().forward(x, timesteps, context, **{"transformer_options": {"cond_or_uncond": [1, 0]}, **kwargs})
+            kwargs.setdefault("transformer_options", {"cond_or_uncond": [1, 0]})
+            return super().forward(x, timesteps, context, **kwargs)
 
     torch.manual_seed(1)
     with torch.device(device):
