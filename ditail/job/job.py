@@ -48,21 +48,36 @@ class Job:
         its plain sampling; returns whether it shall, since that makes the source that is missing.
         Raises DitailError, and Interrupted if the user ends it.
         """
+        missing = self.plan(init_images)
+        if can_record and self._is_its_own_source and any(source.kind == "generate" for source in missing):
+            return True
+        if missing:
+            missing += sources_along(self.host, self.cache, self.sweep, list(self.samplings.values()), missing)
+            self._make(missing)
+        return False
+
+    def prepare_ahead(self, init_images: Sequence[Tensor]) -> None:
+        """Cache what other models than the target make, for `prepare` to find.
+
+        A host that has several jobs to do calls this of each before the first `prepare`, and so loads each model once.
+        """
+        target = self.host.checkpoints.target()
+        others = [source for source in self.plan(init_images) if source.checkpoint.path != target.path]
+        if others:
+            self._make(others)
+        self.latents = {}
+
+    def plan(self, init_images: Sequence[Tensor]) -> list[Source]:
+        """Set `samplings` and the `latents` that are cached; the sources that are missing are returned."""
         host, settings = self.host, self.request.settings
         host.checkpoints.check_family(self.request.checkpoint or host.checkpoints.target())
         host.target.check_layers(parse_layers(settings.layers))
         if not self.is_plain:
             host.target.keep_attention_whole()
         self.samplings = plan_job(host, self.request, init_images, is_plain=self.is_plain)
-        sources = self.sources
         wanted = Wanted(settings.show_source or self.is_preview, self.is_preview)
-        self.latents, missing = look_up(self.cache, sources, wanted)
-        if can_record and self._is_its_own_source and any(source.kind == "generate" for source in missing):
-            return True
-        if missing:
-            missing += sources_along(host, self.cache, self.sweep, list(self.samplings.values()), missing)
-            self._make(missing)
-        return False
+        self.latents, missing = look_up(self.cache, self.sources, wanted)
+        return missing
 
     def _make(self, missing: Sequence[Source]) -> None:
         needs_images = any(source.needs_image for source in missing)
@@ -78,8 +93,12 @@ class Job:
     @property
     def _is_its_own_source(self) -> bool:
         """Whether the plain sampling is the generation of its source, and nothing but the latents is needed."""
-        return (self.is_plain and self.request.settings.source == "generate" and not self.request.settings.show_source
-                and self.host.target.is_plain())
+        settings = self.request.settings
+        if not self.is_plain or settings.source != "generate" or settings.show_source:
+            return False
+        own_prompts = all(texts == (settings.source_prompt or texts[0], settings.source_negative_prompt or texts[1])
+                          for texts in self.host.job.prompts())
+        return own_prompts and self.host.target.is_plain()
 
     def keep_recorded(self, first: int, latents: Sequence[SourceLatents]) -> None:
         """Cache what the plain sampling of the images from number `first` on passed through, by image, and invert it.

@@ -1,7 +1,8 @@
 """Sampling with a loaded model, in batches."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from PIL import Image
@@ -15,11 +16,12 @@ from .model import Model
 from .samplers import Sampler, seeded_noise
 
 Progress = Callable[[], object]
+AnyJob = TypeVar("AnyJob", bound="Job")
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a run needs besides its models; one prompt and one seed a row."""
+    """What a sampling needs besides its model; one prompt and one seed a row."""
 
     prompts: tuple[str, ...]
     negative_prompt: str = ""
@@ -27,13 +29,8 @@ class Job:
     steps: int = 20
     sampler: str = "DDIM"
     omega: float = 7.5
-    alpha: float = 3.0
-    beta: float = 0.5
-    conv_ratio: float = 0.8
-    attn_ratio: float = 0.5
-    mask: Tensor | None = None
 
-    def with_(self, **changes) -> "Job":
+    def with_(self: AnyJob, **changes) -> AnyJob:
         return replace(self, **changes)
 
 
@@ -83,13 +80,32 @@ def new_sampler(model: Model, job: Job, strength: float = 1.0) -> Sampler:
 
 def generate(model: Model, job: Job, width: int, height: int,
              progress: Progress = no_progress) -> tuple[Tensor, SourceLatents]:
-    """Plain generation: (`z_0`, the latents it passed through, which can be the source of a mix)."""
+    """Plain generation: (`z_0` `[b, 4, h, w]`, the latents that it passed through)."""
     model.check_size(width, height)
     sampler = new_sampler(model, job)
-    kept: dict[float, Tensor] = {}
+    passed: dict[float, Tensor] = {}
     noise = seeded_noise((4, height // LATENT_SCALE, width // LATENT_SCALE), list(job.seeds))
-    z = sample(model, job, sampler, noise, progress, kept)
-    return z, SourceLatents(list(kept), torch.stack(list(kept.values())), model.alphas_cumprod, z0=z)
+    z = sample(model, job, sampler, noise, progress, passed)
+    return z, latents_of(passed, z, model)
+
+
+def latents_of(passed: Mapping[float, Tensor], z0: Tensor, model: Model) -> SourceLatents:
+    """The latents `[b, 4, h, w]` by timestep that a sampling passed through to `z0`."""
+    return SourceLatents(list(passed), torch.stack(list(passed.values())), model.alphas_cumprod, z0=z0)
+
+
+def rows_of(latents: SourceLatents) -> list[SourceLatents]:
+    """Latents of several images as those of one each."""
+    z0s = [None] * latents.latents.shape[1] if latents.z0 is None else latents.z0.split(1)
+    return [SourceLatents(latents.timesteps.tolist(), row.clone(), latents.alphas_cumprod, z0=z0)
+            for row, z0 in zip(latents.latents.split(1, 1), z0s, strict=True)]
+
+
+def image_to_image(model: Model, job: Job, z0: Tensor, strength: float, progress: Progress = no_progress) -> Tensor:
+    """Plain img2img of `z_0` at a denoising strength: `z_0`."""
+    sampler = new_sampler(model, job, strength)
+    noise = seeded_noise(tuple(z0.shape[1:]), list(job.seeds)).to(z0)
+    return sample(model, job, sampler, sampler.noised(z0, noise), progress)
 
 
 def decode_image(model: Model, z: Tensor) -> Image.Image:
