@@ -24,9 +24,9 @@ from ditail.standalone import demo_checkpoints
 from ditail.standalone.fanout import Options, fan_out, raise_failed
 from ditail.standalone.files import make_folder, whole_file
 from ditail.standalone.model import Model, default_device, load_model, quiet
-from ditail.standalone.pipeline import Job, generate, image_to_image, invert_with, noised_source, transfer
 
 from . import metrics, report
+from .pipeline import Job, generate, image_to_image, invert_with, noised_source, transfer
 
 ALPHAS = (1.0, 2.0, 3.0, 5.0, 8.0)
 BETAS = (0.0, 0.5, 1.0)

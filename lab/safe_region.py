@@ -20,7 +20,8 @@ from ditail.method.inversion import combine_conds, invert
 from ditail.method.latents import SourceLatents
 from ditail.standalone import demo_checkpoints
 from ditail.standalone.model import load_model, quiet
-from ditail.standalone.pipeline import Job, generate, new_sampler, transfer
+
+from .pipeline import Job, generate, new_sampler, transfer
 
 STEPS = 10
 BATCH = 8

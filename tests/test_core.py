@@ -206,7 +206,7 @@ def test_rows_take_their_own_images_source(sd1_unets):
     unet, x, t = sd1_unets[1], randn(3, 4, 8, 16, seed=9), torch.tensor([501])
     source = source_latents(rows=2)
     images = [1, 0, 1]
-    with inject(unet, Injection(source, {"context": null}, ALWAYS, row_images=lambda rows: images)):
+    with inject(unet, Injection(source, {"context": null}, ALWAYS, row_images=lambda rows, _: images)):
         together = unet(x, t.expand(3), context=cond.expand(3, -1, -1))
     for row, image in enumerate(images):
         alone = SourceLatents(source.timesteps.tolist(), source.latents[:, image : image + 1], ABAR)

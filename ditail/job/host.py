@@ -210,7 +210,10 @@ class Target(Protocol):
         """For the rest of the job, let the host shorten no attention of the target (token merging, tiles)."""
 
     def check_injection(self, steps: InjectionSteps) -> None:
-        """Raise DitailError where something else rewrites what is to be injected."""
+        """Raise DitailError where something else rewrites what is to be injected; asked at each step."""
+
+    def rows_of(self, count: int, call: Mapping) -> Sequence[Row]:
+        """What the `count` rows of a call of the U-Net are. call: its keyword arguments."""
 
     def null(self, size: tuple[int, int]) -> Mapping[str, Tensor]:
         """The U-Net's keyword arguments for the empty prompt: see `Injection`."""

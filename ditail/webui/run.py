@@ -9,37 +9,24 @@ from torch import Tensor
 
 from ..content.settings import warnings_of
 from ..errors import DitailError
-from ..job.host import Interrupted, Row
+from ..job.host import Interrupted
 from ..job.job import Job
 from ..job.plan import image_hash, image_hashes
 from ..job.request import Request
 from ..job.source import Source, distinct
 from ..method.latents import SourceLatents
-from . import caches, hijacks, kept_images
-from .checkpoints import WebuiCheckpoints
+from . import caches, hijacks, kept_images, loaded
 from .controls import Extras
 from .failures import errors_for_the_user
+from .host import WebuiHost
 from .infotext import infotext_of, source_infotext
 from .progress import sampling_text
-from .sampling import WebuiJob
-from .source_models import WebuiModels
-from .target import WebuiTarget
 
 RUN = "_ditail_run"
 # Set on a job by the matrix: see `Job.is_plain`.
 PLAIN = "_ditail_plain"
 # Set on a job that is one of several: the requests of those after it, and what the tab would say beside the settings.
 SWEEP, EXTRAS = "_ditail_sweep", "_ditail_extras"
-
-
-class WebuiHost:
-    """The WebUI with one job `p`: see `job.host.Host`."""
-
-    def __init__(self, p, target_steps):
-        self.checkpoints = WebuiCheckpoints(p)
-        self.job = WebuiJob(p)
-        self.models = WebuiModels(p, target_steps)
-        self.target = WebuiTarget(p)
 
 
 class Run:
@@ -119,8 +106,9 @@ class Run:
             if not self._is_attached and not shared.state.interrupted:
                 raise DitailError("enabled", "a script that samples in its own way (img2img alternative, say) leaves "
                                   "Ditail nothing to follow; switch one of the two off")
-            if self._recorder and self._recorder.is_complete:
-                self._keep(self._recorder.latents(shared.sd_model.alphas_cumprod, samples))
+            # What others do to the U-Net, they may have begun only as the sampling did.
+            if self._recorder and self._recorder.is_complete and self.job.host.target.is_plain():
+                self._keep(self._recorder.latents(loaded.alphas_cumprod(shared.sd_model), samples))
             return samples
 
     def _keep(self, latents: list[SourceLatents]) -> None:
@@ -152,11 +140,8 @@ class Run:
     def follow(self, denoiser) -> None:
         """Called at each step, before the U-Net is."""
         try:
-            prompts = [len(composed) for composed in denoiser.sampler.sampler_extra_args["cond"].batch]
-            # The WebUI's order, in one call or more: each image's prompts (several for AND), the unconditional rows.
-            rows = [Row(image, True) for image, count in enumerate(prompts) for _ in range(count)]
-            rows += [Row(image, False) for image in range(len(prompts))]
-            self.job.follow(rows, hires=bool(self.p.is_hr_pass), first=self._first)
+            self.job.host.target.begin_step(denoiser)
+            self.job.follow(hires=bool(self.p.is_hr_pass), first=self._first)
         except Exception as error:
             self.error = error
             shared.state.interrupted = True
@@ -207,5 +192,5 @@ def release(p, processed=None) -> None:
         run.detach()
         if processed is not None:
             run.show_sources(processed)
-    for name in ("init", "sample"):
+    for name in hijacks.METHODS:
         hijacks.give_back(p, name)
