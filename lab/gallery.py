@@ -5,7 +5,8 @@ A page's recipe is a block of commands (```sh) and, below it, a comment and the 
     <!-- content: content/fox.png | flat: fox-flat.png -->
     ![A fox in two styles](gallery/fox.png)
 
-Each line of the comment is a row of the image, each `label: file` a cell of it.
+Each line of the comment is a row of the image, each `label: file` a cell of it. A block ```json NAME is written to that
+file for the commands after it.
 """
 
 import os
@@ -27,10 +28,17 @@ PAGES = (DOCS / "gallery.md", DOCS / "tuning.md")
 # Held-out scenes under the names that the pages' commands use.
 SCENES = {"fox": 44, "castle": 18, "mushroom": 34, "rabbit": 57, "teapot": 48, "pig": 114, "bear": 27, "car": 105,
           "house": 113, "cactus": 61, "star": 21}
-RECIPE = re.compile(r"```sh\n(?P<commands>.*?)```|"
+RECIPE = re.compile(r"```sh\n(?P<commands>.*?)```|```json (?P<file>\S+)\n(?P<text>.*?)```|"
                     r"<!-- (?P<cells>[^>]*?) -->\n!\[[^\]]*\]\((?P<image>[^)]+)\)", re.DOTALL)
 COMMAND = ["python", "-m", "ditail"]
 CELL, GAP, LINE = 224, 8, 24
+
+
+class File(NamedTuple):
+    """A file that the commands after it read."""
+
+    name: str
+    text: str
 
 
 class Sheet(NamedTuple):
@@ -53,13 +61,18 @@ def main(folder: Path) -> None:
                 step.path.parent.mkdir(exist_ok=True)
                 draw_sheet(folder, step.rows).save(step.path, optimize=True)
                 print(step.path)
+            elif isinstance(step, File):
+                (folder / step.name).write_text(step.text, encoding="utf-8")
             else:
                 run(step, folder)
 
 
-def recipes(page: Path) -> Iterator[list[str] | Sheet]:
-    """The commands of a page, as arguments of `python -m ditail`, and its sheets, in their order."""
+def recipes(page: Path) -> Iterator[list[str] | File | Sheet]:
+    """The commands of a page, as arguments of `python -m ditail`, its files and its sheets, in their order."""
     for found in RECIPE.finditer(page.read_text(encoding="utf-8")):
+        if found["file"]:
+            yield File(found["file"], found["text"])
+            continue
         if found["commands"] is None:
             rows = [[_cell(cell) for cell in line.split("|")] for line in found["cells"].strip().splitlines()]
             yield Sheet(page.parent / found["image"], rows)
@@ -76,8 +89,8 @@ def _cell(text: str) -> tuple[str, str]:
 
 
 def write_content(folder: Path) -> None:
-    """The demo checkpoints; the scenes as content images with prompts beside them, in `content` in the style noto and
-    in `content/ink`; and `left.png`, a mask of the left half."""
+    """The demo checkpoints, and the scenes as content images with prompts beside them: in `content` those in the style
+    noto, in `content/ink` those in ink."""
     demo_checkpoints.write_checkpoints(folder)
     scenes = demo_checkpoints.held_out()
     for style, content in (("noto", folder / "content"), ("ink", folder / "content" / "ink")):
@@ -85,9 +98,6 @@ def write_content(folder: Path) -> None:
         for name, number in SCENES.items():
             scenes.images[style][number].save(content / f"{name}.png")
             (content / f"{name}.txt").write_text(scenes.captions[number], encoding="utf-8")
-    mask = Image.new("L", (demo_checkpoints.SIDE, demo_checkpoints.SIDE))
-    mask.paste(255, (0, 0, demo_checkpoints.SIDE // 2, demo_checkpoints.SIDE))
-    mask.save(folder / "left.png")
 
 
 def run(arguments: Sequence[str], folder: Path) -> None:

@@ -22,7 +22,7 @@ python -m ditail mix --source house-noto.safetensors --target house-ink.safetens
 @pytest.mark.parametrize("page", gallery.PAGES, ids=lambda page: page.name)
 def test_the_commands_of_a_page_are_right_and_its_images_are_there(page):
     steps = list(gallery.recipes(page))
-    commands = [cli.build_parser().parse_args(step) for step in steps if not isinstance(step, gallery.Sheet)]
+    commands = [cli.build_parser().parse_args(step) for step in steps if isinstance(step, list)]
     sheets = [step for step in steps if isinstance(step, gallery.Sheet)]
     assert len(commands) >= len(sheets) >= 5
     assert [sheet.path for sheet in sheets if not sheet.path.is_file()] == []
@@ -31,12 +31,12 @@ def test_the_commands_of_a_page_are_right_and_its_images_are_there(page):
 
 @pytest.mark.parametrize("page", gallery.PAGES, ids=lambda page: page.name)
 def test_every_cell_of_a_sheet_is_content_or_what_a_command_writes(page):
-    roots = {"content", "left.png"}
+    roots = {"content"}
     for step in gallery.recipes(page):
         if isinstance(step, gallery.Sheet):
             files = [name for row in step.rows for _, name in row]
             assert [name for name in files if not any(name.startswith(root) for root in roots)] == []
-        else:
+        elif isinstance(step, list):
             roots.add(str(cli.build_parser().parse_args(step).out.with_suffix("")))
 
 
