@@ -165,6 +165,10 @@ class FileModels:
     def encode(self, model: Model, pixels: Tensor, latent_hw: tuple[int, int]) -> Tensor:
         return model.encode(pixels)
 
+    def decode(self, model: Model, z0: Tensor) -> Tensor:
+        image = decode_image(model, z0)
+        return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(image.height, image.width, 3)
+
     def denoiser(self, model: Model, prompts: Prompts, alpha: float, beta: float, size: tuple[int, int],
                  timesteps: Sequence[float]) -> Denoiser:
         context = combine_conds(alpha, model.encode_prompts(prompts[:1]), beta, model.encode_prompts(prompts[1:]))
@@ -181,8 +185,7 @@ class FileModels:
         latents = rows_of(passed)
         if not decoded:
             return latents
-        return [one.with_image(torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(*size[::-1], 3))
-                for one, image in zip(latents, [decode_image(model, row) for row in z.split(1)], strict=True)]
+        return [one.with_image(self.decode(model, row)) for one, row in zip(latents, z.split(1), strict=True)]
 
 
 class FileTarget:
