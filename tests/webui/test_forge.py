@@ -2,10 +2,12 @@
 
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
+from tests.webui.families import with_channels
 from tests.webui.like_the_webui import JOBS, image_of, path_of
 from tests.webui.server import IS_FORGE
-from tests.webui.webui_helpers import difference
+from tests.webui.webui_helpers import difference, on
 
 pytestmark = pytest.mark.skipif(not IS_FORGE, reason="SD_FORGE_DIR is not set")
 PATCHER = "Patcher of the test"
@@ -76,6 +78,25 @@ def test_a_vae_for_the_source(webui, ditail):
     other = webui.generate({**ditail, "source_vae": "test.vae.safetensors"}, **SMALL)
     assert difference(own.image, other.image) > 0.1
     assert webui.generate({**ditail, "source_vae": "none-such"}).error.startswith("source_vae: ")
+
+
+@pytest.fixture
+def inpainting_checkpoint(webui) -> str:
+    """The demo's ink model with the five channels of an inpainting model, which count for little."""
+    models = webui.data / "models" / "Stable-diffusion"
+    tensors = with_channels(load_file(models / "house-ink.safetensors"), 5)
+    save_file({name: tensor.half().contiguous() for name, tensor in tensors.items()},
+              models / "inpainting-ink.safetensors", metadata={"format": "pt"})
+    webui.call("/sdapi/v1/refresh-checkpoints", {})
+    return "inpainting-ink"
+
+
+def test_inpainting_checkpoints(webui, ditail, inpainting_checkpoint):
+    """As the target, and as the source, which then runs with everything masked."""
+    for target, source in ((inpainting_checkpoint, "house-noto"), ("house-ink", inpainting_checkpoint)):
+        asked = {**SMALL, **on(target)}
+        plain, mixed = webui.generate(**asked), webui.generate({**ditail, "source_checkpoint": source}, **asked)
+        assert difference(plain.image, mixed.image) > 5
 
 
 @pytest.mark.parametrize("name", JOBS)
