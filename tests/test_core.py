@@ -10,10 +10,9 @@ import torch
 
 import ditail
 from ditail import DitailError, Injection, Savings, SourceLatents, inject, invert, remove
-from ditail.method.inversion import combine_conds
+from ditail.method.inversion import combine_conds, ddim_step
 from ditail.method.layers import Layer
 from ditail.method.schedule import InjectionSteps, alphas_cumprod_at, ddim_timesteps
-from ditail.mix import ddim_step
 from ditail.unet import injection, step
 from ditail.unet.sites import architecture_of, find_sites
 from tests.injected import ABAR, ALWAYS, conds, hooks_on, randn, source_latents

@@ -152,6 +152,9 @@ class HostJob(Protocol):
     def generation_metadata(self, image: int) -> dict[str, str]:
         """Metadata of that for a cache entry, "seed" among it."""
 
+    def match_colours(self, image: Image.Image, content: Image.Image) -> Image.Image:
+        """An image in the colours of its content image. Raises DitailError where that can't be done."""
+
     def comment(self, text: str) -> None:
         """Tell the user something beside the images."""
 
@@ -177,6 +180,9 @@ class SourceModels(Protocol):
 
     def encode(self, model: Model, pixels: Tensor, latent_hw: tuple[int, int]) -> Tensor:
         """`z_0` `[1, 4, h, w]` of pixels `[1, 3, H, W]` in -1..1, float32."""
+
+    def decode(self, model: Model, z0: Tensor) -> Tensor:
+        """The image `[h, w, 3]` uint8, on the CPU, of `z_0` `[1, 4, h / 8, w / 8]`."""
 
     def denoiser(self, model: Model, prompts: Prompts, alpha: float, beta: float, size: tuple[int, int],
                  timesteps: Sequence[float]) -> Denoiser:

@@ -17,7 +17,7 @@ from .host import Host
 from .plan import Sampling, plan_job
 from .request import Request
 from .source import Source, distinct
-from .source_pass import look_up, make_sources, sources_along
+from .source_pass import Wanted, look_up, make_sources, sources_along
 
 
 class Job:
@@ -28,12 +28,13 @@ class Job:
 
     sweep: the requests of later jobs, whose sources are made along where they need the same loading. is_plain: the job
     is a plain image (the diagonal of a matrix): its sources are made with the target, its sampling is left alone.
+    is_preview: the host samples nothing, `preview` shows what the sources are; they get their reconstructions.
     """
 
     def __init__(self, host: Host, request: Request, cache: LatentCache, *, sweep: Sequence[Request] = (),
-                 is_plain: bool = False):
+                 is_plain: bool = False, is_preview: bool = False):
         self.host, self.request, self.cache = host, request, cache
-        self.sweep, self.is_plain = sweep, is_plain
+        self.sweep, self.is_plain, self.is_preview = sweep, is_plain, is_preview
         self.samplings: dict[bool, Sampling] = {}
         self.latents: dict[str, SourceLatents] = {}
         self._hooks = ExitStack()
@@ -74,12 +75,19 @@ class Job:
         if not self.is_plain:
             host.target.keep_attention_whole()
         self.samplings = plan_job(host, self.request, init_images, is_plain=self.is_plain)
-        self.latents, missing = look_up(self.cache, self.sources, with_images=settings.show_source)
+        wanted = Wanted(self._wants_images, self.is_preview)
+        self.latents, missing = look_up(self.cache, self.sources, wanted)
         return missing
 
     def _make(self, missing: Sequence[Source]) -> None:
-        with_images = self.request.settings.show_source or any(source.needs_image for source in missing)
-        self.latents |= make_sources(self.host, self.cache, missing, self.latents, with_images=with_images)
+        needs_images = any(source.needs_image for source in missing)
+        wanted = Wanted(self._wants_images or needs_images, self.is_preview)
+        self.latents |= make_sources(self.host, self.cache, missing, self.latents, wanted)
+
+    @property
+    def _wants_images(self) -> bool:
+        settings = self.request.settings
+        return settings.show_source or settings.colours == "content" or self.is_preview
 
     @property
     def sources(self) -> list[Source]:
@@ -91,7 +99,7 @@ class Job:
     def _is_its_own_source(self) -> bool:
         """Whether the plain sampling is the generation of its source, and nothing but the latents is needed."""
         settings = self.request.settings
-        if not self.is_plain or settings.source != "generate" or settings.show_source:
+        if not self.is_plain or settings.source != "generate" or self._wants_images:
             return False
         own_prompts = all(texts == (settings.source_prompt or texts[0], settings.source_negative_prompt or texts[1])
                           for texts in self.host.job.prompts())
@@ -125,9 +133,9 @@ class Job:
             return
         self._hook(sampling, first)
         if self.request.settings.start == "source" and not hires:
-            sampling.plan.start_from(self._start_of(sampling, first), x, noise)
+            sampling.plan.start_from(self.start_of(sampling, first), x, noise)
 
-    def _start_of(self, sampling: Sampling, first: int) -> Tensor:
+    def start_of(self, sampling: Sampling, first: int) -> Tensor:
         """The VP latents `[b, c, h, w]` that the images from number `first` on start from."""
         mixed, order, _ = sampling.mixed(first, self.host.job.batch_size, self.latents)
         timestep = sampling.plan.timesteps[-1]

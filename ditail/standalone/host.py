@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..cache.features import Features
+from ..colours import match_colours
 from ..content.presets import PRESETS
 from ..errors import DitailError
 from ..job.host import Checkpoint, Networks, Pass, Prompts, Row, SamplingPlan
@@ -133,6 +134,9 @@ class FileJob:
     def generation_metadata(self, image: int) -> dict[str, str]:
         return {"seed": str(self.job.seeds[image]), "sampler": self.job.sampler, "steps": str(self.job.steps)}
 
+    def match_colours(self, image: Image.Image, content: Image.Image) -> Image.Image:
+        return match_colours(image, content)
+
     def comment(self, text: str) -> None:
         tqdm.write(text)
 
@@ -165,6 +169,10 @@ class FileModels:
     def encode(self, model: Model, pixels: Tensor, latent_hw: tuple[int, int]) -> Tensor:
         return model.encode(pixels)
 
+    def decode(self, model: Model, z0: Tensor) -> Tensor:
+        image = decode_image(model, z0)
+        return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(image.height, image.width, 3)
+
     def denoiser(self, model: Model, prompts: Prompts, alpha: float, beta: float, size: tuple[int, int],
                  timesteps: Sequence[float]) -> Denoiser:
         context = combine_conds(alpha, model.encode_prompts(prompts[:1]), beta, model.encode_prompts(prompts[1:]))
@@ -181,8 +189,7 @@ class FileModels:
         latents = rows_of(passed)
         if not decoded:
             return latents
-        return [one.with_image(torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(*size[::-1], 3))
-                for one, image in zip(latents, [decode_image(model, row) for row in z.split(1)], strict=True)]
+        return [one.with_image(self.decode(model, row)) for one, row in zip(latents, z.split(1), strict=True)]
 
 
 class FileTarget:

@@ -5,22 +5,11 @@ from collections.abc import Callable
 from . import loaded
 
 if loaded.IS_FORGE:
-    from .forge import (
-        ForgeCheckpoints as HostCheckpoints,
-    )
-    from .forge import (
-        ForgeJob as HostJob,
-    )
-    from .forge import (
-        ForgeModels as HostModels,
-    )
-    from .forge import (
-        ForgeTarget as HostTarget,
-    )
-    from .forge import (
-        chosen_vae,
-        restored_models,
-    )
+    from .forge.checkpoints import ForgeCheckpoints as HostCheckpoints
+    from .forge.loading import chosen_vae, restored_models
+    from .forge.sampling import ForgeJob as HostJob
+    from .forge.source_models import ForgeModels as HostModels
+    from .forge.target import ForgeTarget as HostTarget
 else:
     from .checkpoints import WebuiCheckpoints as HostCheckpoints
     from .loading import chosen_vae, restored_models

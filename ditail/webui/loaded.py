@@ -34,7 +34,7 @@ def selected() -> object | None:
     if not IS_FORGE:
         return model
     chosen = sd_models.model_data.forge_loading_parameters.get("checkpoint_info")
-    return model if chosen is not None and getattr(model, "sd_checkpoint_info", None) == chosen else None
+    return model if chosen is not None and getattr(model, "filename", None) == chosen.filename else None
 
 
 def load_selected() -> object:

@@ -150,14 +150,20 @@ def switch_to(wanted: Loaded, p=None) -> None:
     turn_off_hypertile(p)
 
 
+def job_without_prompts():
+    """A job for `extra_networks`, which may add a tag to its prompts."""
+    made = processing.StableDiffusionProcessingTxt2Img()
+    made.all_prompts = []
+    return made
+
+
 @contextmanager
 def active_extra_networks(p, networks: Networks) -> Iterator[None]:
     """Run a block with these extra networks (LoRA, ...) and no others."""
     if p.disable_extra_networks:
         yield
         return
-    stand_in = processing.StableDiffusionProcessingTxt2Img()
-    stand_in.all_prompts = []
+    stand_in = job_without_prompts()
     with ExitStack() as undo:
         # Undone last first: without networks, then the deactivation, each also if the one before it raises.
         undo.callback(lambda: [p.comment(comment) for comment in stand_in.comments])

@@ -5,19 +5,22 @@ from contextlib import ExitStack
 from functools import partial
 
 from modules import images, sd_samplers, sd_unet, shared
+from PIL import Image
 from torch import Tensor
 
 from ..content.settings import warnings_of
 from ..errors import DitailError
+from ..job.finish import finished
 from ..job.host import Interrupted
 from ..job.job import Job
 from ..job.plan import image_hash, image_hashes
+from ..job.preview import Preview
 from ..job.request import Request
 from ..job.source import Source, distinct
 from ..method.latents import SourceLatents
-from . import caches, hijacks, kept_images, loaded
+from . import caches, hijacks, kept_images, loaded, preview
 from .controls import Extras
-from .failures import errors_for_the_user
+from .failures import errors_for_the_user, in_words
 from .host import WebuiHost
 from .infotext import infotext_of, source_infotext
 from .progress import sampling_text
@@ -38,10 +41,12 @@ class Run:
         self.job: Job | None = None
         if request is not None:
             host = WebuiHost(p, lambda: [sampling.plan.steps for sampling in self.job.samplings.values()])
-            self.job = Job(host, request, caches.LATENTS, sweep=sweep, is_plain=is_plain)
+            self.job = Job(host, request, caches.LATENTS, sweep=sweep, is_plain=is_plain,
+                           is_preview=preview.is_preview(self.extras))
         self._recorder: hijacks.Recorder | None = None
         self._guidance = ExitStack()
         self._is_attached = False
+        self.preview: Preview | None = None
 
     def install(self) -> None:
         """Take over `init` and `sample` of the job."""
@@ -92,8 +97,10 @@ class Run:
             p.extra_generation_params = {**p.extra_generation_params, **infotext_of(job.request, hashes,
                                                                                       self.extras.image_name)}
 
-    def _sample(self, original, *args, **kwargs) -> Tensor:
+    def _sample(self, original, *args, **kwargs) -> Tensor | list[Tensor]:
         with errors_for_the_user(self.p):
+            if self.job.is_preview:
+                return preview.sample(self)
             self._is_attached = False
             self._renew_sampler()
             try:
@@ -152,10 +159,20 @@ class Run:
         if self.job is not None:
             self.job.detach()
 
+    def finish(self, image: Image.Image) -> Image.Image:
+        """An image of the batch, decoded, as the settings ask for it."""
+        try:
+            return finished(self.job, image, self._first + self.p.batch_index)
+        except DitailError as error:
+            self.p.comment(f"Ditail: {in_words(error)}")
+            return image
+
     def show_sources(self, processed) -> None:
         """Add the images that the content came from to a finished job's, each with its infotext."""
         job, p = self.job, self.p
-        if job is None or job.is_plain or not job.request.settings.show_source or False not in job.samplings:
+        if job is None or job.is_plain or job.is_preview or not job.request.settings.show_source:
+            return
+        if False not in job.samplings:
             return
         for source in distinct(job.samplings[False].sources):
             if source.origin.kind == "generate" and source.origin.key not in job.latents:
@@ -192,5 +209,6 @@ def release(p, processed=None) -> None:
         run.detach()
         if processed is not None:
             run.show_sources(processed)
+            preview.show(run, processed)
     for name in hijacks.METHODS:
         hijacks.give_back(p, name)

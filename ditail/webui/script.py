@@ -7,7 +7,7 @@ from modules import script_callbacks
 from ..errors import DitailError
 from ..job.request import Request
 from ..unet.injection import remove
-from . import caches, loaded, send
+from . import caches, loaded, preview, send
 from .checkpoints import WebuiLibrary
 from .controls import Extras, is_enabled, settings_from
 from .run import EXTRAS, PLAIN, RUN, SWEEP, Run, release
@@ -26,6 +26,8 @@ def before_process(p, args: tuple) -> None:
     extras = getattr(p, EXTRAS, None) or Extras.from_args(args)
     try:
         extras.check()
+        if preview.is_preview(extras):
+            preview.make_preview_of(p)
         request = Request.from_values(settings_from(args) | ({"enabled": True} if axes else {}), WebuiLibrary())
         if axes:
             request = at_cell(request, axes, (str(p.prompt), str(p.negative_prompt)))
@@ -43,6 +45,13 @@ def before_sampling(p, x, noise) -> None:
     run = p.__dict__.get(RUN)
     if run is not None:
         run.attach(x, noise)
+
+
+def postprocess_image(p, pp) -> None:
+    """Once per image, before anything is laid over it."""
+    run = p.__dict__.get(RUN)
+    if run is not None and run.job is not None and not run.job.is_preview:
+        pp.image = run.finish(pp.image)
 
 
 def on_cfg_denoiser(params) -> None:

@@ -45,6 +45,10 @@ class WebuiModels:
         with _precision():
             return encode(model, pixels, latent_hw)
 
+    def decode(self, model: Model, z0: Tensor) -> Tensor:
+        with _precision():
+            return decode(model, z0)[0]
+
     def denoiser(self, model: Model, prompts: Prompts, alpha: float, beta: float, size: tuple[int, int],
                  timesteps: Sequence[float]) -> Denoiser:
         with _precision():
@@ -183,7 +187,13 @@ def record_generation(p, model, images: Sequence[tuple[tuple[str, str], int]], s
         raise DitailError("source", f"the sampler {p.sampler_name} ended before its last step")
     made = recorder.latents(loaded.alphas_cumprod(model), samples)
     if decoded:
-        decoded_images = processing.decode_latent_batch(model, samples, target_device=devices.cpu, check_for_nans=True)
-        made = [latents.with_image(((image.float().clamp(-1, 1) + 1) * 127.5).byte().permute(1, 2, 0).contiguous())
-                for latents, image in zip(made, decoded_images, strict=True)]
+        made = [latents.with_image(image) for latents, image in zip(made, decode(model, samples), strict=True)]
     return made
+
+
+@torch.no_grad()
+def decode(model, samples: Tensor) -> list[Tensor]:
+    """The images `[h, w, 3]` uint8, on the CPU, of latents `[b, 4, h / 8, w / 8]`."""
+    samples = samples.to(devices.device, devices.dtype_vae)
+    images = processing.decode_latent_batch(model, samples, target_device=devices.cpu, check_for_nans=True)
+    return [((image.float().clamp(-1, 1) + 1) * 127.5).byte().permute(1, 2, 0).contiguous() for image in images]

@@ -30,6 +30,10 @@ FLAGS = [
     "--do-not-download-clip", "--skip-version-check",
     *(["--always-cpu", "--skip-python-version-check", "--no-hashing"] if IS_FORGE else ["--use-cpu", "all"]),
 ]
+NO_HALF = () if IS_FORGE else ("--no-half",)  # Forge computes in float32 on a CPU anyway
+LOADS = "StateDict Keys: {" if IS_FORGE else "Loading weights ["
+# What a source of another checkpoint loads besides it: Forge keeps the target in memory.
+LOADS_TO_GO_BACK = 0 if IS_FORGE else 1
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False", "MPLBACKEND": "Agg",
            **({"CUDA_VISIBLE_DEVICES": "", "SD_WEBUI_RESTARTING": "1"} if IS_FORGE else {})}
 START_SECONDS = 300
@@ -97,12 +101,12 @@ class WebUI:
         return self.call("/ditail-test/state").json
 
     def checkpoint_loads(self) -> int:
-        return self.log.read_text(errors="replace").count("Loading weights [")
+        return self.log.read_text(errors="replace").count(LOADS)
 
     def loads_and_inversions(self) -> tuple[int, int]:
         """How often the log says that a checkpoint was loaded, and that a content image was inverted."""
         text = self.log.read_text(errors="replace")
-        return text.count("Loading weights ["), text.count("Ditail: inverted ")
+        return text.count(LOADS), text.count("Ditail: inverted ")
 
     def plot_axis(self, label: str) -> int:
         """The number of an axis of the X/Y/Z plot."""

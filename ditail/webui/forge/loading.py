@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from backend import memory_management
 from backend.loader import forge_loader
 from backend.sampling.sampling_function import sampling_cleanup
-from modules import extra_networks, processing, sd_models
+from modules import extra_networks, sd_models
 from modules_forge.utils import apply_circular_forge
 
 from ...job.host import Checkpoint, Model, Networks
 from ...unet.families import family_of_unet
 from .. import loaded
 from ..checkpoints import check_same_family, family_of_target, wrong_source
-from ..loading import active_extra_networks
+from ..loading import active_extra_networks, job_without_prompts
 from .checkpoints import is_vae, modules_in_place, vae_in_place
 
 log = logging.getLogger("ditail")
@@ -133,7 +133,7 @@ def _with_networks(p, engine, networks: Networks) -> Iterator[None]:
     try:
         if not p.disable_extra_networks:
             # Where Forge does not find one, it goes on with those of before.
-            extra_networks.activate(processing.StableDiffusionProcessingTxt2Img(), {})
+            extra_networks.activate(job_without_prompts(), {})
         with active_extra_networks(p, networks):
             engine.forge_objects = engine.forge_objects_after_applying_lora.shallow_copy()
             yield

@@ -12,14 +12,11 @@ from ...errors import DitailError
 from ...job.host import Row
 from ...keys import file_mark
 from ...method.schedule import InjectionSteps
-from ...unet.shortcuts import Savings, Trusted, is_untouched
+from ...unet.shortcuts import Savings, is_untouched
 from .. import hijacks
 from ..target import WebuiTarget, other_scripts
 from .source_models import null_conditioning
-
-# Its attention's `forward` leaves `transformer_options` unread: what is in them is done by the block around it.
-TRUSTED = Trusted(("backend.nn.unet",), ("backend.nn.unet",),
-                  unread=("transformer_options", ("group_norm_wrapper",)))
+from .trusted import TRUSTED
 
 
 class ForgeTarget(WebuiTarget):
