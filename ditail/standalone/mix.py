@@ -95,7 +95,8 @@ def run(args: Namespace, mixes: list[Mix]) -> None:
 def _save(args: Namespace, mix: Mix) -> Iterator[Path]:
     """The files of one content's images, as they are written."""
     metadata = {k: str(v) for k, v in vars(args).items() if v is not None and k not in ("command", "out")}
-    metadata["prompt"], out = mix.content.prompt, mix.content.out
+    metadata |= {"image": str(mix.content.path or ""), "prompt": mix.content.prompt}
+    out = mix.content.out
     for seed, image in zip(args.seeds, images_of(mix.host, mix.job), strict=True):
         path = out if len(args.seeds) == 1 else out.with_stem(f"{out.stem} {seed}")
         save_image(image, path, {**metadata, "seed": seed})

@@ -16,8 +16,8 @@ from .failures import errors_for_the_user
 from .presets import all_presets
 
 AXES = "_ditail_axes"
-KEYS = ("preset", "alpha", "beta", "conv_ratio", "attn_ratio", "start", "resize_mode", "source", "source_checkpoint",
-        "source_vae", "source_prompt", "source_negative_prompt", "layers", "hires")
+KEYS = ("preset", "alpha", "beta", "conv_ratio", "attn_ratio", "colours", "start", "resize_mode", "source",
+        "source_checkpoint", "source_vae", "source_prompt", "source_negative_prompt", "layers", "hires")
 PROMPTS = ("source_prompt", "source_negative_prompt")
 SEARCH_REPLACE = "source_prompt_sr"
 # What a sweep changes of an inverted source itself.
