@@ -1,4 +1,4 @@
-"""`python -m ditail mix` does what the WebUI's tab does: folders, further sources, collage, generated sources, cache."""
+"""`python -m ditail mix` does what the tab does: folders, further sources, collage, generated sources, a cache."""
 
 import json
 
