@@ -106,7 +106,8 @@ def _save(args: Namespace, mix: Mix) -> Iterator[Path]:
         for source in shown:
             seed = f" {args.seeds[source.image]}" if len(shown) > 1 else ""
             path = out.with_stem(f"{out.stem}{seed} source")
-            save_image(source.content_image(mix.job.latents), path, metadata)
+            image = source.content_image(mix.job.latents)
+            save_image(image, path, {**metadata, "seed": args.seeds[source.image]})
             yield path
 
 
