@@ -19,12 +19,11 @@ MOST_PIXELS = 2048 * 2048
 
 
 def check_partner_files(*paths: Path) -> None:
-    """Raise DitailError naming both unless all checkpoints are there, whole and of one architecture."""
-    blocks = [check_checkpoint(p) for p in paths]
-    for path, count in zip(paths, blocks, strict=True):
-        if count != blocks[0]:
-            raise DitailError(str(path), f"has {count} output blocks, {paths[0]} has {blocks[0]}: both must be of one "
-                              "architecture")
+    """Raise DitailError naming both unless all checkpoints are there, whole and of one family."""
+    families = [check_checkpoint(p) for p in paths]
+    for path, family in zip(paths, families, strict=True):
+        if family != families[0]:
+            raise DitailError(str(path), f"is {family}, {paths[0]} is {families[0]}: all must be of one family")
 
 
 def job_of(args: Namespace) -> Job:
