@@ -151,8 +151,10 @@ class InjectionHooks:
 
     def _recorded_step(self, x: Tensor, timesteps: Tensor, step: Step) -> Step:
         """`step` with what the source run records, or with what an earlier generation kept."""
-        features = self._features_for(x)
-        if features is None:
+        features = self.injection.features
+        # An inpainting U-Net's further channels are the denoised rows' own.
+        has_own_channels = x.shape[1] != self.mixed[0].latents.latents.shape[2]
+        if features is None or has_own_channels or not is_untouched(self.unet, self.savings.trusted, self):
             self._run_source(x, timesteps, step)
             return step
         name = (step.timestep, tuple(x.shape[-2:]), x.dtype, x.device.type, step.places)
@@ -164,14 +166,6 @@ class InjectionHooks:
         if step.layers_to_keep <= step.to_keep.keys():
             features.put(name, step.to_keep)
         return step
-
-    def _features_for(self, x: Tensor) -> Features | None:
-        """Where the features of a call with `x` are kept; None where they are not to be."""
-        # An inpainting U-Net's further channels are the denoised rows' own.
-        channels = self.mixed[0].latents.latents.shape[2]
-        if x.shape[1] != channels or not is_untouched(self.unet, self.savings.trusted, self):
-            return None
-        return self.injection.features
 
     def _run_source(self, x: Tensor, timesteps: Tensor, step: Step) -> None:
         """Run the U-Net on the source latents, for the hooks to record what it computes."""
@@ -221,11 +215,6 @@ class InjectionHooks:
             source = torch.where(rows, output, source)
         return source
 
-    def _step_at_hand(self) -> Step:
-        if self._step is None:
-            raise RuntimeError("no layer is injected at this timestep")
-        return self._step
-
     # What the shortcuts ask: see `shortcuts.Source`.
 
     def replaces(self, *keys: str) -> bool:
@@ -234,7 +223,9 @@ class InjectionHooks:
                 and step.wanted.issuperset(keys))
 
     def recorded(self, key: str, module: nn.Module) -> Tensor:
-        step = self._step_at_hand()
+        step = self._step
+        if step is None:
+            raise RuntimeError("no layer is injected at this timestep")
         if key not in step.recorded:
             # Of kept features, q and k are projected when they are first asked for.
             with self._recorded_into(step):
@@ -242,7 +233,7 @@ class InjectionHooks:
         return step.recorded[key]
 
     def is_fed_alike(self, attention: str) -> bool:
-        return self._step_at_hand().is_fed_alike(attention)
+        return self._step is not None and self._step.is_fed_alike(attention)
 
     def owns(self, hook_id: int) -> bool:
         return hook_id in self._hook_ids
