@@ -151,8 +151,10 @@ class InjectionHooks:
 
     def _recorded_step(self, x: Tensor, timesteps: Tensor, step: Step) -> Step:
         """`step` with what the source run records, or with what an earlier generation kept."""
-        features = features_of_call(self, x)
-        if features is None:
+        features = self.injection.features
+        # An inpainting U-Net's further channels are the denoised rows' own.
+        has_own_channels = x.shape[1] != self.mixed[0].latents.latents.shape[2]
+        if features is None or has_own_channels or not is_untouched(self.unet, self.savings.trusted, self):
             self._run_source(x, timesteps, step)
             return step
         name = (step.timestep, tuple(x.shape[-2:]), x.dtype, x.device.type, step.places)
@@ -221,7 +223,9 @@ class InjectionHooks:
                 and step.wanted.issuperset(keys))
 
     def recorded(self, key: str, module: nn.Module) -> Tensor:
-        step = at_hand(self._step)
+        step = self._step
+        if step is None:
+            raise RuntimeError("no layer is injected at this timestep")
         if key not in step.recorded:
             # Of kept features, q and k are projected when they are first asked for.
             with self._recorded_into(step):
@@ -229,7 +233,7 @@ class InjectionHooks:
         return step.recorded[key]
 
     def is_fed_alike(self, attention: str) -> bool:
-        return at_hand(self._step).is_fed_alike(attention)
+        return self._step is not None and self._step.is_fed_alike(attention)
 
     def owns(self, hook_id: int) -> bool:
         return hook_id in self._hook_ids
@@ -258,21 +262,6 @@ class InjectionHooks:
             return []
         tiles = rows // len(self._rows)
         return [image is None for image in self._rows for _ in range(tiles)]
-
-
-def at_hand(step: Step | None) -> Step:
-    if step is None:
-        raise RuntimeError("no layer is injected at this timestep")
-    return step
-
-
-def features_of_call(hooks: InjectionHooks, x: Tensor) -> Features | None:
-    """Where the features of a call with `x` are cached; None where they are not to be."""
-    # An inpainting U-Net's further channels are the denoised rows' own.
-    channels = hooks.mixed[0].latents.latents.shape[2]
-    if x.shape[1] != channels or not is_untouched(hooks.unet, hooks.savings.trusted, hooks):
-        return None
-    return hooks.injection.features
 
 
 def images_of_rows(rows: int, images: int, row_images: RowImages | None, call: Mapping) -> Sequence[int | None]:
