@@ -4,7 +4,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-webui lint evaluate bench train clean
+.PHONY: demo test test-webui test-forge lint evaluate bench train clean
 
 demo: .venv/installed
 	.venv/bin/python -m ditail demo
@@ -15,6 +15,11 @@ test: .venv/installed lint
 
 # A real WebUI: SD_WEBUI_DIR is its folder, SD_WEBUI_PYTHON its interpreter.
 test-webui: .venv/installed
+	$(PIP) webuiapi playwright requests schemathesis
+	.venv/bin/python -m pytest tests/webui
+
+# A real Forge: SD_FORGE_DIR is its folder, SD_FORGE_PYTHON its interpreter. The same tests.
+test-forge: .venv/installed
 	$(PIP) webuiapi playwright requests schemathesis
 	.venv/bin/python -m pytest tests/webui
 

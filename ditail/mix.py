@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import DitailError, shown
-from .method.inversion import combine_conds, invert
+from .method.inversion import combine_conds, ddim_step, invert
 from .method.schedule import TRAINING_STEPS, InjectionSteps, ddim_timesteps
 from .unet.injection import Injection, inject
 from .unet.sites import architecture_of, context_width, latent_channels
@@ -81,13 +81,6 @@ def guided_eps(unet: nn.Module, z: Tensor, t: float, cond: Tensor, uncond: Tenso
     else:
         negative, positive = (unet(z.to(c), _rows_at(t, c), context=c).to(z) for c in (uncond, cond))
     return negative + omega * (positive - negative)
-
-
-def ddim_step(z: Tensor, eps: Tensor, abar: Tensor | float, abar_next: Tensor | float) -> Tensor:
-    """One deterministic DDIM step (arXiv 2010.02502, equation 12 with sigma 0) between two `alphas_cumprod`."""
-    abar, abar_next = float(abar), float(abar_next)
-    x0 = (z - (1 - abar) ** 0.5 * eps) / abar**0.5
-    return abar_next**0.5 * x0 + (1 - abar_next) ** 0.5 * eps
 
 
 def check_numbers(**numbers: float) -> None:

@@ -30,11 +30,6 @@ class Difference:
     high: float
     is_bound: bool
 
-    @property
-    def is_certain(self) -> bool:
-        """Whether the interval excludes 0."""
-        return self.low > 0 or self.high < 0
-
 
 class Scores:
     """Style and structure of every row, direction and scene."""

@@ -50,7 +50,7 @@ class StepCounts:
         latents = SourceLatents([T], torch.zeros(1, 1, 4, *self.latent_hw), scaled_linear_alphas_cumprod())
         steps = InjectionSteps(features_above=0, attention_above=0 if attention else T + 1)
         features = FeatureCache(counts.EVERYTHING, "meta").under("costs") if hot else None
-        injection = Injection(latents, runs.arguments(1), steps, None, lambda count: rows, features=features)
+        injection = Injection(latents, runs.arguments(1), steps, None, lambda count, call: rows, features=features)
 
         def run() -> None:
             x = torch.zeros(len(rows), 4, *self.latent_hw, **runs.like)

@@ -1,10 +1,10 @@
 """The methods that are compared, each in batches of images with a prompt, a seed and a source of their own.
 
 Ditail is computed by the functions that its job layer calls (`ditail.job.job`), without the layer: a job has one
-content image. `tests/test_methods.py` holds the two to the same images.
+content image. `tests/test_methods.py` holds the two to the same images. img2img and generation are the command line's.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 
@@ -19,8 +19,7 @@ from ditail.method.latents import SourceLatents
 from ditail.method.schedule import InjectionSteps, alphas_cumprod_at, first_steps, inversion_timesteps
 from ditail.method.tone import SEED, target_estimate, tone_shift
 from ditail.standalone.model import Model
-from ditail.standalone.pipeline import Job, generate, new_sampler, sample
-from ditail.standalone.samplers import seeded_noise
+from ditail.standalone.sampling import Job, generate, new_sampler, sample
 from ditail.unet.injection import Injection, inject
 from ditail.unet.shortcuts import Savings
 from ditail.unet.sites import find_sites
@@ -35,13 +34,6 @@ def plain(model: Model, job: Job, z0: Tensor) -> Tensor:
     """Generation from the seed's noise at the size of `z0` `[b, 4, h, w]`."""
     height, width = (8 * side for side in z0.shape[-2:])
     return generate(model, job, width, height)[0]
-
-
-def image_to_image(model: Model, job: Job, z0: Tensor, strength: float) -> Tensor:
-    """Plain img2img of `z0` at a denoising strength."""
-    sampler = new_sampler(model, job, strength)
-    noise = seeded_noise(tuple(z0.shape[1:]), list(job.seeds)).to(z0)
-    return sample(model, job, sampler, sampler.noised(z0, noise))
 
 
 def source_latents(model: Model, job: Job, settings: DitailSettings, z0: Tensor, *, is_null: bool) -> SourceLatents:
@@ -59,7 +51,7 @@ def ditail(target: Model, job: Job, settings: DitailSettings, source: SourceLate
     steps = InjectionSteps.from_ratios(sampler.timesteps, settings.conv_ratio, settings.attn_ratio)
     rows: list[CallRow] = []
 
-    def row_images(count: int) -> list[int | None]:
+    def row_images(count: int, _call: Mapping) -> list[int | None]:
         return [row.image if row.is_cond or settings.inject == "both" else None for row in rows[:count]]
 
     def before_step(called: list[CallRow]) -> None:

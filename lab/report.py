@@ -108,10 +108,13 @@ def direction_table(results: Results, table: str) -> str:
 
 
 def shown(difference: Difference, *, most: bool = False) -> str:
-    """`+0.05 [+0.03, +0.07]`; bold where the interval excludes 0. most: a bound is one from above."""
+    """`+0.05 [+0.03, +0.07]`; bold where that excludes 0. most: a bound is one from above, else from below."""
     sign = ("≤ " if most else "≥ ") if difference.is_bound else ""
     text = f"{sign}{difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
-    return f"**{text}**" if difference.is_certain else text
+    is_ahead, is_behind = difference.low > 0, difference.high < 0
+    if difference.is_bound:
+        return f"**{text}**" if (is_behind if most else is_ahead) else text
+    return f"**{text}**" if is_ahead or is_behind else text
 
 
 def presets_table(results: Results) -> str:

@@ -2,17 +2,28 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ditail.content.presets import PRESETS
+from ditail.content.settings import DitailSettings
 from ditail.errors import DitailError
+from ditail.job.cost import cost_of
 from lab import compare, costs, evaluate, report
 from lab.compare import STRUCTURE, STYLE
 from lab.rows import BY_STEPS, GENERATED, MAIN, OURS, PAPER, all_rows, choose_rows
 
 DIRECTIONS = [("ink", "noto"), ("noto", "ink")]
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "evaluation.md"
+COUNT = costs.preset_costs
+
+
+@pytest.fixture(autouse=True)
+def counted(monkeypatch):
+    """Counting FLOPs takes seconds; one test does it."""
+    monkeypatch.setattr(costs, "preset_costs", lambda: {"Paper": {"cold": 1.76, "warm": 1.26, "hot": 0.96}})
 
 
 # Rows.
@@ -93,7 +104,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(tmp_path, monkeypatc
         evaluate.run(out, material=material, **options)
     assert [path.name for path in out.iterdir()] == [evaluate.RESULTS]
     with (out / evaluate.RESULTS).open("a") as file:
-        file.write('{"row": "plain", "sour')  # as a stop while writing leaves it
+        file.write('\n{"row": "plain", "sour')  # as a stop while writing leaves it
     ends_after[0] = None
     paths = evaluate.run(out, material=material, **options)
     assert len(asked) == len(set(asked)) == 4
@@ -143,15 +154,17 @@ def test_where_the_rival_does_not_reach_the_difference_is_a_bound():
     beyond = against((0.9, 0.5), (0.4, 0.8), (0.6, 0.4))
     assert (beyond.value, beyond.is_bound) == (pytest.approx(0.1), True)
     assert report.shown(beyond).startswith("**≥ +0.100 [")
+    # At least a little behind says nothing: it is not set off.
+    assert report.shown(against((0.9, 0.3), (0.4, 0.8), (0.6, 0.4))).startswith("≥ -0.100 [")
 
 
 def test_scenes_are_paired():
     """Scenes differ by 0.2 and the methods by 0.01: only paired samples tell them apart."""
     difference = against((0.5, 0.61), (0.5, 0.60))
     assert (difference.low, difference.high) == (pytest.approx(0.01), pytest.approx(0.01))
-    assert difference.is_certain
+    assert report.shown(difference).startswith("**+0.010 [")
     same = against((0.5, 0.6), (0.5, 0.6))
-    assert (same.value, same.is_certain) == (pytest.approx(0), False)
+    assert (same.value, same.low, same.high) == pytest.approx((0, 0, 0))
 
 
 def test_an_interval_is_as_wide_as_the_scenes_say():
@@ -233,6 +246,19 @@ def test_the_cost_of_rows():
     assert cost["true target image"] is None
     assert (cost["plain"], cost["img2img 0.6"], cost["DDIB CFG 5"], cost["DiffStyler weight 1"]) == (1, 0.6, 1.5, 2)
     assert cost["Balanced"] < cost["Paper alpha 3"] < 2 < cost["generated: Balanced inverted"]
+
+
+@pytest.mark.slow
+def test_the_page_has_what_the_presets_cost_and_they_keep_their_budgets():
+    counted = COUNT()
+    assert f"<!-- presets' cost -->\n{report.costs_table(counted)}" in PAGE.read_text(encoding="utf-8")
+    for name, values in PRESETS.items():
+        settings = DitailSettings.from_dict(values)
+        told = cost_of(settings, costs.STEPS)
+        assert (told.cold, told.warm) == pytest.approx((counted[name]["cold"], counted[name]["warm"]), abs=0.01)
+    balanced = counted["Balanced"]
+    assert balanced["cold"] <= 1.40 and balanced["warm"] <= 1.15 and balanced["hot"] <= 0.90
+    assert counted["Draft"]["cold"] <= 1.15
 
 
 def test_results_of_a_line_are_json(tmp_path):

@@ -1,6 +1,8 @@
 """Fanning out: the same results in this process, in workers of this machine and on a cluster, also if one is killed."""
 
+import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -14,8 +16,10 @@ import torch
 from PIL import Image
 
 from ditail import DitailError
-from ditail.standalone import demo_checkpoints, fanout, host, matrix, matrix_folder
+from ditail.job import source_pass
+from ditail.standalone import demo_checkpoints, fanout, host, matrix, matrix_folder, run
 from ditail.standalone.cli import main
+from ditail.standalone.files import save_image
 from lab import cli as lab_cli
 from lab import evaluate
 from tests.fanout_tasks import Task, count, start
@@ -30,10 +34,10 @@ class DyingCellTask(matrix.CellTask):
     """The first process that has made its images is killed before it hands them over."""
 
     def run(self, load):
-        made = super().run(load)
-        if count(Path(os.environ[DIE])) == 1:
+        result = super().run(load)
+        if not self.cells[0].is_plain and count(Path(os.environ[DIE])) == 1:
             os.kill(os.getpid(), signal.SIGKILL)
-        return made
+        return result
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -132,9 +136,9 @@ def test_processes_end_with_a_killed_parent(ray, tmp_path):
     (["--ray"], "--ray"), (["--workers=2"], "--workers"), (["--address=auto", "--workers=2"], "--address")])
 def test_without_ray_one_sentence_says_how_to_install_it(monkeypatch, paths, tmp_path, capfd, options, asking):
     monkeypatch.setitem(sys.modules, "ray", None)
-    for run, command, program in ((main, arguments(paths, tmp_path), "ditail"),
+    for function, command, program in ((main, arguments(paths, tmp_path), "ditail"),
                                   (lab_cli.main, ["evaluate", f"--out={tmp_path}"], "lab")):
-        assert run([*command, *options]) == 2
+        assert function([*command, *options]) == 2
         error = capfd.readouterr().err.strip().splitlines()
         assert len(error) == 1 and error[0].startswith(f"{program}: {asking}: needs Ray")
         assert error[0].endswith("pip install ray")
@@ -147,7 +151,8 @@ def test_an_address_where_nothing_listens_is_one_sentence(ray, paths, tmp_path, 
 
 
 def arguments(paths, out, *more):
-    return ["matrix", str(paths["noto"]), str(paths["ink"]), f"--prompt={PROMPT}", f"--out={out}", "--steps=2", *more]
+    return ["matrix", str(paths["noto"]), str(paths["ink"]), f"--prompt={PROMPT}", f"--out={out}", "--steps=2",
+            "--width=64", "--height=64", *more]
 
 
 def pngs(folder):
@@ -195,8 +200,9 @@ def test_evaluate_gives_the_same_numbers_on_a_cluster(cluster, tmp_path):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """How often a matrix loaded, generated, inverted and transferred, in this process."""
-    counts = dict.fromkeys(("load_model", "generate", "invert_with", "transfer"), 0)
+    """How often a matrix loaded, sampled an image, generated a source that is no image of its own, and inverted."""
+    modules = {"load_model": host, "sample": run, "generate": host, "invert": source_pass}
+    counts = dict.fromkeys(modules, 0)
 
     def counted(name, function):
         def call(*args):
@@ -205,8 +211,7 @@ def calls(monkeypatch):
 
         return call
 
-    for name in counts:
-        module = host if name == "load_model" else matrix
+    for name, module in modules.items():
         monkeypatch.setattr(module, name, counted(name, getattr(module, name)))
     return counts
 
@@ -216,12 +221,12 @@ def test_nothing_is_made_or_loaded_twice(calls, paths, tmp_path):
     prompts.write_text("a fox on mint\n\n  a pear on pink \n")
     command = arguments(paths, tmp_path / "out", f"--prompts={prompts}", "--seeds=1,2")
     assert main(command) == 0
-    assert calls == {"load_model": 4, "generate": 8, "invert_with": 0, "transfer": 8}
+    assert calls == {"load_model": 4, "sample": 16, "generate": 0, "invert": 8}
     folders = {p.parent for p in (tmp_path / "out").rglob("*.png")}
     assert folders == {tmp_path / "out" / p / f"seed {s}" for p in ("a fox on mint", "a pear on pink") for s in (1, 2)}
     before = stamps(tmp_path / "out")
     assert main(command) == 0
-    assert sum(calls.values()) == 20 and stamps(tmp_path / "out") == before
+    assert sum(calls.values()) == 28 and stamps(tmp_path / "out") == before
 
 
 def test_a_content_image_is_inverted_once_a_checkpoint_and_prompt(calls, paths, tmp_path, capfd):
@@ -229,7 +234,7 @@ def test_a_content_image_is_inverted_once_a_checkpoint_and_prompt(calls, paths, 
     demo_checkpoints.held_out().images["flat"][0].save(content)
     command = arguments(paths, tmp_path / "out", "--seeds=1,2", f"--image={content}")
     assert main(command) == 0
-    assert calls == {"load_model": 4, "generate": 4, "invert_with": 2, "transfer": 4}
+    assert calls == {"load_model": 4, "sample": 8, "generate": 0, "invert": 2}
     demo_checkpoints.held_out().images["flat"][1].save(content)
     assert main(command) == 2
     assert "made with other settings or checkpoints (image)" in capfd.readouterr().err
@@ -238,14 +243,21 @@ def test_a_content_image_is_inverted_once_a_checkpoint_and_prompt(calls, paths, 
 def test_the_half_written_is_made_again_and_the_rest_kept(calls, made, paths, tmp_path, capfd):
     out = shutil.copytree(made, tmp_path / "out")
     before, data = stamps(out), pngs(out)
-    cut, gone = out / "house-noto in house-ink.png", out / "latents" / "house-ink.safetensors"
+    cut, latents = out / "house-noto in house-ink.png", list((out / ".latents").iterdir())
+    assert len(latents) == 4  # of each checkpoint, what was generated and its inversion
     cut.write_bytes(cut.read_bytes()[:2000])
     cut.with_name(f"{cut.name}.part").write_bytes(b"half")
-    gone.write_bytes(gone.read_bytes()[:2000])
     assert main(arguments(paths, out)) == 0
-    assert calls == {"load_model": 1, "generate": 0, "invert_with": 0, "transfer": 1}
+    assert calls == {"load_model": 1, "sample": 1, "generate": 0, "invert": 0}
     assert pngs(out) == data
-    assert {p for p, stamp in stamps(out).items() if stamp != before[p]} == {cut, gone}
+    cut.unlink()
+    for path in latents:
+        path.write_bytes(path.read_bytes()[:2000])
+    assert main(arguments(paths, out)) == 0
+    assert calls == {"load_model": 3, "sample": 2, "generate": 1, "invert": 1}
+    assert pngs(out) == data
+    changed = {p for p, stamp in stamps(out).items() if stamp != before[p]}
+    assert {p for p in changed if p.suffix == ".png"} == {cut}
     assert main(arguments(paths, out, "--cfg=3")) == 2
     assert "made with other settings or checkpoints (omega)" in capfd.readouterr().err
 
@@ -253,11 +265,11 @@ def test_the_half_written_is_made_again_and_the_rest_kept(calls, made, paths, tm
 def test_a_matrix_may_grow_by_seeds_and_prompts(calls, made, paths, tmp_path):
     out = shutil.copytree(made, tmp_path / "out")
     assert main(arguments(paths, out, "--seeds=5,0", "--prompt=A fox: on pink?")) == 0
-    assert calls["generate"] == 3 * 2 and calls["transfer"] == 3 * 2
+    assert calls["sample"] == 3 * 4 and calls["invert"] == 3 * 2
     assert pngs(out / PROMPT / "seed 0") == pngs(made)
     assert (out / matrix_folder.folder_name("A fox: on pink?") / "seed 5" / "matrix.png").is_file()
     assert main(arguments(paths, out)) == 0
-    assert calls["generate"] == 3 * 2 and calls["transfer"] == 3 * 2
+    assert calls["sample"] == 3 * 4 and calls["invert"] == 3 * 2
 
 
 def test_another_checkpoint_of_the_same_name_is_noticed(made, paths, tmp_path, capfd):
@@ -275,25 +287,25 @@ def test_another_checkpoint_of_the_same_name_is_noticed(made, paths, tmp_path, c
     assert pngs(out) == before
 
 
-@pytest.mark.parametrize(("step", "named", "lost"), [
-    ("transfer", "house-noto in house-ink", ["noto in house-ink"]),
-    ("generate", "source house-ink", ["ink in house-ink", "ink in house-noto"]),
+@pytest.mark.parametrize(("is_plain", "named", "lost"), [
+    (False, "house-noto in house-ink", ["noto in house-ink"]),
+    (True, "source house-ink", ["ink in house-ink", "ink in house-noto"]),
 ])
-def test_a_matrix_says_what_failed_and_the_next_run_makes_it(monkeypatch, made, paths, tmp_path, capfd, step, named,
+def test_a_matrix_says_what_failed_and_the_next_run_makes_it(monkeypatch, made, paths, tmp_path, capfd, is_plain, named,
                                                              lost):
-    out, works = tmp_path / "out", getattr(matrix, step)
+    out, works = tmp_path / "out", matrix.images_of
 
-    def fails(model, *args):
-        if model.name == "house-ink":
+    def fails(host, job, **options):
+        if host.model().name == "house-ink" and job.is_plain == is_plain:
             raise RuntimeError("no memory")
-        return works(model, *args)
+        return works(host, job, **options)
 
-    monkeypatch.setattr(matrix, step, fails)
+    monkeypatch.setattr(matrix, "images_of", fails)
     assert main(arguments(paths, out)) == 1
     words = f'ditail: failed: {named} of "{PROMPT}" (RuntimeError: no memory); the rest is kept'
     assert capfd.readouterr().err.strip().splitlines()[-1].startswith(words)
     assert pngs(out).keys() == pngs(made).keys() - {"matrix.png", *(f"house-{name}.png" for name in lost)}
-    monkeypatch.setattr(matrix, step, works)
+    monkeypatch.setattr(matrix, "images_of", works)
     assert main(arguments(paths, out)) == 0
     assert pngs(out) == pngs(made)
 
@@ -329,6 +341,58 @@ def test_folders_of_prompts_differ_and_can_be_made(tmp_path):
         assert (tmp_path / name).parent == tmp_path and name not in (".", "..")
 
 
+def test_a_folder_of_an_older_version_is_refused(made, paths, tmp_path, capfd):
+    """Its source latents were those that the generation passed through."""
+    out = shutil.copytree(made, tmp_path / "out")
+    for path in out.glob("*.png"):
+        save_image(Image.open(path), path, {"alpha": 3.0, "prompt": PROMPT, "seed": 0})
+    before = pngs(out)
+    assert main(arguments(paths, out)) == 2
+    words = r"\.png: was made by an older version of Ditail \(.*\), whose images differ; choose another folder"
+    assert re.search(words, capfd.readouterr().err)
+    assert pngs(out) == before
+
+
+@pytest.fixture
+def settings(tmp_path):
+    """A file of settings: a further source of a third checkpoint, whose path is relative to the file."""
+    Image.new("L", (64, 64), 255).save(tmp_path / "mask.png")
+
+    def write(**values):
+        (tmp_path / "settings.json").write_text(json.dumps(values))
+        return f"--settings={tmp_path / 'settings.json'}"
+
+    return write
+
+
+@pytest.mark.parametrize("options", [
+    ["--preset=Balanced"], ["--layers=a4-6", "--start=noise"], ["--mask={}/left.png"], ["--source-latents=kept"],
+    ["--source-prompt=a pear"],
+], ids=" ".join)
+def test_settings_change_the_mixed_images_alone(made, paths, tmp_path, options):
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (0, 0, 32, 64))
+    mask.save(tmp_path / "left.png")
+    assert main(arguments(paths, tmp_path / "out", *(option.format(tmp_path) for option in options))) == 0
+    for name in ("house-noto in house-ink", "house-ink in house-noto", "house-noto in house-noto",
+                 "house-ink in house-ink"):
+        source, target = name.split(" in ")
+        differs = Image.open(tmp_path / "out" / f"{name}.png").tobytes() != Image.open(made / f"{name}.png").tobytes()
+        assert differs == (source != target)
+
+
+def test_further_sources_and_a_cache_elsewhere(calls, settings, paths, tmp_path):
+    option = settings(sources=[{"source": "generate", "source_checkpoint": str(paths["flat"]), "weight": 2,
+                                "mask": "mask.png"}])
+    command = arguments(paths, tmp_path / "out", option, f"--cache={tmp_path / 'cache'}")
+    assert main(command) == 0
+    assert (calls["generate"], calls["invert"]) == (1, 3)
+    assert len(list((tmp_path / "cache").iterdir())) == 6 and not (tmp_path / "out" / ".latents").exists()
+    shutil.rmtree(tmp_path / "out")
+    assert main(command) == 0
+    assert (calls["generate"], calls["invert"]) == (1, 3)
+
+
 def test_grids_show_every_image(made):
     grid = Image.open(made / "matrix.png")
-    assert grid.width > 2 * 128 and grid.height > 2 * 128
+    assert grid.width > 2 * 64 and grid.height > 2 * 64

@@ -10,13 +10,15 @@ from ditail.content.settings import DitailSettings
 from ditail.job.job import Job as DitailJob
 from ditail.job.request import Request
 from ditail.standalone import demo_checkpoints
-from ditail.standalone.host import FileHost, FileLibrary, LastModel
+from ditail.standalone.host import FileHost, FileLibrary, LoadedModels
 from ditail.standalone.model import load_model
+from ditail.standalone.samplers import seeded_noise
+from ditail.standalone.sampling import Job, new_sampler, sample
 from lab import evaluate, methods
 from lab.rows import choose_rows
 
 pytestmark = pytest.mark.slow
-JOB = methods.Job(("a fox on pink", "a pig on pink"), steps=6, omega=5.0, seeds=(1, 2))
+JOB = Job(("a fox on pink", "a pig on pink"), steps=6, omega=5.0, seeds=(1, 2))
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +51,13 @@ def _by_the_job_layer(preset: str) -> torch.Tensor:
         **PRESETS[preset], "enabled": True, "source_checkpoint": str(paths["noto"]),
         "image": demo_checkpoints.held_out().images["noto"][0]}, library)
     job = JOB.with_(prompts=JOB.prompts[:1], seeds=JOB.seeds[:1])
-    host = FileHost(LastModel(), library.find_checkpoint(str(paths["ink"])), job, (128, 128))
+    host = FileHost(LoadedModels(), library.find_checkpoint(str(paths["ink"])), job, (128, 128))
     layer = DitailJob(host, request, LatentCache(2**30))
     layer.prepare([])
-    noise = methods.seeded_noise((4, 16, 16), [1])
+    noise = seeded_noise((4, 16, 16), [1])
     layer.attach(noise, noise, hires=False, first=0)
     try:
-        return methods.sample(host.model(), job, methods.new_sampler(host.model(), job), noise,
+        return sample(host.model(), job, new_sampler(host.model(), job), noise,
                               before_step=lambda rows: layer.follow(rows, hires=False, first=0),
                               guided_above=layer.guided_above(hires=False))
     finally:

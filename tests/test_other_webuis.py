@@ -26,6 +26,8 @@ for script in {scripts}:
     print([name for name, value in loaded.items() if isinstance(value, type) and value.__module__ == "<run_path>"])
 """
 
+NO_SCRIPT_CLASS = "[]\n" * len(list((ROOT / "scripts").glob("*.py")))
+
 
 @pytest.fixture
 def load(tmp_path):
@@ -46,17 +48,24 @@ def load(tmp_path):
 
 def test_without_ldm(load):
     done = load(ROOT, missing=("ldm",))
-    assert done.returncode == 0 and done.stdout == "[]\n[]\n"
+    assert done.returncode == 0 and done.stdout == NO_SCRIPT_CLASS
     assert done.stderr.startswith("Ditail is off: it needs the `ldm` models") and done.stderr.count("\n") == 1
 
 
-def test_forge_with_an_ldm_of_another_extension(load, tmp_path):
-    for package in ("modules_forge", "ldm"):
-        (tmp_path / package).mkdir()
-        (tmp_path / package / "__init__.py").write_text("")
+@pytest.mark.parametrize(("files", "lacks"), [
+    ({"modules_forge/__init__.py": "", "ldm/__init__.py": "", "ldm_patched/__init__.py": ""}, "backend.loader"),
+    ({"modules_forge/__init__.py": "", "backend/__init__.py": "", "backend/loader.py": ""},
+     "backend.loader.forge_loader"),
+    ({"modules_forge/__init__.py": "", "backend/__init__.py": "", "backend/loader.py": "1 / 0"}, "backend.loader"),
+], ids=["no backend", "another loader", "a loader that can't be imported"])
+def test_a_fork_of_forge_that_is_not_alike(load, tmp_path, files, lacks):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
     done = load(ROOT)
-    assert done.returncode == 0 and done.stdout == "[]\n[]\n"
-    assert done.stderr.startswith("Ditail is off: it needs the `ldm` models") and "Forge" in done.stderr
+    assert done.returncode == 0 and done.stdout == NO_SCRIPT_CLASS
+    assert done.stderr.startswith("Ditail is off: of the Forge family") and f"has no `{lacks}`." in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_another_package_of_the_same_name(load, tmp_path):
@@ -64,7 +73,7 @@ def test_another_package_of_the_same_name(load, tmp_path):
     (tmp_path / "other" / "ditail").mkdir(parents=True)
     (tmp_path / "other" / "ditail" / "__init__.py").write_text("")
     done = load(tmp_path / "other")
-    assert done.returncode == 0 and done.stdout == "[]\n[]\n"
+    assert done.returncode == 0 and done.stdout == NO_SCRIPT_CLASS
     assert done.stderr.startswith("Ditail is off: another extension") and "Disable that extension" in done.stderr
     assert done.stderr.count("\n") == 1
 

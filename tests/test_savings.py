@@ -7,7 +7,7 @@ import torch
 
 from ditail import DitailError, FeatureCache, Injection, Savings, inject, remove
 from ditail.method.schedule import InjectionSteps
-from ditail.unet.shortcuts import Shortcut, share_probabilities
+from ditail.unet.shortcuts import Shortcut, Trusted, share_probabilities
 from tests.injected import (
     ALWAYS,
     EACH,
@@ -60,7 +60,7 @@ def test_attention_alone_and_feature_alone(unets, kind, steps):
 @pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl"])
 def test_rows_of_several_images(unets, kind):
     """Rows of three images in an order of the host's own, the one image's twice."""
-    settings = {"kind": kind, "images": 3, "row_images": lambda rows: [2, 0, 2, 1], "x": randn(4, 4, 8, 16, seed=9),
+    settings = {"kind": kind, "images": 3, "row_images": lambda rows, _: [2, 0, 2, 1], "x": randn(4, 4, 8, 16, seed=9),
                 "context": randn(4, 7, 32, seed=8)}
     assert_equal(run(unets[kind], Savings(), **settings), run(unets[kind], **settings))
 
@@ -72,13 +72,13 @@ def test_rows_that_are_left_alone(unets, kind, savings):
     unet, x, context = unets[kind], randn(2, 4, 8, 16, seed=9), torch.cat(conds()[:2])
     plain = unet(x, torch.full((2,), 501), context=context, **label(kind, 2))
     whole = run(unet, HOOKS, kind)
-    assert_equal(run(unet, savings, kind, row_images=lambda rows: [None, 0]), torch.stack([plain[0], whole[1]]))
-    assert_equal(run(unet, savings, kind, row_images=lambda rows: [0, None]), torch.stack([whole[0], plain[1]]))
+    assert_equal(run(unet, savings, kind, row_images=lambda rows, _: [None, 0]), torch.stack([plain[0], whole[1]]))
+    assert_equal(run(unet, savings, kind, row_images=lambda rows, _: [0, None]), torch.stack([whole[0], plain[1]]))
 
 
 def test_rows_that_are_left_alone_in_a_call_of_their_own_need_no_source_run(unet):
     x = randn(1, 4, 8, 16, seed=9)
-    output, runs = rows_run(unet, savings=Savings(), x=x, row_images=lambda rows: [None])
+    output, runs = rows_run(unet, savings=Savings(), x=x, row_images=lambda rows, _: [None])
     assert runs == [1]
     assert torch.equal(output, unet(x, T, context=conds()[0]))
 
@@ -226,13 +226,14 @@ def test_keys_from_another_tensor_than_queries(unet, monkeypatch):
     attn1s = {block.transformer_blocks[0].attn1 for block in (unet.output_blocks[i][1] for i in range(4, 12))}
     source = "def forward(self, x, context=None, mask=None):\n" \
              "    return theirs(self, x, x * 1.25 if self in attn1s else context, mask)"
-    namespace = {"__name__": "modules.sd_hijack_optimizations", "theirs": theirs, "attn1s": attn1s}
+    namespace = {"__name__": "trusted", "theirs": theirs, "attn1s": attn1s}
+    savings = Savings(trusted=Trusted(attention=("trusted",)))
     exec(compile(source, "hypernetwork", "exec"), namespace)
     monkeypatch.setattr(kind, "forward", namespace["forward"])
     expected = run(unet, HOOKS)
-    assert_equal(run(unet, Savings()), expected)
+    assert_equal(run(unet, savings), expected)
     cache = FeatureCache(2**30)
-    run(unet, Savings(), features=cache.under("a"))
+    run(unet, savings, features=cache.under("a"))
     assert len(cache) == 0
     monkeypatch.undo()
     assert (run(unet, HOOKS) - expected).abs().max() > 1e-3
@@ -362,7 +363,7 @@ def test_modules_are_only_used_while_their_block_is_in_place(unet, monkeypatch):
     here = []
     owner = {m: block for blocks in (unet.input_blocks, [unet.middle_block], unet.output_blocks) for block in blocks
              for m in block.modules()}
-    hook = {"__name__": "modules.lowvram", "here": here}
+    hook = {"__name__": "movers", "here": here}
     exec("def send_me_to_gpu(module, _): here[:] = [module]", hook)
     handles = [b.register_forward_pre_hook(hook["send_me_to_gpu"]) for b in set(owner.values())]
     for kind in (torch.nn.Linear, torch.nn.Conv2d, torch.nn.LayerNorm, torch.nn.GroupNorm):
@@ -374,7 +375,8 @@ def test_modules_are_only_used_while_their_block_is_in_place(unet, monkeypatch):
     cache, expected = FeatureCache(2**30), run(unet, HOOKS)
     try:
         for runs in (1, 0):
-            output, count = source_runs(unet, savings=Savings(), features=cache.under("a"))
+            savings = Savings(trusted=Trusted(movers=("movers",)))
+            output, count = source_runs(unet, savings=savings, features=cache.under("a"))
             assert count == runs
             assert_equal(output, expected)
     finally:

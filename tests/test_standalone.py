@@ -12,12 +12,13 @@ from PIL import Image
 
 from ditail import DitailError
 from ditail.content.images import tensor_to_images
-from ditail.standalone import checkpoint_files, demo_checkpoints, pipeline
+from ditail.standalone import checkpoint_files, demo_checkpoints
 from ditail.standalone.checkpoint_files import check_checkpoint
 from ditail.standalone.cli import main
 from ditail.standalone.model import load_model
 from ditail.standalone.names import SAMPLERS
 from ditail.standalone.samplers import Sampler, seeded_noise
+from lab import pipeline
 
 JOB = pipeline.Job(("a fox on mint",), seeds=(3,), steps=4, omega=3.0)
 

@@ -19,7 +19,7 @@ def preset_values(preset: Mapping) -> dict:
 
 
 def at_balance(position: float) -> dict:
-    """The settings at a position from 0 to 1: numbers between those of the neighbouring presets, words of the nearer."""
+    """The settings at a position from 0 to 1: numbers between the neighbouring presets', words of the nearer one."""
     places = sorted(ANCHORS)
     low = max(place for place in places[:-1] if place <= max(position, 0.0))
     high = places[places.index(low) + 1]

@@ -8,7 +8,7 @@ from ..method.schedule import inversion_timesteps
 
 @dataclass(frozen=True)
 class InjectedStep:
-    """An injected step in evaluations of one row: source: each row of a source; row: each row that takes its features."""
+    """An injected step in evaluations of one row. source: a row of a source; row: a row that takes its features."""
 
     source: float
     row: float

@@ -178,6 +178,9 @@ class SourceModels(Protocol):
     def encode(self, model: Model, pixels: Tensor, latent_hw: tuple[int, int]) -> Tensor:
         """`z_0` `[1, 4, h, w]` of pixels `[1, 3, H, W]` in -1..1, float32."""
 
+    def decode(self, model: Model, z0: Tensor) -> Tensor:
+        """The image `[h, w, 3]` uint8, on the CPU, of `z_0` `[1, 4, h / 8, w / 8]`."""
+
     def denoiser(self, model: Model, prompts: Prompts, alpha: float, beta: float, size: tuple[int, int],
                  timesteps: Sequence[float]) -> Denoiser:
         """`(z, t) -> eps` under `alpha * C_pos - beta * C_neg`."""
@@ -210,7 +213,10 @@ class Target(Protocol):
         """For the rest of the job, let the host shorten no attention of the target (token merging, tiles)."""
 
     def check_injection(self, steps: InjectionSteps) -> None:
-        """Raise DitailError where something else rewrites what is to be injected."""
+        """Raise DitailError where something else rewrites what is to be injected; asked at each step."""
+
+    def rows_of(self, count: int, call: Mapping) -> Sequence[Row]:
+        """What the `count` rows of a call of the U-Net are. call: its keyword arguments."""
 
     def null(self, size: tuple[int, int]) -> Mapping[str, Tensor]:
         """The U-Net's keyword arguments for the empty prompt: see `Injection`."""

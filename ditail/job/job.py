@@ -1,6 +1,6 @@
 """One job with Ditail: its source pass, and the injection into each of its samplings."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
 import torch
@@ -13,11 +13,11 @@ from ..method.layers import parse_layers
 from ..method.schedule import InjectionSteps, alphas_cumprod_at, first_steps
 from ..method.tone import tone_shift
 from ..unet.injection import Injection, inject
-from .host import Host, Row
+from .host import Host
 from .plan import Sampling, plan_job
 from .request import Request
 from .source import Source, distinct
-from .source_pass import look_up, make_sources, sources_along
+from .source_pass import Wanted, look_up, make_sources, sources_along
 
 
 class Job:
@@ -28,17 +28,18 @@ class Job:
 
     sweep: the requests of later jobs, whose sources are made along where they need the same loading. is_plain: the job
     is a plain image (the diagonal of a matrix): its sources are made with the target, its sampling is left alone.
+    is_preview: the host samples nothing, `preview` shows what the sources are; they get their reconstructions.
     """
 
     def __init__(self, host: Host, request: Request, cache: LatentCache, *, sweep: Sequence[Request] = (),
-                 is_plain: bool = False):
+                 is_plain: bool = False, is_preview: bool = False):
         self.host, self.request, self.cache = host, request, cache
-        self.sweep, self.is_plain = sweep, is_plain
+        self.sweep, self.is_plain, self.is_preview = sweep, is_plain, is_preview
         self.samplings: dict[bool, Sampling] = {}
         self.latents: dict[str, SourceLatents] = {}
         self._hooks = ExitStack()
         self._unet: nn.Module | None = None
-        self._rows: list[Row] = []
+        self._steps: InjectionSteps | None = None
 
     def prepare(self, init_images: Sequence[Tensor], *, can_record: bool = False) -> bool:
         """The source pass: source latents for every sampling of the job, from the cache or by making them.
@@ -47,24 +48,41 @@ class Job:
         its plain sampling; returns whether it shall, since that makes the source that is missing.
         Raises DitailError, and Interrupted if the user ends it.
         """
+        missing = self.plan(init_images)
+        if can_record and self._is_its_own_source and any(source.kind == "generate" for source in missing):
+            return True
+        if missing:
+            missing += sources_along(self.host, self.cache, self.sweep, list(self.samplings.values()), missing)
+            self._make(missing)
+        return False
+
+    def prepare_ahead(self, init_images: Sequence[Tensor]) -> None:
+        """Cache what other models than the target make, for `prepare` to find.
+
+        A host that has several jobs to do calls this of each before the first `prepare`, and so loads each model once.
+        """
+        target = self.host.checkpoints.target()
+        others = [source for source in self.plan(init_images) if source.checkpoint.path != target.path]
+        if others:
+            self._make(others)
+        self.latents = {}
+
+    def plan(self, init_images: Sequence[Tensor]) -> list[Source]:
+        """Set `samplings` and the `latents` that are cached; the sources that are missing are returned."""
         host, settings = self.host, self.request.settings
         host.checkpoints.check_family(self.request.checkpoint or host.checkpoints.target())
         host.target.check_layers(parse_layers(settings.layers))
         if not self.is_plain:
             host.target.keep_attention_whole()
         self.samplings = plan_job(host, self.request, init_images, is_plain=self.is_plain)
-        sources = self.sources
-        self.latents, missing = look_up(self.cache, sources, with_images=settings.show_source)
-        if can_record and self._is_its_own_source and any(source.kind == "generate" for source in missing):
-            return True
-        if missing:
-            missing += sources_along(host, self.cache, self.sweep, list(self.samplings.values()), missing)
-            self._make(missing)
-        return False
+        wanted = Wanted(settings.show_source or self.is_preview, self.is_preview)
+        self.latents, missing = look_up(self.cache, self.sources, wanted)
+        return missing
 
     def _make(self, missing: Sequence[Source]) -> None:
-        with_images = self.request.settings.show_source or any(source.needs_image for source in missing)
-        self.latents |= make_sources(self.host, self.cache, missing, self.latents, with_images=with_images)
+        needs_images = any(source.needs_image for source in missing)
+        wanted = Wanted(self.request.settings.show_source or self.is_preview or needs_images, self.is_preview)
+        self.latents |= make_sources(self.host, self.cache, missing, self.latents, wanted)
 
     @property
     def sources(self) -> list[Source]:
@@ -75,8 +93,12 @@ class Job:
     @property
     def _is_its_own_source(self) -> bool:
         """Whether the plain sampling is the generation of its source, and nothing but the latents is needed."""
-        return (self.is_plain and self.request.settings.source == "generate" and not self.request.settings.show_source
-                and self.host.target.is_plain())
+        settings = self.request.settings
+        if not self.is_plain or settings.source != "generate" or settings.show_source:
+            return False
+        own_prompts = all(texts == (settings.source_prompt or texts[0], settings.source_negative_prompt or texts[1])
+                          for texts in self.host.job.prompts())
+        return own_prompts and self.host.target.is_plain()
 
     def keep_recorded(self, first: int, latents: Sequence[SourceLatents]) -> None:
         """Cache what the plain sampling of the images from number `first` on passed through, by image, and invert it.
@@ -106,9 +128,9 @@ class Job:
             return
         self._hook(sampling, first)
         if self.request.settings.start == "source" and not hires:
-            sampling.plan.start_from(self._start_of(sampling, first), x, noise)
+            sampling.plan.start_from(self.start_of(sampling, first), x, noise)
 
-    def _start_of(self, sampling: Sampling, first: int) -> Tensor:
+    def start_of(self, sampling: Sampling, first: int) -> Tensor:
         """The VP latents `[b, c, h, w]` that the images from number `first` on start from."""
         mixed, order, _ = sampling.mixed(first, self.host.job.batch_size, self.latents)
         timestep = sampling.plan.timesteps[-1]
@@ -128,13 +150,14 @@ class Job:
             return float("-inf")
         return first_steps(sampling.plan.timesteps, self.request.settings.guidance_until)
 
-    def follow(self, rows: Sequence[Row], *, hires: bool, first: int) -> None:
-        """Called at each step. rows: those that the U-Net will be called with, in order."""
+    def follow(self, *, hires: bool, first: int) -> None:
+        """Called at each step, before the U-Net is."""
         if self._unet is None:
             return
-        self._rows = list(rows)
         if self.host.target.unet() is not self._unet:
             self._hook(self.samplings[hires], first)
+        elif self._steps is not None:
+            self.host.target.check_injection(self._steps)  # what others do to it, they may have begun since
 
     def detach(self) -> None:
         """Take the hooks off every U-Net that has them."""
@@ -148,9 +171,9 @@ class Job:
 
         cond_only = settings.inject == "cond"
 
-        def row_images(count: int) -> list[int | None]:
-            taken, self._rows = self._rows[:count], self._rows[count:]
-            return [order[row.image] if row.is_cond or not cond_only else None for row in taken]
+        def row_images(count: int, call: Mapping) -> list[int | None]:
+            return [order[row.image] if row.is_cond or not cond_only else None
+                    for row in host.target.rows_of(count, call)]
 
         steps = InjectionSteps.from_ratios(sampling.plan.timesteps, settings.conv_ratio, settings.attn_ratio,
                                            parse_layers(settings.layers))
@@ -160,4 +183,4 @@ class Job:
             mixed, null, steps, sampling.mask, row_images if cond_only or len(set(order)) > 1 else None,
             host.target.savings(),
             host.target.features(keys, null, sampling.size), host.target.without_others)))
-        self._unet = unet
+        self._unet, self._steps = unet, steps

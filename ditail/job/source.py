@@ -181,14 +181,14 @@ def distinct(sources: Iterable[Source]) -> list[Source]:
 
 
 def batches_of(sources: Sequence[Source], target: Checkpoint) -> list[list[Source]]:
-    """What is made at once, in the order that loads least: first what the target makes, while it is still in place.
+    """What is made at once, in the order that loads least: last what the target makes, which has to be in place next.
 
     Generated ones come before inverted ones, as their images may be inverted. A batch is given whole or not at all.
     """
     by_key = {source.key: source for source in sources}
     batches = dict.fromkeys(source.batch for source in sources)
     firsts = sorted((by_key[batch[0]] for batch in batches),
-                    key=lambda s: (s.checkpoint.path != target.path, s.needs, s.kind != "generate"))
+                    key=lambda s: (s.checkpoint.path == target.path, s.needs, s.kind != "generate"))
     return [[by_key[key] for key in first.batch] for first in firsts]
 
 

@@ -2,13 +2,14 @@
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 
 import torch
 from torch import Tensor
 
 from ..cache.latents import LatentCache
-from ..method.inversion import invert
+from ..method.inversion import Denoiser, invert, sample_ddim
 from ..method.latents import SourceLatents
 from ..method.tone import SEED, target_estimate
 from .host import Host, Model, Progress
@@ -20,25 +21,35 @@ log = logging.getLogger("ditail")
 
 TEXTS = {"image": "inverting the content image", "generate": "generating the source image",
          "tone": "estimating the target's colours"}
+RECONSTRUCTING = "reconstructing the content image"
 BYTES_PER_VALUE, CHANNELS = 4, 4
 
 
-def look_up(cache: LatentCache, sources: Sequence[Source], *, with_images: bool,
+@dataclass(frozen=True)
+class Wanted:
+    """What is wanted beside the latents: the images that they come from, and their reconstructions by the source."""
+
+    images: bool = False
+    reconstructions: bool = False
+
+
+def look_up(cache: LatentCache, sources: Sequence[Source], wanted: Wanted,
             ) -> tuple[dict[str, SourceLatents], list[Source]]:
     """The latents of sources and of what they are inverted from that are cached, by key; and the sources to be made.
 
-    with_images: the images that sources come from are wanted, too. What a cached generation lacks (its image, its
-    `z_0`) makes it one that is to be made. A batch is made whole, since rounding differs with what is sampled at once.
+    What a cached generation lacks (its image, its `z_0`) makes it one that is to be made. A batch is made whole, since
+    rounding differs with what is sampled at once.
     """
-    latents = {source.key: cached for source in sources if (cached := cache.get(source.key)) is not None}
-    inverted = [source for source in sources if source.parent and (with_images or source.key not in latents)]
+    latents = {source.key: cached for source in sources if (cached := cache.get(source.key)) is not None
+               and not (wanted.reconstructions and source.kind == "image" and cached.image is None)}
+    inverted = [source for source in sources if source.parent and (wanted.images or source.key not in latents)]
     at_once = {key for source in inverted for key in source.origin.batch}
     generated = distinct(source.origin for source in sources
                          if source.kind == "generate" or (source.parent and source.origin.key in at_once))
     for source in generated:
         cached = cache.get(source.key)
         children = [child for child in inverted if child.origin.key == source.key and child.key not in latents]
-        lacks_image = with_images or any(child.needs_image for child in children)
+        lacks_image = wanted.images or any(child.needs_image for child in children)
         if cached is None or (lacks_image and cached.image is None) or (children and cached.z0 is None):
             latents.pop(source.key, None)
         else:
@@ -70,24 +81,26 @@ def _contents(host: Host, request: Request, sampling: Sampling) -> Sequence[Tens
     return [fitted(host, request.image, sampling.size, request.settings.resize_mode)]
 
 
-def make_sources(host: Host, cache: LatentCache, sources: Sequence[Source], known: Mapping[str, SourceLatents], *,
-                 with_images: bool) -> dict[str, SourceLatents]:
+def make_sources(host: Host, cache: LatentCache, sources: Sequence[Source], known: Mapping[str, SourceLatents],
+                 wanted: Wanted) -> dict[str, SourceLatents]:
     """The latents of sources by key, which are in the cache afterwards, too.
 
-    known: latents that are there already, for sources whose parents are not among these. with_images: generated ones
-    get the image that they end in. When this is interrupted or raises, what is complete is in the cache, and no more.
+    known: latents that are there already, for sources whose parents are not among these. When this is interrupted or
+    raises, what is complete is in the cache, and no more.
     """
     batches, made = batches_of(sources, host.checkpoints.target()), {}
-    with (host.models.source_pass([len(batch[0].timesteps) for batch in batches]) as progress,
-          host.models.borrowed_models() as borrow):
-        for source, latents in _made(host, batches, dict(known), progress, borrow, with_images):
+    counts = [len(batch[0].timesteps) for batch in batches]
+    if wanted.reconstructions:
+        counts += [len(batch[0].timesteps) for batch in batches if batch[0].kind == "image"]
+    with host.models.source_pass(counts) as progress, host.models.borrowed_models() as borrow:
+        for source, latents in _made(host, batches, dict(known), progress, borrow, wanted):
             made[source.key] = latents
             cache.put(source.key, latents, source.metadata(host))
     return made
 
 
 def _made(host: Host, batches: Sequence[list[Source]], known: dict[str, SourceLatents], progress: Progress,
-          borrow: Callable, with_images: bool) -> Iterator[tuple[Source, SourceLatents]]:
+          borrow: Callable, wanted: Wanted) -> Iterator[tuple[Source, SourceLatents]]:
     for _, group in groupby(batches, lambda batch: batch[0].needs):
         alike = list(group)
         first, count = alike[0][0], sum(map(len, alike))
@@ -96,20 +109,20 @@ def _made(host: Host, batches: Sequence[list[Source]], known: dict[str, SourceLa
         with borrow(first.checkpoint, first.vae_file, first.networks, why) as model:
             for batch in alike:
                 progress.begin(len(batch[0].timesteps), TEXTS[batch[0].kind])
-                latents = _make_batch(host, model, batch, known, progress, with_images)
+                latents = _make_batch(host, model, batch, known, progress, wanted)
                 progress.end()
                 known |= {source.key: one for source, one in zip(batch, latents, strict=True)}
                 yield from zip(batch, latents, strict=True)
 
 
 def _make_batch(host: Host, model: Model, batch: list[Source], known: Mapping[str, SourceLatents], progress: Progress,
-                with_images: bool) -> list[SourceLatents]:
+                wanted: Wanted) -> list[SourceLatents]:
     first = batch[0]
     if first.kind == "generate":
         images = [(source.prompts, source.image) for source in batch]
-        latents = host.models.generate(model, images, first.size, first.plan, progress.check, decoded=with_images)
+        latents = host.models.generate(model, images, first.size, first.plan, progress.check, decoded=wanted.images)
     else:
-        make = _inverted if first.kind == "image" else _tone
+        make = {"tone": _tone, "image": _reconstructed if wanted.reconstructions else _inverted}[first.kind]
         latents = [make(host, model, first, known, progress)]
     progress.check()
     for source, one in zip(batch, latents, strict=True):
@@ -134,12 +147,28 @@ def _seed(host: Host, source: Source) -> str:
 
 def _inverted(host: Host, model: Model, source: Source, known: Mapping[str, SourceLatents], progress: Progress,
               ) -> SourceLatents:
-    settings, models = source.request.settings, host.models
     z0 = known[source.parent.key].z0 if source.parent and not source.needs_image else None
     if z0 is None:
-        z0 = models.encode(model, source.content_pixels(known), source.latent_hw)
-    denoise = models.denoiser(model, source.prompts, settings.alpha, settings.beta, source.size, source.plan.timesteps)
-    return invert(denoise, z0.to(models.device), source.timesteps, models.alphas_cumprod(model), progress.step)
+        z0 = host.models.encode(model, source.content_pixels(known), source.latent_hw)
+    return invert(_denoiser(host, model, source), z0.to(host.models.device), source.timesteps,
+                  host.models.alphas_cumprod(model), progress.step)
+
+
+def _reconstructed(host: Host, model: Model, source: Source, known: Mapping[str, SourceLatents], progress: Progress,
+                   ) -> SourceLatents:
+    """Inverted, with the image that the source model makes of the latents under the same prompts."""
+    latents, models = _inverted(host, model, source, known, progress), host.models
+    progress.end()
+    progress.begin(len(source.timesteps), RECONSTRUCTING)
+    z0 = sample_ddim(_denoiser(host, model, source), latents.latents[-1].to(models.device), source.timesteps,
+                     models.alphas_cumprod(model), progress.step)
+    return latents.with_image(models.decode(model, z0))
+
+
+def _denoiser(host: Host, model: Model, source: Source) -> Denoiser:
+    settings = source.request.settings
+    return host.models.denoiser(model, source.prompts, settings.alpha, settings.beta, source.size,
+                                source.plan.timesteps)
 
 
 def _tone(host: Host, model: Model, source: Source, known: Mapping[str, SourceLatents], progress: Progress,

@@ -1,4 +1,4 @@
-"""Inversion: from a content image's `z_0` up the source model's own trajectory."""
+"""Inversion: from a content image's `z_0` up the source model's own trajectory, and back down."""
 
 from collections.abc import Callable, Sequence
 
@@ -61,3 +61,34 @@ def invert(
         if progress:
             progress(i, z)
     return SourceLatents(ascending, torch.stack(kept), alphas_cumprod, z0=z0)
+
+
+@torch.no_grad()
+def sample_ddim(
+    denoise: Denoiser,
+    z: Tensor,
+    timesteps: Sequence[float],
+    alphas_cumprod: Tensor,
+    progress: Callable[[int, Tensor], None] | None = None,
+) -> Tensor:
+    """`z_0` `[b, c, h, w]` from the latent `z` of the last of `timesteps`, by deterministic DDIM.
+
+    With the denoiser of an inversion, its last latent and its timesteps, this is the way back: it ends at abar[0].
+    progress: as for `invert`.
+    """
+    ascending = sorted(map(float, timesteps))
+    abar = alphas_cumprod_at(alphas_cumprod, torch.tensor(ascending, dtype=torch.float64)).tolist()
+    z = z.float()
+    for i in reversed(range(len(ascending))):
+        below = abar[i - 1] if i else float(alphas_cumprod[0])
+        z = ddim_step(z, denoise(z, ascending[i]).to(z), abar[i], below)
+        if progress:
+            progress(len(ascending) - 1 - i, z)
+    return z
+
+
+def ddim_step(z: Tensor, eps: Tensor, abar: Tensor | float, abar_next: Tensor | float) -> Tensor:
+    """One deterministic DDIM step (arXiv 2010.02502, equation 12 with sigma 0) between two `alphas_cumprod`."""
+    abar, abar_next = float(abar), float(abar_next)
+    x0 = (z - (1 - abar) ** 0.5 * eps) / abar**0.5
+    return abar_next**0.5 * x0 + (1 - abar_next) ** 0.5 * eps

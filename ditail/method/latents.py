@@ -21,8 +21,9 @@ class SourceLatents:
     """The VP latents of a source model, one per timestep.
 
     timesteps: `[N]`, ascending. latents: `[N, b, c, h, w]`, kept on the CPU in the dtype given.
-    alphas_cumprod: the source model's schedule, `[1000]`. image: what the latents end in, `[h, w, 3]` uint8, where
-    the source model generated it. z0: the latent that they begin (inversion) or end in (generation), `[b, c, h, w]`.
+    alphas_cumprod: the source model's schedule, `[1000]`. image: what the source model's sampling of the latents ends
+    in, `[h, w, 3]` uint8: the image that it generated, or the reconstruction of the one that it inverted; None where
+    nobody wants it. z0: the latent that they begin (inversion) or end in (generation), `[b, c, h, w]`.
     """
 
     def __init__(self, timesteps: Sequence[float], latents: Tensor, alphas_cumprod: Tensor, *,
@@ -47,7 +48,7 @@ class SourceLatents:
         return len(self.timesteps)
 
     def with_image(self, image: Tensor) -> "SourceLatents":
-        """The same latents with the image that they end in."""
+        """The same latents with the image that sampling them ends in."""
         return SourceLatents(self.timesteps.tolist(), self.latents, self.alphas_cumprod, image=image, z0=self.z0)
 
     @property

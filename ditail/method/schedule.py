@@ -104,6 +104,13 @@ class InjectionSteps:
             return any(layer.kind == ATTENTION for layer in self.windows)
         return self.attention_above < float("inf")
 
+    @property
+    def has_features(self) -> bool:
+        """Whether any feature is injected at any timestep."""
+        if self.windows:
+            return any(layer.kind == FEATURE for layer in self.windows)
+        return self.features_above < float("inf")
+
     def wants(self, layer: Layer, timestep: float) -> bool:
         """Whether a layer is injected at a timestep."""
         if self.windows:

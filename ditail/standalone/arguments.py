@@ -10,8 +10,10 @@ from PIL import Image
 from ..errors import DitailError
 from .checkpoint_files import check_checkpoint
 from .model import check_size
-from .pipeline import Job
+from .sampling import Job
 
+# Of the cache of source latents, in memory and on disk.
+RAM_BYTES, DISK_BYTES = 2**30, 2**32
 # A phone's image is larger: SD at its size would take hours, or all memory.
 MOST_PIXELS = 2048 * 2048
 
@@ -25,10 +27,9 @@ def check_partner_files(*paths: Path) -> None:
                               "architecture")
 
 
-def job_of(args: Namespace, prompt: str, seed: int) -> Job:
-    given = {key: value for key in ("alpha", "beta", "conv_ratio", "attn_ratio")
-             if (value := getattr(args, key)) is not None}
-    return Job((prompt,), args.negative_prompt, (seed,), args.steps, args.sampler, args.cfg, **given)
+def job_of(args: Namespace) -> Job:
+    """The sampling that the arguments ask for, as yet of no prompt."""
+    return Job(("",), args.negative_prompt, (0,), args.steps, args.sampler, args.cfg)
 
 
 def size_of(args: Namespace, sides: tuple[int, int], image: Image.Image | None) -> tuple[int, int]:

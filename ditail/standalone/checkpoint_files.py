@@ -4,6 +4,7 @@ import contextlib
 import re
 import socket
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies
@@ -47,11 +48,17 @@ def read_config(path: Path) -> dict:
     if not config.is_file():
         raise DitailError(None, f"{path}: has no {config.name} beside it")
     with blaming_the_yaml(path):
-        params = yaml.safe_load(config.read_text())["model"]["params"]
+        params = _parse(config.read_text())["model"]["params"]
         for part in ("unet_config", "first_stage_config", "cond_stage_config"):
             params[part]["target"].split(".")
         read_sides(params)
     return params
+
+
+@cache
+def _parse(text: str) -> dict:
+    # A matrix asks for the same few configs many times, and PyYAML takes long.
+    return yaml.safe_load(text)
 
 
 @contextlib.contextmanager

@@ -49,12 +49,16 @@ def add_settings(parser: argparse.ArgumentParser, *keys: str) -> None:
     """An option for each of these settings; None where it is not given, so that a preset's value counts."""
     for field in (BY_KEY[key] for key in keys):
         option = f"--{field.key.replace('_', '-')}"
+        if isinstance(field.default, bool):
+            parser.add_argument(option, action="store_true", default=None, help=field.help)
+            continue
         kind = number(option, field.low, field.high) if isinstance(field.default, float) else str
         default = "" if field.default == "" else f" (default: {field.default})"
         parser.add_argument(option, type=kind, choices=field.choices, help=f"{field.help}{default}")
 
 
-def add_sampling(parser: argparse.ArgumentParser) -> None:
+def add_sampling(parser: argparse.ArgumentParser, cache: str) -> None:
+    """The options of the sampling and Ditail's settings; cache: where source latents are kept by default."""
     parser.add_argument("--negative-prompt", default="", help='(default: "%(default)s")')
     parser.add_argument("--steps", type=number("--steps", 1, 999, whole=True), default=20,
                         help="(default: %(default)s)")
@@ -66,7 +70,14 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--height", type=number("--height", 8, 8192, whole=True), help="as --width")
     parser.add_argument("--preset", choices=tuple(PRESETS), help=f"{BY_KEY['preset'].help} (default: Paper)")
     add_settings(parser, "alpha", "beta", "conv_ratio", "attn_ratio", "inject", "guidance_until", "source_latents",
-                 "inversion_steps", "tone")
+                 "inversion_steps", "tone", "start", "layers", "resize_mode")
+    parser.add_argument("--mask", type=Path, help="image of the same proportions, white = take the content")
+    parser.add_argument("--source-prompt", help="what the content image shows, for the inversion (default: --prompt)")
+    parser.add_argument("--source-negative-prompt", help="for the inversion (default: --negative-prompt)")
+    parser.add_argument("--settings", type=Path, metavar="FILE", help="a JSON file with further settings as the API "
+                        "takes them (sources, collage, ...); images may be paths")
+    parser.add_argument("--cache", type=Path, metavar="FOLDER", help="keep source latents in this folder and take them "
+                        f"from there (default: {cache})")
 
 
 def add_mix(parser: argparse.ArgumentParser) -> None:
@@ -84,16 +95,8 @@ def add_mix(parser: argparse.ArgumentParser) -> None:
                         help="one or several (default: 0)")
     parser.add_argument("--batch-size", type=number("--batch-size", 1, 64, whole=True), default=1,
                         help="how many seeds are sampled at once (default: %(default)s)")
-    add_sampling(parser)
-    add_settings(parser, "start", "layers", "resize_mode")
-    parser.add_argument("--settings", type=Path, metavar="FILE", help="a JSON file with further settings as the API "
-                        "takes them (sources, collage, ...); images may be paths")
-    parser.add_argument("--cache", type=Path, metavar="FOLDER", help="keep source latents in this folder and take them "
-                        "from there")
-    parser.add_argument("--mask", type=Path, help="image of the same proportions, white = take the content")
-    parser.add_argument("--source-prompt", help="what the content image shows, for the inversion "
-                        "(default: --prompt)")
-    parser.add_argument("--source-negative-prompt", help="for the inversion (default: --negative-prompt)")
+    add_sampling(parser, cache="nowhere")
+    add_settings(parser, "show_source")
     parser.add_argument("--save-latents", type=Path, help="also write the source latents (safetensors)")
 
 
@@ -108,5 +111,5 @@ def add_matrix(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="further prompts, one a line")
     parser.add_argument("--seed", "--seeds", dest="seeds", type=seeds, default=[0], metavar="SEED,SEED,...",
                         help="one or several (default: 0)")
-    add_sampling(parser)
+    add_sampling(parser, cache=".latents in --out")
     add_workers(parser)

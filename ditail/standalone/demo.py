@@ -1,42 +1,49 @@
 """What `python -m ditail demo` does."""
 
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 from tqdm import tqdm
 
-from ..content import images
+from ..cache.latents import LatentCache
+from ..content.images import image_to_tensor
+from ..content.presets import DEFAULT_PRESET
 from ..errors import DitailError
+from ..job.job import Job as DitailJob
+from ..job.request import Request
 from . import demo_checkpoints
+from .arguments import RAM_BYTES
 from .files import make_folder, whole_file
-from .model import Model, load_model, quiet
-from .pipeline import Job, Progress, decode_image, generate, image_to_image, invert_with, transfer
+from .host import FileHost, FileLibrary, LoadedModels
+from .run import images_of
+from .sampling import Job, decode_image, generate, image_to_image
 from .sheet import contact_sheet
 
-DEMO = Job(prompts=("",), steps=20, omega=5.0, beta=0.5)
+DEMO = Job(prompts=("",), steps=20, omega=5.0)
 DEMO_ALPHAS = (1.0, 3.0, 8.0)
 DEMO_STRENGTH = 0.6
 
 
 def command(args: Namespace) -> None:
     """Content in one demo style to the other styles, beside plain generation and img2img."""
-    quiet()
     if args.webui:
         copy_to_webui(args.webui)
         return
     make_folder(args.out, "--out")
     scenes = demo_checkpoints.held_out()
-    models = {style: load_model(path) for style, path in demo_checkpoints.paths().items()}
-    content = scenes.images[args.style][args.scene]
     job = DEMO.with_(prompts=(scenes.captions[args.scene],), seeds=(args.seed,))
-    targets = [s for s in demo_checkpoints.STYLES if s != args.style]
-    runs = len(DEMO_ALPHAS) + 1
-    steps = job.steps
-    total = steps * (len(DEMO_ALPHAS) + 1 + len(targets) * (runs + 1)) + round(steps * DEMO_STRENGTH) * len(targets)
-    with tqdm(total=total, desc="demo", unit="step") as bar:
-        rows = demo_rows(models, args.style, targets, content, job, bar.update)
+    demo = Demo(args.style, scenes.images[args.style][args.scene], job, LoadedModels(len(demo_checkpoints.STYLES)),
+                LatentCache(RAM_BYTES))
+    targets = [style for style in demo_checkpoints.STYLES if style != args.style]
+    rows: dict[str, dict[str, Image.Image]] = {f"{args.style} to {target}": {} for target in targets}
+    with tqdm(total=len(targets) * demo.count, desc="demo", unit="image") as bar:
+        for target, row in zip(targets, rows.values(), strict=True):
+            for label, image in demo.images(target):
+                row[label] = image
+                bar.update()
     sheet = args.out / "contact_sheet.png"
     files = {args.out / f"{name} - {label}.png".replace(" ", "_"): image
              for name, row in rows.items() for label, image in row.items()}
@@ -46,26 +53,44 @@ def command(args: Namespace) -> None:
     print(f"{sheet}: open it; the single images are beside it")
 
 
-def demo_rows(models: dict[str, Model], style: str, targets: Sequence[str], content: Image.Image, job: Job,
-              progress: Progress) -> dict[str, dict[str, Image.Image]]:
-    """One row a target style: label -> image."""
-    source = models[style]
-    z0 = source.encode(images.image_to_tensor(content))
-    inverted = {a: invert_with(source, job.with_(alpha=a), z0, progress) for a in DEMO_ALPHAS}
-    z_source, passed = generate(source, job, *content.size, progress)
-    rows = {}
-    for target in targets:
-        model = models[target]
-        row = {f"content ({style})": content}
-        row[f"plain {target}"] = decode_image(model, generate(model, job, *content.size, progress)[0])
-        row[f"img2img {DEMO_STRENGTH}"] = decode_image(
-            model, image_to_image(model, job, model.encode(images.image_to_tensor(content)), DEMO_STRENGTH, progress))
-        for alpha, latents in inverted.items():
-            row[f"Ditail alpha {alpha:g}"] = decode_image(model, transfer(model, job, latents, progress))
-        row[f"generated {style}"] = decode_image(source, z_source)
-        row["Ditail of generated"] = decode_image(model, transfer(model, job, passed, progress))
-        rows[f"{style} to {target}"] = row
-    return rows
+@dataclass(frozen=True)
+class Demo:
+    """The images of one content image in one style, whose source latents and models are the same for all targets."""
+
+    style: str
+    content: Image.Image
+    job: Job
+    load: LoadedModels
+    cache: LatentCache
+
+    @property
+    def count(self) -> int:
+        """How many images there are for each target."""
+        return len(DEMO_ALPHAS) + 5
+
+    def images(self, target: str) -> Iterator[tuple[str, Image.Image]]:
+        """(label, image) for one target style."""
+        model = self.load(demo_checkpoints.paths()[target])
+        yield f"content ({self.style})", self.content
+        yield f"plain {target}", decode_image(model, generate(model, self.job, *self.content.size)[0])
+        z0 = model.encode(image_to_tensor(self.content))
+        yield f"img2img {DEMO_STRENGTH}", decode_image(model, image_to_image(model, self.job, z0, DEMO_STRENGTH))
+        for alpha in DEMO_ALPHAS:
+            _, image = self._mix(target, {"image": self.content, "alpha": alpha})
+            yield f"Ditail alpha {alpha:g}", image
+        generated, image = self._mix(target, {"source": "generate", "show_source": True})
+        yield f"generated {self.style}", generated
+        yield "Ditail of generated", image
+
+    def _mix(self, target: str, values: dict) -> tuple[Image.Image, Image.Image]:
+        """The source's image, and the image in the target's style."""
+        paths, library = demo_checkpoints.paths(), FileLibrary()
+        request = Request.from_values({"enabled": True, "preset": DEFAULT_PRESET, **values,
+                                       "source_checkpoint": str(paths[self.style])}, library)
+        host = FileHost(self.load, library.checkpoint(paths[target]), self.job, self.content.size)
+        job = DitailJob(host, request, self.cache)
+        job.prepare([])
+        return job.samplings[False].sources[0].content_image(job.latents), next(images_of(host, job))
 
 
 def copy_to_webui(folder: Path) -> None:

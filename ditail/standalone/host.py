@@ -1,10 +1,9 @@
 """The command line as a host of the job layer: checkpoints are files, and one model is in memory at a time."""
 
 import hashlib
-import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -16,7 +15,7 @@ from tqdm import tqdm
 from ..cache.features import Features
 from ..content.presets import PRESETS
 from ..errors import DitailError
-from ..job.host import Checkpoint, Networks, Pass, Prompts, SamplingPlan
+from ..job.host import Checkpoint, Networks, Pass, Prompts, Row, SamplingPlan
 from ..keys import file_mark
 from ..method.inversion import Denoiser, combine_conds
 from ..method.latents import SourceLatents
@@ -27,22 +26,25 @@ from ..unet.shortcuts import Savings
 from ..unet.sites import find_sites
 from .checkpoint_files import check_checkpoint, read_config, read_schedule
 from .model import Model, build_empty_unet, default_device, load_model, quiet
-from .pipeline import Job, decode_image, generate
+from .progress import NoBar
 from .samplers import Sampler
+from .sampling import Job, decode_image, generate, rows_of
 
 TAG = re.compile(r"<(lora|lyco|hypernet):[^<>]*>")
 
 
-class LastModel:
-    """Loads checkpoints and keeps the last one: no two are in memory together."""
+class LoadedModels:
+    """Loads checkpoints and keeps the last `most` of them; by default no two are in memory together."""
 
-    def __init__(self):
+    def __init__(self, most: int = 1):
         quiet()
+        self._most = most
         self._models: dict[Path, Model] = {}
 
     def __call__(self, path: Path) -> Model:
         if path not in self._models:
-            self._models.clear()
+            while len(self._models) >= self._most:
+                del self._models[next(iter(self._models))]
             self._models[path] = load_model(path)
         return self._models[path]
 
@@ -53,7 +55,10 @@ class FileLibrary:
     def find_checkpoint(self, name: str) -> Checkpoint | None:
         if not name:
             return None
-        path = Path(name)
+        return self.checkpoint(Path(name))
+
+    def checkpoint(self, path: Path) -> Checkpoint:
+        """The checkpoint of a file. Raises DitailError for what can't be loaded."""
         check_checkpoint(path)
         return Checkpoint(str(path.absolute()), path.stem, path.name)
 
@@ -137,53 +142,20 @@ class FileJob:
         return self.job.with_(prompts=self.job.prompts[batch], seeds=self.job.seeds[batch])
 
 
-@contextmanager
-def step_bar(description: str, steps: int, calls: int) -> Iterator[Callable[[], object]]:
-    """A bar of a job's steps; what it yields is called `calls` times, which may be more often or less."""
-    done = itertools.count(1)
-    with tqdm(total=steps, desc=description, unit="step") as bar:
-        yield lambda: bar.update(next(done) * steps // calls - bar.n)
-
-
-class StepBar:
-    """See `job.host.Progress`: one bar for each batch of sources, of as many steps as the job has."""
-
-    def __init__(self, steps: int):
-        self._steps = steps
-        self._bar = ExitStack()
-        self._update: Callable[[], object] = int
-
-    def show(self, text: str) -> None:
-        pass
-
-    def begin(self, steps: int, text: str) -> None:
-        self.end()
-        self._update = self._bar.enter_context(step_bar(text, self._steps, steps))
-
-    def step(self, *_) -> None:
-        self._update()
-
-    def check(self) -> None:
-        pass
-
-    def end(self) -> None:
-        self._bar.close()
-
-
 class FileModels:
     """See `job.host.SourceModels`."""
 
-    def __init__(self, load: LastModel, job: FileJob):
-        self._load, self._job, self._bar = load, job, StepBar(job.job.steps)
+    def __init__(self, load: LoadedModels, job: FileJob, progress: NoBar):
+        self._load, self._job, self.progress = load, job, progress
         self.device = default_device()
 
     @contextmanager
-    def source_pass(self, steps: Sequence[int]) -> Iterator[StepBar]:
+    def source_pass(self, steps: Sequence[int]) -> Iterator[NoBar]:
         try:
             with torch.random.fork_rng():
-                yield self._bar
+                yield self.progress
         finally:
-            self._bar.end()
+            self.progress.end()
 
     @contextmanager
     def borrowed_models(self) -> Iterator[Callable[..., AbstractContextManager[Model]]]:
@@ -192,6 +164,10 @@ class FileModels:
 
     def encode(self, model: Model, pixels: Tensor, latent_hw: tuple[int, int]) -> Tensor:
         return model.encode(pixels)
+
+    def decode(self, model: Model, z0: Tensor) -> Tensor:
+        image = decode_image(model, z0)
+        return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(image.height, image.width, 3)
 
     def denoiser(self, model: Model, prompts: Prompts, alpha: float, beta: float, size: tuple[int, int],
                  timesteps: Sequence[float]) -> Denoiser:
@@ -205,13 +181,11 @@ class FileModels:
                  check: Callable[[], None], *, decoded: bool) -> list[SourceLatents]:
         job = self._job.job.with_(prompts=tuple(prompts[0] for prompts, _ in images), negative_prompt=images[0][0][1],
                                   seeds=tuple(self._job.job.seeds[number] for _, number in images))
-        z, passed = generate(model, job, *size, self._bar.step)
-        latents = [SourceLatents(passed.timesteps.tolist(), row.clone(), passed.alphas_cumprod, z0=z0)
-                   for row, z0 in zip(passed.latents.split(1, 1), z.split(1), strict=True)]
+        z, passed = generate(model, job, *size, self.progress.step)
+        latents = rows_of(passed)
         if not decoded:
             return latents
-        return [one.with_image(torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(*size[::-1], 3))
-                for one, image in zip(latents, [decode_image(model, row) for row in z.split(1)], strict=True)]
+        return [one.with_image(self.decode(model, row)) for one, row in zip(latents, z.split(1), strict=True)]
 
 
 class FileTarget:
@@ -219,6 +193,15 @@ class FileTarget:
 
     def __init__(self, model: Callable[[], Model], checkpoint: Checkpoint):
         self._model, self._checkpoint = model, checkpoint
+        self._rows: list[Row] = []
+
+    def expect(self, rows: Sequence[Row]) -> None:
+        """The rows of the next calls of the U-Net, in order."""
+        self._rows = list(rows)
+
+    def rows_of(self, count: int, call: Mapping) -> Sequence[Row]:
+        taken, self._rows = self._rows[:count], self._rows[count:]
+        return taken
 
     def check_layers(self, layers: Layers) -> None:
         if layers:
@@ -253,7 +236,8 @@ class FileTarget:
 class FileHost:
     """The command line with one job: see `job.host.Host`."""
 
-    def __init__(self, load: LastModel, target: Checkpoint, job: Job, size: tuple[int, int], batch_size: int = 1):
+    def __init__(self, load: LoadedModels, target: Checkpoint, job: Job, size: tuple[int, int], batch_size: int = 1,
+                 progress: NoBar | None = None):
         def model() -> Model:
             return load(Path(target.path))
 
@@ -261,5 +245,5 @@ class FileHost:
         self.checkpoints = FileCheckpoints(target)
         # Nothing is loaded before the source pass: the target would have to make place for the source.
         self.job = FileJob(job, size, batch_size, read_schedule(read_config(Path(target.path))))
-        self.models = FileModels(load, self.job)
+        self.models = FileModels(load, self.job, progress or NoBar())
         self.target = FileTarget(model, target)

@@ -6,158 +6,186 @@ What is on disk, whole and made with the same settings, is not made again.
 """
 
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
 from tqdm import tqdm
 
-from ..content.images import fit, image_to_tensor, read_image
+from ..cache.folder import LatentFolder
+from ..cache.latents import LatentCache
+from ..content.images import read_image
+from ..job.job import Job
+from ..job.request import Request
 from ..method.latents import SourceLatents
-from .arguments import check_partner_files, checkpoint_paths, job_of, prompts_of, size_of
+from .arguments import DISK_BYTES, RAM_BYTES, check_partner_files, checkpoint_paths, job_of, prompts_of, size_of
 from .checkpoint_files import read_config, read_sides
 from .fanout import Options, fan_out, raise_failed
 from .files import make_folder, save_image
-from .host import LastModel
-from .matrix_folder import Cell, Matrix
+from .host import FileHost, FileLibrary, LoadedModels
+from .matrix_folder import LATENTS, Cell, Matrix
 from .model import quiet
-from .pipeline import Job, decode_image, generate, invert_with, transfer
+from .run import images_of
 from .sheet import grid_sheet
+from .values import values_of
+
+
+class TaskCache(LatentCache):
+    """The source latents that a task is given; `fresh`: those that it makes, with their metadata, by key."""
+
+    def __init__(self, known: Mapping[str, SourceLatents]):
+        super().__init__(RAM_BYTES)
+        for key, latents in known.items():
+            super().put(key, latents)
+        self.fresh: dict[str, tuple[SourceLatents, Mapping[str, str]]] = {}
+
+    def put(self, key: str, latents: SourceLatents, metadata: Mapping[str, str] | None = None) -> None:
+        super().put(key, latents, metadata)
+        self.fresh[key] = latents, metadata or {}
 
 
 @dataclass(frozen=True)
-class SourceTask:
-    """A checkpoint's own images of a prompt, one for each of `seeds`, and its source latents.
+class Result:
+    """What a task made: images by cell, and source latents with their metadata by key."""
 
-    Without a content image these are what generation passed through; with one, those of its inversion, if `inverts`.
-    content: the image at the `size`, (width, height) in pixels.
-    """
-
-    checkpoint: Path
-    job: Job
-    size: tuple[int, int]
-    seeds: tuple[int, ...]
-    content: Image.Image | None
-    inverts: bool
-
-    @property
-    def name(self) -> str:
-        return f'source {self.checkpoint.stem} of "{self.job.prompts[0]}"'
-
-    def run(self, load: LastModel) -> tuple[dict[int, Image.Image], dict[int | None, SourceLatents]]:
-        """(seed -> image, seed -> latents); those of an inversion, where seeds play no part, under None."""
-        model = load(self.checkpoint.absolute())
-        images: dict[int, Image.Image] = {}
-        latents: dict[int | None, SourceLatents] = {}
-        for seed in self.seeds:
-            z, latents[seed] = generate(model, self.job.with_(seeds=(seed,)), *self.size)
-            images[seed] = decode_image(model, z)
-        if self.content is None:
-            return images, latents
-        if not self.inverts:
-            return images, {}
-        return images, {None: invert_with(model, self.job, model.encode(image_to_tensor(self.content)))}
+    images: dict[Cell, Image.Image]
+    latents: dict[str, tuple[SourceLatents, Mapping[str, str]]]
 
 
 @dataclass(frozen=True)
 class CellTask:
-    """The images of one pair of checkpoints and one prompt: `latents` has the source's for each seed."""
+    """The cells of one pair of checkpoints and one prompt. known: source latents that are cached.
 
-    source: Path
-    target: Path
-    job: Job
-    latents: dict[int, SourceLatents]
+    images: the cells whose images are wanted; sources: those of the diagonal whose source latents are.
+    """
+
+    matrix: Matrix
+    images: Sequence[Cell]
+    sources: Sequence[Cell] = ()
+    known: Mapping[str, SourceLatents] = field(default_factory=dict)
+
+    @property
+    def cells(self) -> list[Cell]:
+        return list(dict.fromkeys([*self.images, *self.sources]))
 
     @property
     def name(self) -> str:
-        return f'{self.source.stem} in {self.target.stem} of "{self.job.prompts[0]}"'
+        cell = self.cells[0]
+        pair = f"source {cell.source.stem}" if cell.is_plain else f"{cell.source.stem} in {cell.target.stem}"
+        return f'{pair} of "{cell.prompt}"'
 
-    def run(self, load: LastModel) -> dict[int, Image.Image]:
-        """seed -> image."""
-        model = load(self.target.absolute())
-        return {seed: decode_image(model, transfer(model, self.job.with_(seeds=(seed,)), latents))
-                for seed, latents in self.latents.items()}
+    def run(self, load: LoadedModels) -> Result:
+        cache, images = TaskCache(self.known), {}
+        for cell in self.cells:
+            host, job = job_of_cell(self.matrix, cell, cache, load)
+            is_recorded = False
+            if not cell.is_plain or cell in self.sources:
+                is_recorded = job.prepare([], can_record=cell in self.images)
+            if cell in self.images:
+                images[cell] = next(images_of(host, job, is_recorded=is_recorded))
+        return Result(images, cache.fresh)
 
 
-def source_tasks(matrix: Matrix, missing: Sequence[Cell]) -> Iterator[SourceTask]:
-    """What has to be made before the cells that are missing, one task a checkpoint and prompt."""
-    wanted = set(missing)
-    for path, size in matrix.sizes.items():
-        content = matrix.image and fit(matrix.image, *size)
+def job_of_cell(matrix: Matrix, cell: Cell, cache: LatentCache, load: LoadedModels) -> tuple[FileHost, Job]:
+    """The job of one cell and its host; nothing is loaded yet."""
+    library = FileLibrary()
+    request = Request.from_values({**matrix.values, "source_checkpoint": str(cell.source)}, library)
+    host = FileHost(load, library.checkpoint(cell.target), matrix.job_of(cell), matrix.size)
+    return host, Job(host, request, cache, is_plain=cell.is_plain)
+
+
+def source_tasks(matrix: Matrix, missing: Sequence[Cell], cache: LatentCache) -> Iterator[CellTask]:
+    """The plain images that are missing, and the source latents that the other missing cells need."""
+    wanted, load = set(missing), LoadedModels()
+    for path in matrix.checkpoints:
         for prompt in matrix.prompts:
-            own = [Cell(path, path, prompt, seed) for seed in matrix.seeds]
-            needed = [c for c in own if any(c._replace(target=t) in wanted for t in matrix.sizes if t != path)]
-            lacking = {matrix.latents_seed(c) for c in needed if matrix.load_latents(c) is None}
-            seeds = tuple(c.seed for c in own if c in wanted or c.seed in lacking)
-            if seeds or lacking:
-                yield SourceTask(path, matrix.job.with_(prompts=(prompt,)), size, seeds, content, None in lacking)
+            diagonal = [Cell(path, path, prompt, seed) for seed in matrix.seeds]
+            needed = [cell for cell in diagonal
+                      if any(cell._replace(target=t) in wanted for t in matrix.checkpoints if t != path)]
+            known: dict[str, SourceLatents] = {}
+            sources = []
+            for cell in needed:
+                _, job = job_of_cell(matrix, cell, cache, load)
+                if job.plan([]):
+                    sources.append(cell)
+                    known |= job.latents
+            images = [cell for cell in diagonal if cell in wanted]
+            if images or sources:
+                yield CellTask(matrix, images, sources, known)
 
 
-def cell_tasks(matrix: Matrix, missing: Sequence[Cell]) -> Iterator[CellTask]:
-    """The missing cells whose source latents there are; these are read as the tasks are drawn."""
+def cell_tasks(matrix: Matrix, missing: Sequence[Cell], cache: LatentCache,
+               failed: Mapping[str, str]) -> Iterator[CellTask]:
+    """The missing cells whose sources have not failed; latents are read as the tasks are drawn."""
     groups: dict[tuple[Path, Path, str], list[Cell]] = {}
     for cell in missing:
-        if cell.source != cell.target:
+        if not cell.is_plain:
             groups.setdefault((cell.source, cell.target, cell.prompt), []).append(cell)
-    for (source, target, prompt), cells in groups.items():
-        latents = {c.seed: made for c in cells if (made := matrix.load_latents(c)) is not None}
-        if latents:
-            yield CellTask(source, target, matrix.job.with_(prompts=(prompt,)), latents)
+    for cells in groups.values():
+        if CellTask(matrix, [cells[0]._replace(target=cells[0].source)]).name in failed:
+            continue
+        known: dict[str, SourceLatents] = {}
+        for cell in cells:
+            _, job = job_of_cell(matrix, cell, cache, LoadedModels())
+            job.plan([])
+            known |= job.latents
+        yield CellTask(matrix, cells, known=known)
 
 
 def command(args: Namespace) -> None:
     """See `cli.add_matrix`."""
     quiet()
-    paths = checkpoint_paths(args.checkpoints)
-    prompts = prompts_of(args)
-    image = read_image(args.image, "image") if args.image else None
-    options = Options.of(args)
+    paths = [path.absolute() for path in checkpoint_paths(args.checkpoints)]
+    prompts, options = prompts_of(args), Options.of(args)
     check_partner_files(*paths)
-    sizes = {path: size_of(args, read_sides(read_config(path)), image) for path in paths}
-    job = job_of(args, prompts[0], args.seeds[0])
-    for path in run(Matrix(args.out, sizes, prompts, args.seeds, job, image), options):
+    values = values_of(args)
+    if args.image:
+        values["image"] = read_image(args.image)
+    elif "collage" not in values and "image" not in values:
+        values["source"] = "generate"
+    size = size_of(args, read_sides(read_config(paths[0])), values.get("image"))
+    matrix = Matrix(args.out, paths, prompts, args.seeds, job_of(args), size, values)
+    folder = LatentFolder(args.cache or args.out / LATENTS, DISK_BYTES)
+    for path in run(matrix, LatentCache(RAM_BYTES, folder), options):
         print(path)
 
 
-def run(matrix: Matrix, options: Options) -> list[Path]:
+def run(matrix: Matrix, cache: LatentCache, options: Options) -> list[Path]:
     """Make what is missing; the grids are returned, one a prompt and seed.
 
     Raises DitailError before anything is made if the folder holds what was made with other settings, and TasksFailed at
     the end, naming what failed.
     """
+    # What is wrong with the settings is told before the folder is there.
+    job_of_cell(matrix, next(matrix.cells()), LatentCache(0), LoadedModels())[1].plan([])
     make_folder(matrix.out, "--out")
     missing = [cell for cell in matrix.cells() if not matrix.has_image(cell)]
     if missing:
-        make(matrix, missing, options)
+        make(matrix, missing, cache, options)
     return [write_grid(matrix, prompt, seed) for prompt in matrix.prompts for seed in matrix.seeds]
 
 
-def make(matrix: Matrix, missing: Sequence[Cell], options: Options) -> None:
+def make(matrix: Matrix, missing: Sequence[Cell], cache: LatentCache, options: Options) -> None:
     """Make the missing cells: first the sources, then what is mixed. Raises TasksFailed at the end."""
-    wanted, sources = set(missing), list(source_tasks(matrix, missing))
+    sources = list(source_tasks(matrix, missing, cache))
     with (tqdm(total=len(missing), desc="matrix", unit="image") as bar,
-          options.open(LastModel, len(missing)) as workers):
-        for task, (images, latents) in fan_out(sources, workers):
-            cell = Cell(task.checkpoint, task.checkpoint, task.job.prompts[0], 0)
-            for seed, made in latents.items():
-                matrix.save_latents(made, cell._replace(seed=seed))
-            for seed, image in images.items():
-                if (own := cell._replace(seed=seed)) in wanted:
-                    matrix.save_cell(image, own)
+          options.open(LoadedModels, len(missing)) as workers):
+        for tasks in (sources, cell_tasks(matrix, missing, cache, workers.failed)):
+            for _, result in fan_out(tasks, workers):
+                for key, (latents, metadata) in result.latents.items():
+                    cache.put(key, latents, metadata)
+                for cell, image in result.images.items():
+                    matrix.save_cell(image, cell)
                     bar.update()
-        for pair, images in fan_out(cell_tasks(matrix, missing), workers):
-            for seed, image in images.items():
-                matrix.save_cell(image, Cell(pair.source, pair.target, pair.job.prompts[0], seed))
-                bar.update()
     raise_failed(workers.failed)
 
 
 def write_grid(matrix: Matrix, prompt: str, seed: int) -> Path:
     """The titled grid of one prompt and seed."""
-    names = [path.stem for path in matrix.sizes]
-    grid = [[Image.open(matrix.image_place(Cell(row, column, prompt, seed))) for column in matrix.sizes]
-            for row in matrix.sizes]
+    names = [path.stem for path in matrix.checkpoints]
+    grid = [[Image.open(matrix.image_place(Cell(row, column, prompt, seed))) for column in matrix.checkpoints]
+            for row in matrix.checkpoints]
     path = matrix.places("matrix.png", prompt, seed)[0]
     title = f'"{prompt}": content of the row, style of the column'
     save_image(grid_sheet(title, names, names, grid), path, {**matrix.marks, "prompt": prompt, "seed": seed})

@@ -1,146 +1,121 @@
 """What `python -m ditail mix` does: one job of the job layer for each content image."""
 
-import json
 import time
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image
-from torch import Tensor
-
 from ..cache.folder import LatentFolder
 from ..cache.latents import LatentCache
-from ..content.images import LATENT_SCALE, read_image, read_mask, tensor_to_images
+from ..content.images import read_image
 from ..errors import DitailError
-from ..job.host import Checkpoint
-from ..job.job import Job as DitailJob
+from ..job.job import Job
 from ..job.request import Request
-from .arguments import check_partner_files, job_of, size_of
+from ..job.source import distinct
+from .arguments import DISK_BYTES, RAM_BYTES, check_partner_files, job_of, size_of
 from .checkpoint_files import read_config, read_sides
 from .files import check_writable, make_folder, save_image, unwritable
-from .host import FileHost, FileLibrary, LastModel, step_bar
-from .pipeline import new_sampler, sample
-from .samplers import seeded_noise
+from .host import FileHost, FileLibrary, LoadedModels
+from .progress import StepBars
+from .run import images_of
+from .values import values_of
 
-RAM_BYTES, DISK_BYTES = 2**30, 2**32
+# Of a folder: so many images are in memory, and their sources are made before the first of these is sampled.
+AT_ONCE = 16
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
-# The arguments that are settings of the same name.
-SETTINGS = ("alpha", "beta", "conv_ratio", "attn_ratio", "source_prompt", "source_negative_prompt", "resize_mode",
-            "start", "layers", "preset", "inject", "guidance_until", "source_latents", "inversion_steps", "tone")
 
 
 class Content(NamedTuple):
-    """One content image (None: the source generates it), its file, its prompt, and the file to write."""
+    """The file of a content image (None: the source generates it), its prompt, and the file to write."""
 
-    image: Image.Image | None
     path: Path | None
     prompt: str
     out: Path
 
 
+class Mix(NamedTuple):
+    """One content image with its job."""
+
+    content: Content
+    host: FileHost
+    job: Job
+
+
 def command(args: Namespace) -> None:
     """The content of each image (or of images that the source generates) in the target's style."""
-    library = FileLibrary()
     check_partner_files(args.source, args.target)
-    target = _found(library, args.target)
     contents = list(contents_of(args))
-    requests = [Request.from_values(values_of(args, content.image), library) for content in contents]
-    for content in contents:
-        check_writable(content.out, "--out")
-    if args.save_latents:
-        check_writable(args.save_latents, "--save-latents")
-    folder = LatentFolder(args.cache, DISK_BYTES) if args.cache else None
-    cache, load = LatentCache(RAM_BYTES, folder), LastModel()
-    for content, request in zip(contents, requests, strict=True):
-        mix_one(args, content, request, target, load, cache)
-
-
-def mix_one(args: Namespace, content: Content, request: Request, target: Checkpoint, load: LastModel,
-            cache: LatentCache) -> None:
-    """One content image; as many images as there are seeds."""
-    start, seeds = time.monotonic(), args.seeds
-    size = size_of(args, read_sides(read_config(Path(target.path))), request.image)
-    job = job_of(args, content.prompt, seeds[0]).with_(prompts=(content.prompt,) * len(seeds), seeds=tuple(seeds))
-    host = FileHost(load, target, job, size, min(args.batch_size, len(seeds)))
-    # The source pass comes first and the target is loaded after it, so two models are never in memory together.
-    ditail = DitailJob(host, request, cache)
-    ditail.prepare([])
-    if args.save_latents:
-        source = ditail.samplings[False].sources[0]
-        try:
-            ditail.latents[source.key].save(args.save_latents, {"image": str(args.image), "source": str(args.source)})
-        except OSError as error:
-            raise unwritable(args.save_latents, error) from error
-    made = {k: str(v) for k, v in vars(args).items() if v is not None and k not in ("command", "out")}
-    for number, image in enumerate(sampled(host, ditail)):
-        path = content.out if len(seeds) == 1 else content.out.with_stem(f"{content.out.stem} {seeds[number]}")
-        save_image(image, path, {**made, "image": str(content.path or ""), "seed": seeds[number]})
-        print(f"{path} ({time.monotonic() - start:.1f} s)")
-
-
-def sampled(host: FileHost, ditail: DitailJob) -> Iterator[Image.Image]:
-    """The images of a prepared job, in batches."""
-    width, height = host.job.size
-    for first in range(0, len(host.job.job.prompts), host.job.batch_size):
-        job, model = host.job.images(first), host.model()
-        sampler = new_sampler(model, job)
-        noise = seeded_noise((4, height // LATENT_SCALE, width // LATENT_SCALE), list(job.seeds)).to(model.device)
-        ditail.attach(noise, noise, hires=False, first=first)
-        try:
-            z = _with_bar(host, ditail, model, job, sampler, noise, first)
-        finally:
-            ditail.detach()
-        yield from tensor_to_images(model.decode(z))
-
-
-def _with_bar(host: FileHost, ditail: DitailJob, model, job, sampler, noise: Tensor, first: int) -> Tensor:
-    with step_bar("sampling", job.steps, len(sampler.schedule)) as progress:
-        return sample(model, job, sampler, noise, progress,
-                      before_step=lambda rows: ditail.follow(rows, hires=False, first=first),
-                      guided_above=ditail.guided_above(hires=False))
-
-
-def values_of(args: Namespace, image: Image.Image | None) -> dict:
-    """The settings by key that the arguments say, over those of `--settings`."""
-    values = {**read_settings(args.settings), "enabled": True, "source_checkpoint": str(args.source)}
-    values |= {key: value for key in SETTINGS if (value := getattr(args, key)) is not None}
+    values = {**values_of(args), "source_checkpoint": str(args.source)}
     if args.generate:
         values["source"] = "generate"
-    if image is not None:
-        values["image"] = image
-    if args.mask:
-        values["mask"] = read_mask(args.mask)
-    return values
+    cache = LatentCache(RAM_BYTES, LatentFolder(args.cache, DISK_BYTES) if args.cache else None)
+    load = LoadedModels()
+
+    def mixes(some: Sequence[Content]) -> Iterator[Mix]:
+        return (mix_of(args, content, values, load, cache) for content in some)
+
+    # All of them, before anything is loaded: what is wrong with the last one should be told first.
+    for mix in mixes(contents):
+        check_writable(mix.content.out, "--out")
+    if args.save_latents:
+        check_writable(args.save_latents, "--save-latents")
+    for first in range(0, len(contents), AT_ONCE):
+        run(args, list(mixes(contents[first : first + AT_ONCE])))
 
 
-def read_settings(path: Path | None) -> dict:
-    """A JSON file with settings as the API takes them; images may be paths. Raises DitailError naming the option."""
-    if path is None:
-        return {}
+def mix_of(args: Namespace, content: Content, values: Mapping, load: LoadedModels, cache: LatentCache) -> Mix:
+    """The job of one content image, which has as many images as there are seeds."""
+    seeds, library = tuple(args.seeds), FileLibrary()
+    image = {"image": read_image(content.path)} if content.path else {}
+    request = Request.from_values({**values, **image}, library)
+    size = size_of(args, read_sides(read_config(args.target)), request.image)
+    job = job_of(args).with_(prompts=(content.prompt,) * len(seeds), seeds=seeds)
+    host = FileHost(load, library.checkpoint(args.target), job, size, min(args.batch_size, len(seeds)),
+                    StepBars(job.steps))
+    return Mix(content, host, Job(host, request, cache))
+
+
+def run(args: Namespace, mixes: list[Mix]) -> None:
+    """Make the images of a few contents, and load each model once for all of them."""
+    start = time.monotonic()
+    if len(mixes) > 1:
+        for mix in mixes:
+            mix.job.prepare_ahead([])
+    for mix in mixes:
+        mix.job.prepare([])
+        save_latents(args, mix.job)
+        for path in _save(args, mix):
+            print(f"{path} ({time.monotonic() - start:.1f} s)")
+            start = time.monotonic()
+
+
+def _save(args: Namespace, mix: Mix) -> Iterator[Path]:
+    """The files of one content's images, as they are written."""
+    metadata = {k: str(v) for k, v in vars(args).items() if v is not None and k not in ("command", "out")}
+    metadata["prompt"], out = mix.content.prompt, mix.content.out
+    for seed, image in zip(args.seeds, images_of(mix.host, mix.job), strict=True):
+        path = out if len(args.seeds) == 1 else out.with_stem(f"{out.stem} {seed}")
+        save_image(image, path, {**metadata, "seed": seed})
+        yield path
+    if mix.job.request.settings.show_source:
+        shown = distinct(mix.job.samplings[False].sources)
+        for source in shown:
+            seed = f" {args.seeds[source.image]}" if len(shown) > 1 else ""
+            path = out.with_stem(f"{out.stem}{seed} source")
+            save_image(source.content_image(mix.job.latents), path, metadata)
+            yield path
+
+
+def save_latents(args: Namespace, job: Job) -> None:
+    """The source latents of the first image as the file of `--save-latents`."""
+    if not args.save_latents:
+        return
+    source = job.samplings[False].sources[0]
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DitailError("--settings", f"{path} can't be read as JSON ({error})") from error
-    if not isinstance(values, Mapping):
-        raise DitailError("--settings", f"{path} must hold one object")
-    return {key: _with_images(value, path.parent) if key in ("sources", "collage") else _read(key, value, path.parent)
-            for key, value in values.items()}
-
-
-def _with_images(entries, folder: Path):
-    if not isinstance(entries, Sequence) or isinstance(entries, str):
-        return entries
-    return [{key: _read(key, value, folder) for key, value in entry.items()} if isinstance(entry, Mapping) else entry
-            for entry in entries]
-
-
-def _read(key: str, value, folder: Path):
-    """An image's path as the image; whatever is none stays, for the settings' own check."""
-    if key not in ("image", "mask") or not isinstance(value, str) or not (folder / value).is_file():
-        return value
-    return (read_mask if key == "mask" else read_image)(folder / value, key)
+        job.latents[source.key].save(args.save_latents, {"image": str(args.image), "source": str(args.source)})
+    except OSError as error:
+        raise unwritable(args.save_latents, error) from error
 
 
 def contents_of(args: Namespace) -> Iterator[Content]:
@@ -151,7 +126,7 @@ def contents_of(args: Namespace) -> Iterator[Content]:
     if args.image is None:
         if args.prompt is None:
             raise DitailError("--prompt", "say what the image is to show")
-        yield Content(None, None, args.prompt, _as_png(args.out))
+        yield Content(None, args.prompt, _as_png(args.out))
         return
     folder = args.image.is_dir()
     paths = sorted(p for p in args.image.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES) if folder else [args.image]
@@ -160,21 +135,14 @@ def contents_of(args: Namespace) -> Iterator[Content]:
     if folder:
         make_folder(args.out, "--out")
     for path in paths:
-        image, text = read_image(path), path.with_suffix(".txt")
+        text = path.with_suffix(".txt")
         prompt = text.read_text(encoding="utf-8").strip() if text.is_file() else args.prompt
         if prompt is None:
             raise DitailError("--prompt", f"say what {path} shows, or write it into {text}")
-        yield Content(image, path, prompt, args.out / f"{path.stem}.png" if folder else _as_png(args.out))
+        yield Content(path, prompt, args.out / f"{path.stem}.png" if folder else _as_png(args.out))
 
 
 def _as_png(path: Path) -> Path:
     if path.suffix.lower() != ".png":
         raise DitailError("--out", f"must be a .png file, got {path}")
     return path
-
-
-def _found(library: FileLibrary, path: Path) -> Checkpoint:
-    checkpoint = library.find_checkpoint(str(path))
-    if checkpoint is None:
-        raise DitailError("--target", "must name a checkpoint")
-    return checkpoint

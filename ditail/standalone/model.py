@@ -154,13 +154,16 @@ def default_dtype(device: str | torch.device) -> torch.dtype:
 
 def build(path: Path, config: dict, state: dict[str, Tensor], prefix: str) -> nn.Module:
     """The ldm module of `config` with the weights below `prefix`, float32."""
-    built = build_module(path, config)
-    load_weights(path, built, {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}, prefix)
-    return built
+    # Initialising weights that are replaced takes longer than loading them.
+    with torch.device("meta"):
+        module = build_module(path, config)
+    weights = {k.removeprefix(prefix): v.float() for k, v in state.items() if k.startswith(prefix)}
+    load_weights(path, module, weights, prefix, assign=True)
+    return module
 
 
 def build_module(path: Path, config: dict) -> nn.Module:
-    """The ldm module of `config` with random weights."""
+    """The ldm module of `config`, its weights as ldm initialises them."""
     target = config["target"].replace("ldm_patched", "ldm")
     if target not in CLASSES:
         raise DitailError(None, f"{path}: {target} is not a module that the command line can load")
@@ -189,12 +192,16 @@ def build_text(path: Path, config: dict, state: dict[str, Tensor]) -> tuple[nn.M
     return model, tokenizer
 
 
-def load_weights(path: Path, module: nn.Module, weights: dict[str, Tensor], prefix: str) -> None:
-    """Load every weight that `module` has; DitailError where one is missing or of another shape."""
-    own = module.state_dict()
-    ours = {k: v for k, v in weights.items() if k in own}
-    wrong = [k for k in own if k not in ours and not k.endswith("position_ids")] + [
-        k for k, v in ours.items() if v.shape != own[k].shape]
+def load_weights(path: Path, module: nn.Module, weights: dict[str, Tensor], prefix: str, *,
+                 assign: bool = False) -> None:
+    """Load every weight that `module` has; DitailError where one is missing or of another shape.
+
+    assign: as in `load_state_dict`.
+    """
+    expected = module.state_dict()
+    matching = {k: v for k, v in weights.items() if k in expected}
+    wrong = [k for k in expected if k not in matching and not k.endswith("position_ids")] + [
+        k for k, v in matching.items() if v.shape != expected[k].shape]
     if wrong:
         raise DitailError(None, f"{path}: {prefix}{wrong[0]} is missing or of another shape than its yaml says")
-    module.load_state_dict(ours, strict=False)
+    module.load_state_dict(matching, strict=False, assign=assign)

@@ -28,8 +28,8 @@ from .step import Step, mask_on_layer, mixed_at
 
 # Where a U-Net keeps what takes an injection off again.
 INSTALLED = "_ditail_installed"
-# The source row of each row of a call; None for a row that nothing is injected into.
-RowImages = Callable[[int], Sequence[int | None]]
+# The source row of each row of a call with these keyword arguments; None for a row that nothing is injected into.
+RowImages = Callable[[int, Mapping], Sequence[int | None]]
 
 
 class _LastLayerReached(Exception):
@@ -44,8 +44,8 @@ class Injection:
     them to mix: what is computed on each is blended by their shares before it is injected.
     null: the U-Net's keyword arguments for the source rows, batch 1: `context` `[1, tokens, width]`, for SDXL also `y`.
     steps: which layers at which timesteps. mask: None or `[1, 1, h, w]` in 0..1 at the latents' size, 1 = inject.
-    row_images: for a run of `n` rows, the source row of each, None for one that is left alone (default: the rows
-    repeat the source rows in order).
+    row_images: for a run of `n` rows and the U-Net's keyword arguments, the source row of each, None for one that is
+    left alone (default: the rows repeat the source rows in order).
     savings: which needless work is left out (exact, and cheaper).
     features: where the source runs are kept for a later generation; None = nowhere.
     around_source: a context for the source runs (a host may switch off what is meant for the image alone).
@@ -132,7 +132,7 @@ class InjectionHooks:
             return
         x, timesteps = args[0], args[1] if len(args) > 1 else kwargs["timesteps"]
         self._grid = tuple(x.shape[-2:])
-        self._rows = images_of_rows(len(x), images_of(self.mixed), self.injection.row_images)
+        self._rows = images_of_rows(len(x), images_of(self.mixed), self.injection.row_images, kwargs)
         t = float(timesteps.flatten()[0])
         # Only rows that are left alone: no source run is needed.
         places = active_at(self.mixed, t) if any(row is not None for row in self._rows) else ()
@@ -169,7 +169,7 @@ class InjectionHooks:
         """Where the features of a call with `x` are kept; None where they are not to be."""
         # An inpainting U-Net's further channels are the denoised rows' own.
         channels = self.mixed[0].latents.latents.shape[2]
-        if self.injection.features is None or x.shape[1] != channels or not is_untouched(self.unet, self):
+        if x.shape[1] != channels or not is_untouched(self.unet, self.savings.trusted, self):
             return None
         return self.injection.features
 
@@ -273,9 +273,9 @@ class InjectionHooks:
         return [image is None for image in self._rows for _ in range(tiles)]
 
 
-def images_of_rows(rows: int, images: int, row_images: RowImages | None) -> Sequence[int | None]:
+def images_of_rows(rows: int, images: int, row_images: RowImages | None, call: Mapping) -> Sequence[int | None]:
     """The image of each of `rows` rows; see `Injection.row_images`. Raises DitailError where they don't match."""
-    found = list(row_images(rows)) if row_images else [i % images for i in range(rows)]
+    found = list(row_images(rows, call)) if row_images else [i % images for i in range(rows)]
     if len(found) != rows or (row_images is None and rows % images):
         raise DitailError(None, f"injection: {rows} rows can't be matched with {images} source latents")
     return found

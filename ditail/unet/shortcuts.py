@@ -14,17 +14,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Modules whose attention `forward` is softmax(q k^T / sqrt(d)) v, as `attend` computes it.
-PLAIN_ATTENTION = ("ldm.modules.attention", "sgm.modules.attention", "modules.sd_hijack_optimizations",
-                   "modules.hypernetworks.hypernetwork")
-# Modules whose ResBlock `forward` is `skip_connection(x) + out_layers(...)`.
-PLAIN_RESBLOCK = ("ldm.modules.diffusionmodules.openaimodel", "sgm.modules.diffusionmodules.openaimodel")
-# Its pre-hooks move modules between CPU and GPU; they change no value.
-MOVES_MODULES = "modules.lowvram"
 # Where no fused kernel takes values wider than the keys, the scores lie in memory: at most this many at once.
 SCORES_AT_ONCE = 2**26
 # A ResBlock or CrossAttention of ldm's layout, whose class differs by host: known by its attributes.
 LdmModule = Any
+
+
+@dataclass(frozen=True)
+class Trusted:
+    """Whose functions a shortcut may stand in for, by the modules that they were written in; ldm's and sgm's own here.
+
+    attention: its `forward` is softmax(q k^T / sqrt(d)) v, as `attend` computes it. resblock: its `forward` is
+    `skip_connection(x) + out_layers(...)`. movers: their pre-hooks move modules between CPU and GPU, and change no
+    value. unread: an argument that both are handed for others, and the keys in it that change what a ResBlock does.
+    """
+
+    attention: Collection[str] = ("ldm.modules.attention", "sgm.modules.attention")
+    resblock: Collection[str] = ("ldm.modules.diffusionmodules.openaimodel",
+                                 "sgm.modules.diffusionmodules.openaimodel")
+    movers: Collection[str] = ()
+    unread: tuple[str, Collection[str]] = ("", ())
 
 
 @dataclass(frozen=True)
@@ -35,12 +44,14 @@ class Savings:
     skip_dead: rows don't compute the q, k and feature that injection overwrites.
     share_attention: softmax(q k^T) is computed once for all rows that take it from one source row.
     upcast_attention: compute the shared attention in float32 (set it where the host's own attention does).
+    trusted: whose functions the work is left out of.
     """
 
     early_exit: bool = True
     skip_dead: bool = True
     share_attention: bool = True
     upcast_attention: bool = False
+    trusted: Trusted = Trusted()
 
 
 class Source(Protocol):
@@ -154,10 +165,15 @@ def _skip_projection(source: Source, projection: nn.Module, key: str):
 
 
 def _skip_main_path(source: Source, block: LdmModule, key: str):
-    def fast(x: Tensor, *_, **__) -> Tensor | None:
+    trusted = source.savings.trusted
+
+    def fast(x: Tensor, *args, **kwargs) -> Tensor | None:
         if not source.replaces(key) or getattr(block, "updown", False) or "_forward" in block.__dict__:
             return None
-        if not is_from(type(block).forward, PLAIN_RESBLOCK) or hooked(source, *_main_path(block)):
+        if not is_from(type(block).forward, trusted.resblock) or hooked(source, *_main_path(block)):
+            return None
+        if any(key in given for given in (*args, *kwargs.values()) if isinstance(given, Mapping)
+               for key in trusted.unread[1]):
             return None
         recorded = source.recorded(key, block.out_layers)
         images = source.images(recorded, len(x))
@@ -173,12 +189,13 @@ def _main_path(block: LdmModule) -> list[nn.Module]:
 
 
 def _share(source: Source, attn1: LdmModule, name: str):
-    keys = (f"{name}.to_q", f"{name}.to_k")
+    keys, trusted = (f"{name}.to_q", f"{name}.to_k"), source.savings.trusted
 
     def fast(x: Tensor, *args, **kwargs) -> Tensor | None:
-        if not source.replaces(*keys) or any(map(is_given, (*args, *kwargs.values()))):
+        given = [*args, *(value for key, value in kwargs.items() if key != trusted.unread[0])]
+        if not source.replaces(*keys) or any(map(is_given, given)):
             return None  # a prompt, a mask, sgm's further tokens
-        if not is_from(type(attn1).forward, PLAIN_ATTENTION) or hooked(source, attn1.to_q, attn1.to_k):
+        if not is_from(type(attn1).forward, trusted.attention) or hooked(source, attn1.to_q, attn1.to_k):
             return None
         # Elsewhere (MPS and others) values wider than keys are not everywhere supported.
         if x.device.type not in ("cpu", "cuda", "meta") or not source.is_fed_alike(name):
@@ -245,7 +262,7 @@ def hooked(source: Source, *modules: nn.Module) -> bool:
     return any(not source.owns(i) for m in modules for hooks in (m._forward_hooks, m._forward_pre_hooks) for i in hooks)
 
 
-def is_untouched(unet: nn.Module, source: Source | None = None) -> bool:
+def is_untouched(unet: nn.Module, trusted: Trusted, source: Source | None = None) -> bool:
     """Whether `unet` is as its weights and classes say: no hook and no replaced `forward` but Ditail's (`source`'s).
 
     Others' may depend on what no cache key of ours knows (a ControlNet's image, a random tiling).
@@ -259,6 +276,6 @@ def is_untouched(unet: nn.Module, source: Source | None = None) -> bool:
             return False
         if foreign(own["_forward_hooks"]):
             return False
-        if not all(is_from(hook, (MOVES_MODULES,)) for hook in foreign(own["_forward_pre_hooks"])):
+        if not all(is_from(hook, trusted.movers) for hook in foreign(own["_forward_pre_hooks"])):
             return False
     return True

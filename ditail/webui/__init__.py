@@ -1,10 +1,39 @@
-"""Ditail in the AUTOMATIC1111 WebUI: the only package here that imports `modules` and gradio."""
+"""Ditail in the AUTOMATIC1111 WebUI and in Forge: the only package here that imports `modules` and gradio."""
 
+from collections.abc import Sequence
+from importlib import import_module
 from importlib.util import find_spec
+
+# What Forge's adapter needs of it, by module.
+FORGE = {
+    "backend.loader": ("forge_loader",),
+    "backend.memory_management": ("current_loaded_models", "soft_empty_cache"),
+    "backend.nn.unet": ("CrossAttention", "ResBlock"),
+    "backend.sampling.sampling_function": ("sampling_prepare", "sampling_cleanup"),
+    "modules.processing": ("apply_token_merging",),
+    "modules.script_callbacks": ("callback_map", "add_callback"),
+    "modules.sd_models": ("forge_model_reload", "model_data", "apply_alpha_schedule_override"),
+}
 
 
 def check_webui() -> None:
-    """Raise ImportError, with a sentence for the user, in a WebUI whose models are not ldm's."""
-    if find_spec("ldm") is None or find_spec("modules_forge"):
-        raise ImportError("it needs the `ldm` models of AUTOMATIC1111's WebUI 1.10 or a fork that has them; Forge and "
-                          "reForge have others.")
+    """Raise ImportError, with a sentence for the user, in a WebUI that Ditail has no adapter for."""
+    if find_spec("modules_forge") is None:
+        if find_spec("ldm") is None:
+            raise ImportError("it needs the `ldm` models of AUTOMATIC1111's WebUI 1.10 or a fork that has them, or "
+                              "lllyasviel's Forge.")
+        return
+    for module, names in FORGE.items():
+        missing = _missing(module, names)
+        if missing:
+            raise ImportError("of the Forge family it works in lllyasviel's own and in forks that are alike; this one "
+                              f"has no `{missing}`.")
+
+
+def _missing(module: str, names: Sequence[str]) -> str:
+    """What a WebUI's module lacks; "" for nothing."""
+    try:
+        found = import_module(module)
+    except Exception:  # a fork's own, and what it may raise where it is not what Forge's is
+        return module
+    return next((f"{module}.{name}" for name in names if not hasattr(found, name)), "")

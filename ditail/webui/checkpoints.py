@@ -12,6 +12,7 @@ from ..errors import DitailError, named
 from ..job.host import Checkpoint, Networks, Prompts
 from ..keys import file_mark
 from ..unet.families import SUPPORTED, SUPPORTED_IN_WORDS, family_of_file, family_of_unet
+from . import loaded
 from .presets import all_presets
 
 # Everything in the settings that changes what a model or a text encoder computes.
@@ -82,7 +83,7 @@ def check_family(checkpoint: Checkpoint) -> None:
 
 def family_of_target() -> str:
     """The family of the loaded model. Raises DitailError for one that Ditail doesn't know."""
-    family = family_of_unet(shared.sd_model.model.diffusion_model)
+    family = family_of_unet(loaded.unet())
     if family not in SUPPORTED:
         raise DitailError(None, f"the target {shared.sd_model.sd_checkpoint_info.name_for_extra} is {family}: Ditail "
                           f"needs a checkpoint of {SUPPORTED_IN_WORDS}")
@@ -127,13 +128,9 @@ class WebuiCheckpoints:
         return extra_networks.parse_prompt(text)
 
     def fingerprint(self, checkpoint: Checkpoint, vae_file: str | None, prompts: Prompts, networks: Networks) -> dict:
-        options = {key: shared.opts.data.get(key, shared.opts.get_default(key)) for key in OPTIONS_THAT_COUNT
-                   if key in shared.opts.data_labels}
         return {
             "checkpoint": file_mark(checkpoint.path), "vae": file_mark(vae_file), "prompts": prompts,
-            "options": options,
-            "networks": {name: [[*map(str, n.items), file_mark(_network_file(n.items[0]))] for n in found]
-                         for name, found in networks.items()},
+            "options": options_that_count(), "networks": networks_of(networks),
             "embeddings": {name: e.checksum() for name, e in sd_hijack.model_hijack.embedding_db.word_embeddings.items()
                            if any(name in text for text in prompts)},
             "dtypes": [str(devices.dtype_unet), str(devices.dtype_vae)], "tiling": bool(self.p.tiling),
@@ -141,6 +138,18 @@ class WebuiCheckpoints:
             # A cache on disk may be used on another device, or with other threads, where rounding differs.
             "device": [devices.device.type, torch.get_num_threads()],
         }
+
+
+def options_that_count() -> dict:
+    """The settings that change what a model or a text encoder computes, for a key."""
+    return {key: shared.opts.data.get(key, shared.opts.get_default(key)) for key in OPTIONS_THAT_COUNT
+            if key in shared.opts.data_labels}
+
+
+def networks_of(networks: Networks) -> dict:
+    """Extra networks with their files, for a key."""
+    return {name: [[*map(str, n.items), file_mark(_network_file(n.items[0]))] for n in found]
+            for name, found in networks.items()}
 
 
 def _network_file(name: str) -> str | None:

@@ -7,9 +7,9 @@ makes one control for each name, `settings_from` reads the values by the same na
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ..content.images import read_mask
 from ..content.settings import FIELDS
 from ..errors import DitailError, shown
+from .canvas import painted
 
 IMAGES = ("image", "mask")
 # The preset is one of the tab's controls, too, but what counts are the values that it has put into the others.
@@ -61,7 +61,8 @@ class Extras:
 
 
 def missing_sentence(image: str) -> str:
-    return f'the pasted settings were made with {image}, which is not kept here: choose it again, or press "Go on without"'
+    return (f"the pasted settings were made with {image}, which is not kept here: "
+            'choose it again, or press "Go on without"')
 
 
 def missing_line(control: str, digest: str, name: str = "") -> str:
@@ -87,7 +88,7 @@ def settings_from(args: Sequence) -> dict:
                           f"controls, got {len(args)} values")
     values = dict(zip(CONTROLS, args, strict=True))
     settings = {field.key: _setting(field.key, values[field.key]) for field in TAB_FIELDS}
-    settings["mask"] = _painted(values["painted_mask"]) or settings["mask"]
+    settings["mask"] = painted(values["painted_mask"]) or settings["mask"]
     return {**settings, "sources": _second_source(values), "collage": _collage(values)}
 
 
@@ -99,13 +100,6 @@ def is_enabled(args: Sequence) -> bool:
 
 def _setting(key: str, value):
     return "" if key in SHOWN_FOR_EMPTY and value in (SHOWN_FOR_EMPTY[key], None) else value
-
-
-def _painted(canvas):
-    """The mask that was painted over an image; None for an empty canvas, or one that nothing was painted on."""
-    mask = canvas.get("mask") if isinstance(canvas, dict) else None
-    mask = mask and read_mask(mask)
-    return mask if mask and mask.getbbox() else None
 
 
 def _second_source(values: Mapping) -> list[dict]:

@@ -58,7 +58,7 @@ def build(elem_id) -> list:
                         visible=not shared.cmd_opts.hide_ui_dir_config)
     prompts = gr.Radio(label="Prompt of each image, added to the main prompt", choices=[NO_PROMPT, TEXT_FILE, INFOTEXT],
                        value=NO_PROMPT, elem_id=elem_id("prompts"))
-    gr.HTML("<p>One job for each image with the settings of the Ditail section above, whether it is switched on or not. "
+    gr.HTML("<p>One job for each image with the settings of the Ditail section above, switched on or not. "
             "Results are named after the images. The source checkpoint is loaded once for up to "
             f"{AT_ONCE} images, as many as the cache of source latents takes.</p>")
     return [files, folder, prompts]
@@ -159,7 +159,8 @@ def _processing(p, job: FolderJob, later: Sequence[Request], place: str):
 
 def _joined(p, done: Sequence, skipped: Sequence[str]):
     """One Processed of those of the images."""
-    comments = "".join(f"{line}\n" for line in dict.fromkeys([*skipped, *"".join(d.comments for d in done).splitlines()]))
+    lines = [*skipped, *"".join(d.comments for d in done).splitlines()]
+    comments = "".join(f"{line}\n" for line in dict.fromkeys(lines))
     if not done:
         nothing = processing.Processed(p, [], p.seed)
         nothing.comments = comments

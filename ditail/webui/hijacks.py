@@ -18,10 +18,14 @@ from ..method.latents import SourceLatents
 
 ORIGINAL = "_ditail_original"
 NGMS_AT_EVERY_STEP = "s_min_uncond_all"
+TOKEN_MERGING = "get_token_merging_ratio"
 
 
 # A job's own methods. The WebUI logs what a script callback raises and goes on without the script, so a failure there
-# would end in a plain image. `init` (once a job) and `sample` (once a batch) are not guarded. Undone by `give_back`.
+# would end in a plain image. `init` (once a job) and `sample` (once a batch) are not guarded. Forge also asks the job
+# for the ratio of its token merging, which is 0 with Ditail. Undone by `give_back`.
+METHODS = ("init", "sample", TOKEN_MERGING)
+
 
 def replace_method(p, name: str, method: Callable) -> None:
     """Let job `p` call `method()(original, *args, **kwargs)` where it calls its own method of this name.

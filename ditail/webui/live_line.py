@@ -11,6 +11,7 @@ from ..content.settings import DitailSettings, warnings_of
 from ..errors import DitailError
 from ..job.cost import USUAL_FAMILY, cost_of
 from ..job.host import Checkpoint
+from . import loaded
 from .checkpoints import check_family, checkpoint_of, family_of_target, find_checkpoint
 from .controls import SAME_CHECKPOINT, SAME_SOURCE, missing_sentence
 from .failures import in_words
@@ -98,12 +99,12 @@ def _about_the_checkpoint(values: Mapping, facts: set) -> Iterator[str]:
     source, target = _source(values), _target()
     if source is None or target is None or source.path == target.path:
         return
-    if sd_models.model_data.sd_model is not None:
+    if loaded.selected() is not None:
         try:
             check_family(source)
         except DitailError as error:
             yield in_words(error) + "."
-    if "batch" in facts and len(sd_models.model_data.loaded_sd_models) < 2:
+    if "batch" in facts and len(loaded.in_memory()) < 2:
         yield (f"{source.name} and {target.name} are both loaded for every file of the batch; the script \"Ditail "
                'folder" loads each once.')
 
@@ -127,7 +128,7 @@ def _target() -> Checkpoint | None:
 
 def _family() -> str:
     try:
-        return family_of_target() if sd_models.model_data.sd_model is not None else USUAL_FAMILY
+        return family_of_target() if loaded.selected() is not None else USUAL_FAMILY
     except DitailError:
         return USUAL_FAMILY  # the warnings say that it is another
 

@@ -12,10 +12,16 @@ from safetensors import SafetensorError, safe_open
 from ..errors import DitailError
 from ..job.host import Checkpoint, Model, Networks
 from ..unet.families import family_of_unet
+from . import loaded
 from .checkpoints import check_same_family, family_of_target, wrong_source
 from .hijacks import turn_off_hypertile
 
 log = logging.getLogger("ditail")
+
+
+def chosen_vae() -> str:
+    """The VAE of the WebUI's settings, for sources that name none; "" where each checkpoint has its own."""
+    return "" if shared.opts.sd_vae in ("Automatic", None) else shared.opts.sd_vae
 
 
 @dataclass(frozen=True)
@@ -121,7 +127,7 @@ def borrowed_models(p) -> Iterator[Callable[..., AbstractContextManager[Model]]]
                 log.exception("loading %s", checkpoint.path)
                 raise wrong_source(checkpoint.name, f"can't be loaded ({error})") from error
             is_loading = False
-            check_same_family(checkpoint, family_of_unet(shared.sd_model.model.diffusion_model), target.info, wanted)
+            check_same_family(checkpoint, family_of_unet(loaded.unet()), target.info, wanted)
             with active_extra_networks(p, networks):
                 yield shared.sd_model
                 for comment in sd_hijack.model_hijack.comments:
@@ -144,14 +150,20 @@ def switch_to(wanted: Loaded, p=None) -> None:
     turn_off_hypertile(p)
 
 
+def job_without_prompts():
+    """A job for `extra_networks`, which may add a tag to its prompts."""
+    made = processing.StableDiffusionProcessingTxt2Img()
+    made.all_prompts = []
+    return made
+
+
 @contextmanager
 def active_extra_networks(p, networks: Networks) -> Iterator[None]:
     """Run a block with these extra networks (LoRA, ...) and no others."""
     if p.disable_extra_networks:
         yield
         return
-    stand_in = processing.StableDiffusionProcessingTxt2Img()
-    stand_in.all_prompts = []
+    stand_in = job_without_prompts()
     with ExitStack() as undo:
         # Undone last first: without networks, then the deactivation, each also if the one before it raises.
         undo.callback(lambda: [p.comment(comment) for comment in stand_in.comments])

@@ -16,8 +16,8 @@ from ..job.request import Request
 from .checkpoints import WebuiLibrary, check_family, checkpoint_of, find_checkpoint
 from .controls import Extras, settings_from
 from .failures import Ditail, errors_for_the_user
+from .host import chosen_vae, restored_models
 from .infotext import TITLE
-from .loading import restored_models
 from .progress import PLACE
 from .run import PLAIN
 
@@ -97,9 +97,7 @@ def run(p, values: dict, names: Sequence[str], *, one_source: bool = False, marg
 
 def _complete(values: dict) -> dict:
     """The VAE of the WebUI's settings counts for the sources, too, if no other is chosen."""
-    if not values.get("source_vae") and shared.opts.sd_vae not in ("Automatic", None):
-        return {**values, "source_vae": shared.opts.sd_vae}
-    return values
+    return values if values.get("source_vae") else {**values, "source_vae": chosen_vae()}
 
 
 def _job(p, cell: Cell, values: dict, tagged: bool):

@@ -9,37 +9,25 @@ from torch import Tensor
 
 from ..content.settings import warnings_of
 from ..errors import DitailError
-from ..job.host import Interrupted, Row
+from ..job.host import Interrupted
 from ..job.job import Job
 from ..job.plan import image_hash, image_hashes
+from ..job.preview import Preview
 from ..job.request import Request
 from ..job.source import Source, distinct
 from ..method.latents import SourceLatents
-from . import caches, hijacks, kept_images
-from .checkpoints import WebuiCheckpoints
+from . import caches, hijacks, kept_images, loaded, preview
 from .controls import Extras
 from .failures import errors_for_the_user
+from .host import WebuiHost
 from .infotext import infotext_of, source_infotext
 from .progress import sampling_text
-from .sampling import WebuiJob
-from .source_models import WebuiModels
-from .target import WebuiTarget
 
 RUN = "_ditail_run"
 # Set on a job by the matrix: see `Job.is_plain`.
 PLAIN = "_ditail_plain"
 # Set on a job that is one of several: the requests of those after it, and what the tab would say beside the settings.
 SWEEP, EXTRAS = "_ditail_sweep", "_ditail_extras"
-
-
-class WebuiHost:
-    """The WebUI with one job `p`: see `job.host.Host`."""
-
-    def __init__(self, p, target_steps):
-        self.checkpoints = WebuiCheckpoints(p)
-        self.job = WebuiJob(p)
-        self.models = WebuiModels(p, target_steps)
-        self.target = WebuiTarget(p)
 
 
 class Run:
@@ -51,10 +39,12 @@ class Run:
         self.job: Job | None = None
         if request is not None:
             host = WebuiHost(p, lambda: [sampling.plan.steps for sampling in self.job.samplings.values()])
-            self.job = Job(host, request, caches.LATENTS, sweep=sweep, is_plain=is_plain)
+            self.job = Job(host, request, caches.LATENTS, sweep=sweep, is_plain=is_plain,
+                           is_preview=preview.is_preview(self.extras))
         self._recorder: hijacks.Recorder | None = None
         self._guidance = ExitStack()
         self._is_attached = False
+        self.preview: Preview | None = None
 
     def install(self) -> None:
         """Take over `init` and `sample` of the job."""
@@ -72,8 +62,8 @@ class Run:
             if self.error:
                 raise self.error
             if None in getattr(self.p, "init_images", ()):
-                raise DitailError("init_images", "choose an image in the tab itself, which is what img2img starts from; "
-                                  "with a content image alone, use txt2img")
+                raise DitailError("init_images", "choose an image in the tab itself, which is what img2img starts "
+                                  "from; with a content image alone, use txt2img")
             with hijacks.recorded_pixels() as seen:
                 original(*args, **kwargs)
             self._prepare(list(seen[0].split(1)) if seen else [])
@@ -105,8 +95,10 @@ class Run:
             p.extra_generation_params = {**p.extra_generation_params, **infotext_of(job.request, hashes,
                                                                                       self.extras.image_name)}
 
-    def _sample(self, original, *args, **kwargs) -> Tensor:
+    def _sample(self, original, *args, **kwargs) -> Tensor | list[Tensor]:
         with errors_for_the_user(self.p):
+            if self.job.is_preview:
+                return preview.sample(self)
             self._is_attached = False
             self._renew_sampler()
             try:
@@ -119,8 +111,9 @@ class Run:
             if not self._is_attached and not shared.state.interrupted:
                 raise DitailError("enabled", "a script that samples in its own way (img2img alternative, say) leaves "
                                   "Ditail nothing to follow; switch one of the two off")
-            if self._recorder and self._recorder.is_complete:
-                self._keep(self._recorder.latents(shared.sd_model.alphas_cumprod, samples))
+            # What others do to the U-Net, they may have begun only as the sampling did.
+            if self._recorder and self._recorder.is_complete and self.job.host.target.is_plain():
+                self._keep(self._recorder.latents(loaded.alphas_cumprod(shared.sd_model), samples))
             return samples
 
     def _keep(self, latents: list[SourceLatents]) -> None:
@@ -152,11 +145,8 @@ class Run:
     def follow(self, denoiser) -> None:
         """Called at each step, before the U-Net is."""
         try:
-            prompts = [len(composed) for composed in denoiser.sampler.sampler_extra_args["cond"].batch]
-            # The WebUI's order, in one call or more: each image's prompts (several for AND), the unconditional rows.
-            rows = [Row(image, True) for image, count in enumerate(prompts) for _ in range(count)]
-            rows += [Row(image, False) for image in range(len(prompts))]
-            self.job.follow(rows, hires=bool(self.p.is_hr_pass), first=self._first)
+            self.job.host.target.begin_step(denoiser)
+            self.job.follow(hires=bool(self.p.is_hr_pass), first=self._first)
         except Exception as error:
             self.error = error
             shared.state.interrupted = True
@@ -170,7 +160,9 @@ class Run:
     def show_sources(self, processed) -> None:
         """Add the images that the content came from to a finished job's, each with its infotext."""
         job, p = self.job, self.p
-        if job is None or job.is_plain or not job.request.settings.show_source or False not in job.samplings:
+        if job is None or job.is_plain or job.is_preview or not job.request.settings.show_source:
+            return
+        if False not in job.samplings:
             return
         for source in distinct(job.samplings[False].sources):
             if source.origin.kind == "generate" and source.origin.key not in job.latents:
@@ -207,5 +199,6 @@ def release(p, processed=None) -> None:
         run.detach()
         if processed is not None:
             run.show_sources(processed)
-    for name in ("init", "sample"):
+            preview.show(run, processed)
+    for name in hijacks.METHODS:
         hijacks.give_back(p, name)

@@ -2,12 +2,12 @@
 
 import logging
 
-from modules import script_callbacks, sd_models
+from modules import script_callbacks
 
 from ..errors import DitailError
 from ..job.request import Request
 from ..unet.injection import remove
-from . import caches, send
+from . import caches, loaded, preview, send
 from .checkpoints import WebuiLibrary
 from .controls import Extras, is_enabled, settings_from
 from .run import EXTRAS, PLAIN, RUN, SWEEP, Run, release
@@ -26,6 +26,8 @@ def before_process(p, args: tuple) -> None:
     extras = getattr(p, EXTRAS, None) or Extras.from_args(args)
     try:
         extras.check()
+        if preview.is_preview(extras):
+            preview.make_preview_of(p)
         request = Request.from_values(settings_from(args) | ({"enabled": True} if axes else {}), WebuiLibrary())
         if axes:
             request = at_cell(request, axes, (str(p.prompt), str(p.negative_prompt)))
@@ -54,8 +56,8 @@ def on_cfg_denoiser(params) -> None:
 
 def on_script_unloaded() -> None:
     """Before "Reload UI": no hook may outlive the code that knows it."""
-    for model in {sd_models.model_data.sd_model, *sd_models.model_data.loaded_sd_models} - {None}:
-        remove(model.model.diffusion_model)
+    for model in loaded.in_memory():
+        remove(loaded.unet_of(model))
 
 
 def show_log() -> None:

@@ -13,7 +13,7 @@ from ..job.host import Model, Prompts, SamplingPlan
 from ..method.inversion import Denoiser, combine_conds
 from ..method.latents import SourceLatents
 from ..method.schedule import alphas_cumprod_at
-from . import hijacks
+from . import hijacks, loaded
 from .loading import borrowed_models
 from .progress import WebuiProgress, source_job
 from .sampling import probe_of
@@ -45,6 +45,10 @@ class WebuiModels:
         with _precision():
             return encode(model, pixels, latent_hw)
 
+    def decode(self, model: Model, z0: Tensor) -> Tensor:
+        with _precision():
+            return decode(model, z0)[0]
+
     def denoiser(self, model: Model, prompts: Prompts, alpha: float, beta: float, size: tuple[int, int],
                  timesteps: Sequence[float]) -> Denoiser:
         with _precision():
@@ -57,7 +61,7 @@ class WebuiModels:
         return denoise_in_precision
 
     def alphas_cumprod(self, model: Model) -> Tensor:
-        return model.alphas_cumprod.float().cpu()
+        return loaded.alphas_cumprod(model)
 
     def generate(self, model: Model, images: Sequence[tuple[Prompts, int]], size: tuple[int, int], plan: SamplingPlan,
                  check: Callable[[], None], *, decoded: bool) -> list[SourceLatents]:
@@ -81,13 +85,15 @@ def encode(model, pixels: Tensor, latent_size: tuple[int, int]) -> Tensor:
         # A tensor (SDXL) is a sample already, scaled; it has a `mode`, too.
         is_sample = isinstance(encoding, Tensor)
         z0 = model.get_first_stage_encoding(encoding) if is_sample else model.scale_factor * encoding.mode()
+    return at_latent_size(z0, latent_size)
+
+
+def at_latent_size(z0: Tensor, size: tuple[int, int]) -> Tensor:
+    """An encoded image at a size, as img2img's "latent upscale" encodes it at its own; float32."""
     if not torch.isfinite(z0).all():
         raise DitailError("source_vae", "the VAE gives no finite latent for the content image; try --no-half-vae or "
                           "another VAE")
-    if z0.shape[-2:] != latent_size:
-        # img2img's "latent upscale" encodes the image at its own size.
-        z0 = nn.functional.interpolate(z0.float(), latent_size, mode="bilinear")
-    return z0.float()
+    return z0.float() if z0.shape[-2:] == size else nn.functional.interpolate(z0.float(), size, mode="bilinear")
 
 
 @torch.no_grad()
@@ -95,7 +101,7 @@ def source_denoiser(model, prompts: tuple[str, str], alpha: float, beta: float, 
                     timesteps: tuple[float, ...]) -> Callable[[Tensor, float], Tensor]:
     """`(z, t) -> eps` of a model under `alpha * C_pos - beta * C_neg`; prompt editing follows the steps."""
     steps = len(timesteps)
-    positive, negative = (_schedule(model, text, steps, size, is_negative)
+    positive, negative = (schedule_of(model, text, steps, size, is_negative)
                           for text, is_negative in zip(prompts, (False, True), strict=True))
     order = {t: steps - 1 - i for i, t in enumerate(sorted(timesteps))}
     abar = model.alphas_cumprod
@@ -121,7 +127,7 @@ def _image_conditioning(model, size: tuple[int, int]) -> dict:
     return {"c_adm": found} if model.model.conditioning_key == "crossattn-adm" else {"c_concat": [found]}
 
 
-def _schedule(model, text: str, steps: int, size: tuple[int, int], is_negative: bool):
+def schedule_of(model, text: str, steps: int, size: tuple[int, int], is_negative: bool):
     """A prompt's conditioning by step. Prompts that `AND` composes are one list of words here."""
     parts = [prompt_parser.re_weight.search(part).group(1) for part in prompt_parser.re_AND.split(text)]
     texts = prompt_parser.SdConditioning([", ".join(parts)], is_negative, *size)
@@ -179,9 +185,15 @@ def record_generation(p, model, images: Sequence[tuple[tuple[str, str], int]], s
     progress()
     if not recorder.is_complete:
         raise DitailError("source", f"the sampler {p.sampler_name} ended before its last step")
-    made = recorder.latents(model.alphas_cumprod, samples)
+    made = recorder.latents(loaded.alphas_cumprod(model), samples)
     if decoded:
-        decoded_images = processing.decode_latent_batch(model, samples, target_device=devices.cpu, check_for_nans=True)
-        made = [latents.with_image(((image.float().clamp(-1, 1) + 1) * 127.5).byte().permute(1, 2, 0).contiguous())
-                for latents, image in zip(made, decoded_images, strict=True)]
+        made = [latents.with_image(image) for latents, image in zip(made, decode(model, samples), strict=True)]
     return made
+
+
+@torch.no_grad()
+def decode(model, samples: Tensor) -> list[Tensor]:
+    """The images `[h, w, 3]` uint8, on the CPU, of latents `[b, 4, h / 8, w / 8]`."""
+    samples = samples.to(devices.device, devices.dtype_vae)
+    images = processing.decode_latent_batch(model, samples, target_device=devices.cpu, check_for_nans=True)
+    return [((image.float().clamp(-1, 1) + 1) * 127.5).byte().permute(1, 2, 0).contiguous() for image in images]

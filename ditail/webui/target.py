@@ -16,15 +16,21 @@ from torch import Tensor, nn
 
 from ..cache.features import Features
 from ..errors import DitailError
+from ..job.host import Row
 from ..keys import cache_key, file_mark
 from ..method.layers import Layers
 from ..method.schedule import InjectionSteps
-from ..unet.shortcuts import Savings, is_untouched
+from ..unet.shortcuts import Savings, Trusted, is_untouched
 from ..unet.sites import find_sites
-from . import caches, hijacks
+from . import caches, hijacks, loaded
 
 log = logging.getLogger("ditail")
 
+# ldm's and sgm's own functions, and what the WebUI puts in their places.
+TRUSTED = Trusted(
+    attention=(*Trusted.attention, "modules.sd_hijack_optimizations", "modules.hypernetworks.hypernetwork"),
+    movers=("modules.lowvram",),
+)
 # Folders of scripts that do to a U-Net nothing but what is asked for here.
 KNOWN_SCRIPTS = tuple(Path(folder).resolve() for folder in (
     paths_internal.modules_path, paths_internal.extensions_builtin_dir, Path(__file__).resolve().parents[2],
@@ -46,7 +52,7 @@ def describe_target(p) -> dict:
     _put_loras_in(unet)
     return {
         "checkpoint": file_mark(model.sd_checkpoint_info.filename), "weights": _some_weights(unet),
-        "networks": _networks(p), "scripts": _other_scripts(p),
+        "networks": _networks(p), "scripts": other_scripts(p),
         "dtypes": [*map(str, (devices.dtype, devices.dtype_unet, devices.dtype_inference)), devices.unet_needs_upcast],
         "weight_dtypes": sorted({str(parameter.dtype) for parameter in unet.parameters()}),
         "attention": [sd_hijack.model_hijack.optimization_method, shared.opts.upcast_attn],
@@ -116,7 +122,7 @@ def _has_plain_weights(tag) -> bool:
     return not tag.named.keys() - NETWORK_WEIGHTS and all(NUMBER.fullmatch(str(weight)) for weight in weights)
 
 
-def _other_scripts(p) -> list:
+def other_scripts(p) -> list:
     """The arguments of other extensions' always-on scripts: what one does to the U-Net may leave no other mark."""
     return [
         [script.filename, _by_value(p.script_args[script.args_from : script.args_to])]
@@ -149,15 +155,16 @@ class WebuiTarget:
 
     def __init__(self, p):
         self.p = p
+        self._rows: list[Row] = []
 
     def unet(self) -> nn.Module:
-        return shared.sd_model.model.diffusion_model
+        return loaded.unet()
 
     def check_layers(self, layers: Layers) -> None:
         find_sites(self.unet(), layers)
 
     def is_plain(self) -> bool:
-        return not hijacks.shortens_attention(shared.sd_model) and is_untouched(self.unet())
+        return not hijacks.shortens_attention(shared.sd_model) and is_untouched(self.unet(), TRUSTED)
 
     def keep_attention_whole(self) -> None:
         """Merged tokens and tiles are others in the source than in the image. The WebUI undoes both at a job's end."""
@@ -169,11 +176,24 @@ class WebuiTarget:
             raise DitailError("attn_ratio", "ControlNet's reference preprocessors rewrite the self-attention that "
                               "Ditail injects into; set it to 0, or switch that unit off")
 
+    def begin_step(self, denoiser) -> None:
+        """Called at each step: the calls of the U-Net that follow have rows in the WebUI's order, in one call or more.
+
+        denoiser: the sampler's CFG denoiser. Its rows: each image's prompts (several for AND), the unconditional ones.
+        """
+        prompts = [len(composed) for composed in denoiser.sampler.sampler_extra_args["cond"].batch]
+        self._rows = [Row(image, True) for image, count in enumerate(prompts) for _ in range(count)]
+        self._rows += [Row(image, False) for image in range(len(prompts))]
+
+    def rows_of(self, count: int, call: Mapping) -> Sequence[Row]:
+        taken, self._rows = self._rows[:count], self._rows[count:]
+        return taken
+
     def null(self, size: tuple[int, int]) -> Mapping[str, Tensor]:
         return null_conditioning(shared.sd_model, size)
 
     def savings(self) -> Savings:
-        return Savings(upcast_attention=shared.opts.upcast_attn)
+        return Savings(upcast_attention=shared.opts.upcast_attn, trusted=TRUSTED)
 
     def features(self, source_keys: Sequence[str], null: Mapping[str, Tensor],
                  size: tuple[int, int]) -> Features | None:
@@ -182,10 +202,14 @@ class WebuiTarget:
             return None
         try:
             return caches.FEATURES.under(cache_key({"sources": list(source_keys), "null": dict(null), "size": size,
-                                                    **describe_target(self.p)}))
+                                                    **self.describe()}))
         except (AttributeError, TypeError, ValueError, RecursionError) as error:
             log.debug("features are not kept: %s", error)
             return None
+
+    def describe(self) -> dict:
+        """All that the U-Net's answers depend on. Raises TypeError or ValueError where that isn't known."""
+        return describe_target(self.p)
 
     def without_others(self) -> AbstractContextManager:
         return hijacks.without_controlnet(self.p)

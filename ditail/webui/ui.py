@@ -17,6 +17,7 @@ from ..content.further import WEIGHT
 from ..content.presets import DEFAULT_PRESET, PRESETS
 from ..content.settings import BY_KEY
 from . import kept_images, presets, ui_events
+from .canvas import mask_canvas
 from .controls import (
     AUTOMATIC_VAE,
     COLLAGE_SLOT,
@@ -88,8 +89,8 @@ def _first_level(elem_id: ElemId, is_img2img: bool) -> dict:
         with gr.Column(min_width=220, scale=3):
             made["source"] = gr.Radio(choices=SOURCE_WORDS, **_common("source", elem_id))
             made["source_checkpoint"] = _checkpoints(elem_id)
-            made["preset"] = gr.Dropdown(label="Preset", choices=[*presets.names(), presets.CUSTOM], value=DEFAULT_PRESET,
-                                         elem_id=elem_id("preset"))
+            made["preset"] = gr.Dropdown(label="Preset", value=DEFAULT_PRESET, elem_id=elem_id("preset"),
+                                         choices=[*presets.names(), presets.CUSTOM])
             made["balance"] = gr.Slider(label="Balance", minimum=0, maximum=1, step=STEP, elem_id=elem_id("balance"),
                                         value=next(place for place, name in ANCHORS.items() if name == DEFAULT_PRESET),
                                         info="0 = style, 1 = structure")
@@ -131,10 +132,8 @@ def _masks(elem_id: ElemId) -> dict:
         mask = _slot_image("Mask (white: takes the content)", elem_id("mask"))
         with gr.Column(min_width=200):
             paint = gr.Button("Paint on the content image", elem_id=elem_id("paint"), size="sm")
-            canvas = gr.Image(label="Painted mask (paint what takes the content)", type="pil", source="upload",
-                              tool="sketch", interactive=True, image_mode="RGB", brush_color="#ffffff",
-                              height=IMAGE_HEIGHT, elem_id=elem_id("painted_mask"))
-    return {"mask": mask, "paint": paint, "painted_mask": canvas}
+            canvas, ground = mask_canvas(elem_id("painted_mask"), IMAGE_HEIGHT)
+    return {"mask": mask, "paint": paint, "painted_mask": canvas, "painted_on": ground}
 
 
 def _second_source(elem_id: ElemId) -> dict:

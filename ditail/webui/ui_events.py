@@ -56,7 +56,7 @@ def _connect_images(made: Mapping, tab: str) -> None:
     if "use_size" in made:
         made["use_size"].click(None, None, None, **script(f"() => ditailUseImageSize('{tab}_ditail_image')"))
     made["preview"].click(None, None, None, **script(f"() => ditailPreview('{tab}')"))
-    made["paint"].click(lambda image: image and image.convert("RGB"), [made["image"]], [made["painted_mask"]], **QUIET)
+    made["paint"].click(lambda image: image and image.convert("RGB"), [made["image"]], [made["painted_on"]], **QUIET)
     outputs = [made[name] for name in ("source_prompt", "source_negative_prompt", "source_checkpoint")]
     made["take_tags"].visible = caption.HAS_DEEPBOORU
     ways = {"take_prompt": caption.from_clip, "take_tags": caption.from_deepbooru, "take_infotext": None}

@@ -41,15 +41,47 @@ def open_page(browser, url: str, **viewport: int) -> Iterator:
     assert [e for e in errors if not any(known in e for known in ITS_OWN)] == []
 
 
-def open_tab(page, tab: str) -> None:
+def show_tab(page, tab: str) -> None:
     page.click(f"#tabs > .tab-nav > button:text-is('{tab}')")
-    page.click(f"#{tab}_ditail_enabled .label-wrap")
+
+
+def open_tab(page, tab: str, *, advanced: bool = False) -> None:
+    """Show a tab with Ditail switched on; advanced: with every number, too."""
+    show_tab(page, tab)
+    page.click(f"#{tab}_ditail_enabled > .label-wrap")
+    page.wait_for_selector(f"#{tab}_ditail_balance", state="visible")
+    if advanced:
+        open_advanced(page, tab)
+
+
+def open_advanced(page, tab: str) -> None:
+    page.click(f"#{tab}_ditail_advanced > .label-wrap")
     page.wait_for_selector(f"#{tab}_ditail_alpha", state="visible")
+
+
+def choose_image(page, tab: str, file, slot: str = "image") -> None:
+    page.set_input_files(f"#{tab}_ditail_{slot} input[type=file]", file)
+    page.wait_for_selector(f"#{tab}_ditail_{slot} img")
+
+
+def line_of(page, tab: str) -> str:
+    """The line that says what Generate is going to do."""
+    return page.inner_text(f"#{tab}_ditail_line")
+
+
+def wait_for_line(page, tab: str, text: str, *, gone: bool = False) -> None:
+    page.wait_for_function("([tab, text, gone]) => gradioApp().querySelector(`#${tab}_ditail_line`).innerText"
+                           ".includes(text) !== gone", arg=[tab, text, gone])
+
+
+def value_of(page, elem_id: str) -> str:
+    return page.input_value(f"#{elem_id} input, #{elem_id} textarea")
 
 
 def fill(page, tab: str, **values) -> None:
     for name, value in values.items():
-        page.fill(f"#{tab}_{name} {'textarea' if name == 'prompt' else 'input[type=number]'}", str(value))
+        field = "input[type=number]" if isinstance(value, int | float) else "textarea"
+        page.fill(f"#{tab}_{name} {field}", str(value))
         page.keyboard.press("Tab")
 
 

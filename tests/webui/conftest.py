@@ -1,27 +1,27 @@
-"""Fixtures of the tests in a real WebUI: `SD_WEBUI_DIR` is its folder, `SD_WEBUI_PYTHON` its interpreter."""
-
-import os
+"""Fixtures of the tests in a real WebUI, or in a real Forge: see `server.py`."""
 
 import pytest
 from PIL import Image
 
 from tests.webui.browser import open_browser, open_page
 from tests.webui.data_folder import ASSETS, HERE, prepare, write_families
-from tests.webui.server import running
+from tests.webui.forge import mark_items
+from tests.webui.server import FOLDER, NO_HALF, running
 from tests.webui.webui_helpers import SIDE, encode
 
 
 def pytest_collection_modifyitems(items):
-    if "SD_WEBUI_DIR" not in os.environ:
-        for item in items:
-            if HERE in item.path.parents:
-                item.add_marker(pytest.mark.skip(reason="SD_WEBUI_DIR is not set"))
+    ours = [item for item in items if HERE in item.path.parents]
+    if FOLDER is None:
+        for item in ours:
+            item.add_marker(pytest.mark.skip(reason="neither SD_WEBUI_DIR nor SD_FORGE_DIR is set"))
+    mark_items(ours)
 
 
 @pytest.fixture(scope="session")
 def webui(tmp_path_factory):
     data = prepare(tmp_path_factory.mktemp("webui-data"))
-    with running(data, "--no-half") as ui:
+    with running(data, *NO_HALF) as ui:
         yield ui
 
 

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.webui.server import FOLDER, IS_FORGE, PYTHON
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 ASSETS = ROOT / "ditail" / "standalone" / "assets"
@@ -23,7 +25,7 @@ def prepare(data: Path) -> Path:
     write_vae(data / "models" / "VAE" / "test.vae.safetensors", models / "house-noto.safetensors")
     (data / "extensions").mkdir()
     (data / "extensions" / "ditail").symlink_to(ROOT)
-    shutil.copytree(HERE / "probe_extension", data / "extensions" / "ditail-test-probe")
+    copy_probe(data / "extensions" / "ditail-test-probe")
     if controlnet := os.environ.get("SD_WEBUI_CONTROLNET_DIR"):
         (data / "extensions" / "sd-webui-controlnet").symlink_to(controlnet)
     (data / "config.json").write_text(json.dumps({"show_progress_type": "Approx cheap", "samples_save": False,
@@ -31,10 +33,19 @@ def prepare(data: Path) -> Path:
     return data
 
 
+def copy_probe(folder: Path) -> None:
+    """The tests' own extension; in Forge what differs there, and of the WebUI's what does not."""
+    if not IS_FORGE:
+        shutil.copytree(HERE / "probe_extension", folder)
+        return
+    shutil.copytree(HERE / "forge_extension", folder)
+    for name in ("ditail_test_caches.py", "ditail_test_neighbours.py"):
+        shutil.copy(HERE / "probe_extension" / "scripts" / name, folder / "scripts")
+
+
 def write_families(data: Path) -> None:
-    python = os.environ.get("SD_WEBUI_PYTHON", sys.executable)
-    subprocess.run([python, HERE / "families.py", data / "models" / "Stable-diffusion"], check=True,
-                   cwd=os.environ["SD_WEBUI_DIR"], capture_output=True)
+    subprocess.run([PYTHON, HERE / "families.py", data / "models" / "Stable-diffusion"], check=True,
+                   cwd=FOLDER, capture_output=True)
 
 
 def write_other_checkpoints(models: Path) -> None:

@@ -1,6 +1,6 @@
 """A WebUI in a process of its own, and requests to it.
 
-`SD_WEBUI_DIR` is its folder, `SD_WEBUI_PYTHON` its interpreter.
+`SD_WEBUI_DIR` is its folder, `SD_WEBUI_PYTHON` its interpreter; `SD_FORGE_DIR` and `SD_FORGE_PYTHON` make it a Forge.
 """
 
 import base64
@@ -22,11 +22,20 @@ from PIL import Image
 
 from tests.webui.webui_helpers import SIDE
 
+IS_FORGE = "SD_FORGE_DIR" in os.environ
+FOLDER = os.environ.get("SD_FORGE_DIR") or os.environ.get("SD_WEBUI_DIR")
+PYTHON = os.environ.get("SD_FORGE_PYTHON" if IS_FORGE else "SD_WEBUI_PYTHON", sys.executable)
 FLAGS = [
-    "--skip-prepare-environment", "--skip-torch-cuda-test", "--use-cpu", "all", "--api", "--api-server-stop",
-    "--no-download-sd-model", "--do-not-download-clip", "--skip-version-check",
+    "--skip-prepare-environment", "--skip-torch-cuda-test", "--api", "--api-server-stop", "--no-download-sd-model",
+    "--do-not-download-clip", "--skip-version-check",
+    *(["--always-cpu", "--skip-python-version-check", "--no-hashing"] if IS_FORGE else ["--use-cpu", "all"]),
 ]
-OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False", "MPLBACKEND": "Agg"}
+NO_HALF = () if IS_FORGE else ("--no-half",)  # Forge computes in float32 on a CPU anyway
+LOADS = "StateDict Keys: {" if IS_FORGE else "Loading weights ["
+# What a source of another checkpoint loads besides it: Forge keeps the target in memory.
+LOADS_TO_GO_BACK = 0 if IS_FORGE else 1
+OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False", "MPLBACKEND": "Agg",
+           **({"CUDA_VISIBLE_DEVICES": "", "SD_WEBUI_RESTARTING": "1"} if IS_FORGE else {})}
 START_SECONDS = 300
 
 
@@ -92,12 +101,12 @@ class WebUI:
         return self.call("/ditail-test/state").json
 
     def checkpoint_loads(self) -> int:
-        return self.log.read_text(errors="replace").count("Loading weights [")
+        return self.log.read_text(errors="replace").count(LOADS)
 
     def loads_and_inversions(self) -> tuple[int, int]:
         """How often the log says that a checkpoint was loaded, and that a content image was inverted."""
         text = self.log.read_text(errors="replace")
-        return text.count("Loading weights ["), text.count("Ditail: inverted ")
+        return text.count(LOADS), text.count("Ditail: inverted ")
 
     def plot_axis(self, label: str) -> int:
         """The number of an axis of the X/Y/Z plot."""
@@ -127,11 +136,10 @@ def running(data: Path, *flags: str, **environment: str) -> Iterator[WebUI]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     log = data / "webui.log"
-    python = os.environ.get("SD_WEBUI_PYTHON", sys.executable)
-    command = [python, "launch.py", *FLAGS, *flags, "--data-dir", str(data), "--port", str(port)]
+    command = [PYTHON, "launch.py", *FLAGS, *flags, "--data-dir", str(data), "--port", str(port)]
     env = {**os.environ, **OFFLINE, **environment}
     with log.open("wb") as out:
-        process = subprocess.Popen(command, cwd=os.environ["SD_WEBUI_DIR"], env=env, stdout=out,
+        process = subprocess.Popen(command, cwd=FOLDER, env=env, stdout=out,
                                    stderr=subprocess.STDOUT, start_new_session=True)
     ui = WebUI(f"http://127.0.0.1:{port}", data, log)
     ui.process = process

@@ -8,7 +8,7 @@ import torch
 from fastapi import Body
 from modules import script_callbacks, scripts, sd_models, shared
 
-from ditail.webui import caches
+from ditail.webui import caches, loaded
 
 hits = 0
 
@@ -33,7 +33,8 @@ def state() -> dict:
 def restart() -> None:
     """What a restart does: no latents in RAM, and the hypernetworks listed anew."""
     caches.LATENTS._entries.clear()
-    shared.reload_hypernetworks()
+    if not loaded.IS_FORGE:
+        shared.reload_hypernetworks()
 
 
 def start_afresh(checkpoint: str = Body(embed=True)) -> None:  # noqa: B008 (fastapi's way)

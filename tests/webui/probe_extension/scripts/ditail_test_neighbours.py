@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import gradio as gr
 import torch
 from fastapi import Body, FastAPI
-from modules import processing, script_callbacks, scripts, sd_models, sd_unet, shared, styles
+from modules import processing, script_callbacks, scripts, sd_unet, shared, styles
 from safetensors.torch import save_file
 
-from ditail.webui import caches
+from ditail.webui import caches, loaded
 
 NOTED = SimpleNamespace(comments=[])
 
@@ -83,8 +83,7 @@ class Replacement(sd_unet.SdUnetOption):
 def count_rows() -> None:
     """Note the number of rows of the U-Net's calls, until they are asked for."""
     NOTED.rows = []
-    unet = sd_models.model_data.sd_model.model.diffusion_model
-    NOTED.handle = unet.register_forward_pre_hook(lambda _, args: NOTED.rows.append(len(args[0])))
+    NOTED.handle = loaded.unet().register_forward_pre_hook(lambda _, args: NOTED.rows.append(len(args[0])))
 
 
 def rows() -> list[int]:

@@ -1,0 +1,85 @@
+"""What the sources of a job are worth, before it is sampled: enough to judge prompt, alpha and source checkpoint."""
+
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..content.images import image_to_tensor
+from ..method.inversion import Denoiser, sample_ddim
+from .host import Host
+from .job import Job
+from .plan import Sampling
+
+# Of the image that the start alone gives; the sampler's own timesteps, evenly spread.
+STEPS = 8
+TEXT = "sampling from the start alone"
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a job's first image begins with.
+
+    content: its content image, fitted. reconstruction: what the source model makes of the inverted latents; None where
+    a generation's own latents are kept. came_back: the share of the content's variance in the reconstruction (see
+    `explained_variance`). start: the target's image from the start alone, without injection; None where it starts from
+    noise.
+    """
+
+    content: Image.Image
+    reconstruction: Image.Image | None
+    came_back: float | None
+    start: Image.Image | None
+
+
+def preview(job: Job, cfg_scale: float) -> Preview:
+    """The preview of a prepared job (`is_preview`) whose target is in place. Raises as `Job.prepare` does."""
+    sampling = job.samplings[min(job.samplings)]
+    source = sampling.sources[0]
+    content, made = source.content_image(job.latents), job.latents[source.key].image
+    reconstruction = Image.fromarray(made.numpy()) if source.kind == "image" and made is not None else None
+    came_back = None if reconstruction is None else explained_variance(reconstruction, content)
+    starts_there = job.request.settings.start == "source" and not sampling.hires
+    return Preview(content, reconstruction, came_back, _start(job, sampling, cfg_scale) if starts_there else None)
+
+
+def explained_variance(image: Image.Image, content: Image.Image) -> float:
+    """The coefficient of determination, `1 - sum((x - y)^2) / sum((y - mean(y))^2)` over the pixels of each channel.
+
+    1 for the same image, 0 and less for one that tells no more of the content than an even ground does.
+    """
+    x, y = image_to_tensor(image), image_to_tensor(content)
+    total = (y - y.mean((-2, -1), keepdim=True)).square().sum()
+    return float(1 - (x - y).square().sum() / total.clamp(min=1e-6))
+
+
+@torch.no_grad()
+def _start(job: Job, sampling: Sampling, cfg_scale: float) -> Image.Image:
+    """What the target makes of the start by DDIM under CFG, without anything injected."""
+    host, target = job.host, job.host.checkpoints.target()
+    timesteps = list(sampling.plan.timesteps)
+    count = min(STEPS, len(timesteps))
+    timesteps = [timesteps[-(-(i + 1) * len(timesteps) // count) - 1] for i in range(count)]
+    positive, networks = host.checkpoints.parse_prompt(host.job.prompts()[0][0])
+    vae_file = host.checkpoints.vae_file(target, "")
+    with (host.models.source_pass([count]) as progress, host.models.borrowed_models() as borrow,
+          borrow(target, vae_file, networks, TEXT) as model):
+        progress.begin(count, TEXT)
+        denoise = _guided(host, model, sampling, (positive, host.job.prompts()[0][1]), cfg_scale)
+        start = job.start_of(sampling, 0)[:1].to(host.models.device)
+        z0 = sample_ddim(denoise, start, timesteps, host.models.alphas_cumprod(model), progress.step)
+        progress.end()
+        return Image.fromarray(host.models.decode(model, z0).numpy())
+
+
+def _guided(host: Host, model, sampling: Sampling, prompts: tuple[str, str], cfg_scale: float) -> Denoiser:
+    """`eps_neg + omega * (eps_pos - eps_neg)`."""
+    positive, negative = (host.models.denoiser(model, (prompt, ""), 1.0, 0.0, sampling.size, sampling.plan.timesteps)
+                          for prompt in prompts)
+
+    def denoise(z: Tensor, t: float) -> Tensor:
+        uncond = negative(z, t)
+        return uncond + cfg_scale * (positive(z, t) - uncond)
+
+    return denoise

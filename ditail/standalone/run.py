@@ -1,0 +1,43 @@
+"""Sampling the images of one job on the command line, which in the WebUI is the host's own work."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+from PIL import Image
+from torch import Tensor
+
+from ..content.images import LATENT_SCALE, tensor_to_images
+from ..job.host import Row
+from ..job.job import Job
+from .host import FileHost
+from .samplers import seeded_noise
+from .sampling import latents_of, new_sampler, rows_of, sample
+
+
+def images_of(host: FileHost, ditail: Job, *, is_recorded: bool = False) -> Iterator[Image.Image]:
+    """The images of a prepared job, in batches.
+
+    is_recorded: the latents that a plain job passes through are to be its sources' (see `Job.prepare`).
+    """
+    width, height = host.job.size
+    for first in range(0, len(host.job.job.prompts), host.job.batch_size):
+        job, model = host.job.images(first), host.model()
+        model.check_size(width, height)
+        sampler = new_sampler(model, job)
+        noise = seeded_noise((4, height // LATENT_SCALE, width // LATENT_SCALE), list(job.seeds)).to(model.device)
+        passed: dict[float, Tensor] = {}
+        ditail.attach(noise, noise, hires=False, first=first)
+        try:
+            with host.models.progress.sampling(len(sampler.schedule)) as progress:
+                z = sample(model, job, sampler, noise, progress, passed if is_recorded else None,
+                           partial(_follow, host, ditail, first), ditail.guided_above(hires=False))
+        finally:
+            ditail.detach()
+        if is_recorded:
+            ditail.keep_recorded(first, rows_of(latents_of(passed, z, model)))
+        yield from tensor_to_images(model.decode(z))
+
+
+def _follow(host: FileHost, ditail: Job, first: int, rows: Sequence[Row]) -> None:
+    host.target.expect(rows)
+    ditail.follow(hires=False, first=first)

@@ -1,0 +1,51 @@
+"""Forge's checkpoints and VAEs, and what sources made with them depend on."""
+
+import os
+
+import torch
+from backend import attention
+from modules import devices, sd_models, sd_vae, shared
+
+from ...job.host import Checkpoint, Networks, Prompts
+from ...keys import file_mark
+from ..checkpoints import WebuiCheckpoints, networks_of, options_that_count
+
+
+def modules_in_place() -> list[str]:
+    """The files that Forge loads with a checkpoint: a VAE, text encoders."""
+    return list(sd_models.model_data.forge_loading_parameters.get("additional_modules") or ())
+
+
+def is_vae(path: str) -> bool:
+    return os.path.abspath(path) in {os.path.abspath(vae) for vae in sd_vae.vae_dict.values()}
+
+
+def vae_in_place() -> str | None:
+    return next((path for path in modules_in_place() if is_vae(path)), None)
+
+
+def embeddings_of(model) -> dict:
+    """A model's textual inversions by name."""
+    engine = getattr(model, "text_processing_engine", None) or model.text_processing_engine_l
+    return engine.embeddings.word_embeddings
+
+
+class ForgeCheckpoints(WebuiCheckpoints):
+    """The checkpoints of Forge's job `p`: see `job.host.Checkpoints`."""
+
+    def vae_file(self, checkpoint: Checkpoint, vae: str) -> str | None:
+        """Forge has one VAE for all checkpoints, or each its own; none near a checkpoint, or of its metadata."""
+        return sd_vae.vae_dict.get(vae) if vae else vae_in_place()
+
+    def fingerprint(self, checkpoint: Checkpoint, vae_file: str | None, prompts: Prompts, networks: Networks) -> dict:
+        unet = shared.sd_model.forge_objects.unet.model
+        embeddings = embeddings_of(shared.sd_model)
+        return {
+            "host": "forge", "checkpoint": file_mark(checkpoint.path), "vae": file_mark(vae_file), "prompts": prompts,
+            "modules": [file_mark(path) for path in modules_in_place() if not is_vae(path)],
+            "options": options_that_count(), "networks": networks_of(networks),
+            "embeddings": {name: e.vec for name, e in embeddings.items() if any(name in text for text in prompts)},
+            "dtypes": [str(unet.storage_dtype), str(unet.computation_dtype), str(devices.dtype_vae)],
+            "storage": shared.opts.forge_unet_storage_dtype, "attention": attention.attention_function.__name__,
+            "device": [devices.device.type, torch.get_num_threads()],
+        }

@@ -1,0 +1,158 @@
+"""Other models beside Forge's own: a source model is loaded next to the target, which stays in memory as it is."""
+
+import copy
+import gc
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+
+from backend import memory_management
+from backend.loader import forge_loader
+from backend.sampling.sampling_function import sampling_cleanup
+from modules import extra_networks, sd_models
+from modules_forge.utils import apply_circular_forge
+
+from ...job.host import Checkpoint, Model, Networks
+from ...unet.families import family_of_unet
+from .. import loaded
+from ..checkpoints import check_same_family, family_of_target, wrong_source
+from ..loading import active_extra_networks, job_without_prompts
+from .checkpoints import is_vae, modules_in_place, vae_in_place
+
+log = logging.getLogger("ditail")
+# Of predictors that Ditail knows the schedule of: `x_0` from eps or v.
+PREDICTIONS = ("epsilon", "v_prediction")
+
+
+def chosen_vae() -> str:
+    """The VAE that counts where a source names none: Forge keeps the one in place for every checkpoint."""
+    return ""
+
+
+class NothingLoaded:
+    """What `restored_models` gives: Forge loads the model of its settings when it is next needed."""
+
+    def check_files(self) -> None:
+        pass
+
+
+@contextmanager
+def restored_models(*, is_sound: Callable[[BaseException], bool]) -> Iterator[NothingLoaded]:
+    """A block whose jobs load other models by the settings. Forge goes back by itself, and needs only to be able to."""
+    loaded.load_selected()
+    try:
+        yield NothingLoaded()
+    finally:
+        if sd_models.model_data.sd_model is None:
+            # A checkpoint could not be loaded; with its hash kept, Forge would take the one before it to be in place.
+            sd_models.model_data.forge_hash = ""
+
+
+@dataclass
+class Borrowed:
+    """A source model beside the target: its file, its VAE's, and the model itself."""
+
+    path: str
+    vae_file: str | None
+    engine: object
+
+
+@contextmanager
+def borrowed_models(p) -> Iterator[Callable[..., AbstractContextManager[Model]]]:
+    """See `job.host.SourceModels.borrowed_models`. The target is never unloaded, only moved off the GPU by Forge."""
+    data, wanted = sd_models.model_data, family_of_target()
+    target = Borrowed(data.sd_model.filename, vae_in_place(), data.sd_model)
+    source: Borrowed | None = None
+
+    @contextmanager
+    def borrow(checkpoint: Checkpoint, vae_file: str | None, networks: Networks, why: str) -> Iterator[Model]:
+        nonlocal source
+        log.info("%s: %s", checkpoint.name, why)
+        if (checkpoint.path, vae_file) == (target.path, target.vae_file):
+            engine = target.engine
+        else:
+            if source is None or (checkpoint.path, vae_file) != (source.path, source.vae_file):
+                data.sd_model = target.engine
+                source = _forget(source)
+                source = Borrowed(checkpoint.path, vae_file, _load(checkpoint, vae_file))
+            engine = source.engine
+        data.sd_model = engine
+        check_same_family(checkpoint, family_of_unet(loaded.unet_of(engine)), target.engine.sd_checkpoint_info, wanted)
+        apply_circular_forge(engine, p.tiling)
+        with _with_networks(p, engine, networks):
+            yield engine
+
+    try:
+        yield borrow
+    finally:
+        data.sd_model = target.engine
+        source = _forget(source)
+
+
+def _load(checkpoint: Checkpoint, vae_file: str | None):
+    """A checkpoint as Forge loads it, with its VAE and the text encoders that Forge loads with each."""
+    modules = [path for path in modules_in_place() if not is_vae(path)] + [vae_file] * (vae_file is not None)
+    try:
+        engine = forge_loader(checkpoint.path, additional_state_dicts=modules)
+    except Exception as error:
+        log.exception("loading %s", checkpoint.path)
+        raise wrong_source(checkpoint.name, f"can't be loaded ({error})") from error
+    if engine is None:
+        raise wrong_source(checkpoint.name, "can't be loaded")
+    # What `sd_models.forge_model_reload` sets.
+    engine.extra_generation_params, engine.comments = {}, []
+    engine.sd_checkpoint_info, engine.filename = checkpoint.handle, checkpoint.path
+    engine.sd_model_hash = checkpoint.handle.shorthash
+    predictor = engine.forge_objects.unet.model.predictor
+    if predictor.prediction_type not in PREDICTIONS:
+        raise wrong_source(checkpoint.name, f"predicts {predictor.prediction_type}, Ditail needs eps or v")
+    return engine
+
+
+def _forget(source: Borrowed | None) -> None:
+    """Let a source model go. Forge's list of models on the GPU would keep it."""
+    if source is None:
+        return
+    objects = source.engine.forge_objects_original
+    own = [objects.unet.model, objects.clip.patcher.model, objects.vae.patcher.model]
+    kept = memory_management.current_loaded_models
+    for entry in [entry for entry in kept if any(entry.model.model is model for model in own)]:
+        kept.remove(entry)
+        entry.model_unload(avoid_model_moving=True)
+    source.engine = None
+    del objects, own
+    gc.collect()
+    memory_management.soft_empty_cache()
+
+
+@contextmanager
+def _with_networks(p, engine, networks: Networks) -> Iterator[None]:
+    """Run a block with these extra networks in a model and no others; its objects are as before afterwards."""
+    before = engine.forge_objects
+    try:
+        if not p.disable_extra_networks:
+            # Where Forge does not find one, it goes on with those of before.
+            extra_networks.activate(job_without_prompts(), {})
+        with active_extra_networks(p, networks):
+            engine.forge_objects = engine.forge_objects_after_applying_lora.shallow_copy()
+            yield
+            for comment in engine.comments:
+                p.comment(f"{comment} (source prompt)")
+    finally:
+        sampling_cleanup(engine.forge_objects.unet)
+        engine.forge_objects = before
+
+
+@contextmanager
+def untouched_notes() -> Iterator[None]:
+    """Encoding a prompt leaves comments and infotext for the image; those of other prompts are not its own."""
+    from backend.text_processing import classic_engine
+
+    model = sd_models.model_data.sd_model
+    before = model.comments, model.extra_generation_params, copy.copy(classic_engine.last_extra_generation_params)
+    model.comments, model.extra_generation_params = [], {}
+    try:
+        yield
+    finally:
+        model.comments, model.extra_generation_params, classic_engine.last_extra_generation_params = before

@@ -1,0 +1,129 @@
+"""The source pass in Forge: encoding, inverting and generating with models that are in place."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+
+import torch
+from backend.sampling.sampling_function import sampling_prepare
+from modules import devices, processing, prompt_parser, shared
+from torch import Tensor
+
+from ...content.images import LATENT_SCALE
+from ...job.host import Model, Prompts, SamplingPlan
+from ...method.inversion import Denoiser, combine_conds
+from ...method.latents import SourceLatents
+from ...method.schedule import alphas_cumprod_at
+from ..progress import WebuiProgress, source_job
+from ..source_models import WebuiModels, at_latent_size, record_generation, schedule_of
+from .loading import borrowed_models, untouched_notes
+from .sampling import noise_schedule
+
+
+class ForgeModels(WebuiModels):
+    """The source pass of Forge's job `p`: see `job.host.SourceModels`."""
+
+    @contextmanager
+    def source_pass(self, steps: Sequence[int]) -> Iterator[WebuiProgress]:
+        with (source_job(self.p, self.target_steps(), list(steps)) as progress, torch.random.fork_rng(),
+              untouched_notes()):
+            yield progress
+
+    def borrowed_models(self) -> AbstractContextManager[Callable[..., AbstractContextManager[Model]]]:
+        return borrowed_models(self.p)
+
+    def encode(self, model: Model, pixels: Tensor, latent_hw: tuple[int, int]) -> Tensor:
+        with _posterior_mean(model):
+            z0 = model.encode_first_stage(pixels.to(devices.device, torch.float32))
+        return at_latent_size(z0, latent_hw)
+
+    def denoiser(self, model: Model, prompts: Prompts, alpha: float, beta: float, size: tuple[int, int],
+                 timesteps: Sequence[float]) -> Denoiser:
+        return source_denoiser(model, prompts, alpha, beta, size, tuple(timesteps))
+
+    def alphas_cumprod(self, model: Model) -> Tensor:
+        with noise_schedule(model):
+            return super().alphas_cumprod(model)
+
+    def generate(self, model: Model, images: Sequence[tuple[Prompts, int]], size: tuple[int, int], plan: SamplingPlan,
+                 check: Callable[[], None], *, decoded: bool) -> list[SourceLatents]:
+        _set_clip_skip(model)
+        with noise_schedule(model):
+            return record_generation(self.p, model, images, size, plan, check, decoded=decoded)
+
+
+def _set_clip_skip(model) -> None:
+    """Forge does so only where it has no conditioning of the same prompts."""
+    model.set_clip_skip(int(shared.opts.CLIP_stop_at_last_layers))
+
+
+@contextmanager
+def _posterior_mean(model) -> Iterator[None]:
+    """Forge's VAE samples its posterior unless its patcher says otherwise."""
+    options = model.forge_objects.vae.patcher.model_options
+    before = options.get("model_vae_regulation")
+    options["model_vae_regulation"] = lambda posterior: posterior.mode()
+    try:
+        yield
+    finally:
+        options["model_vae_regulation"] = before
+
+
+@torch.no_grad()
+def source_denoiser(model, prompts: Prompts, alpha: float, beta: float, size: tuple[int, int],
+                    timesteps: tuple[float, ...]) -> Denoiser:
+    """`(z, t) -> eps` of a model under `alpha * C_pos - beta * C_neg`; prompt editing follows the steps."""
+    _set_clip_skip(model)
+    steps = len(timesteps)
+    positive, negative = (schedule_of(model, text, steps, size, is_negative)
+                          for text, is_negative in zip(prompts, (False, True), strict=True))
+    order = {t: steps - 1 - i for i, t in enumerate(sorted(timesteps))}
+    with noise_schedule(model):
+        abar = 1 / (model.forge_objects.unet.model.predictor.sigmas.float().cpu() ** 2 + 1)
+    latent = torch.zeros(1, 4, size[1] // LATENT_SCALE, size[0] // LATENT_SCALE, device=devices.device)
+    masked = _masked_image(model, latent, size)
+    # After the text encoder and the VAE, either of which may have taken the U-Net's place.
+    sampling_prepare(model.forge_objects.unet, latent)
+    unet, predictor = model.forge_objects.unet.model, model.forge_objects.unet.model.predictor
+
+    def denoise(z: Tensor, t: float) -> Tensor:
+        cond = arguments_of(_combined(alpha, positive(order[t]), beta, negative(order[t])), unet.computation_dtype)
+        x = torch.cat([z, *masked], 1).to(unet.computation_dtype)
+        at_t = torch.full((len(z),), t, device=z.device)
+        out = unet.diffusion_model(x, at_t, transformer_options={}, **{k: v.to(z.device) for k, v in cond.items()})
+        if predictor.prediction_type != "v_prediction":
+            return out.float()
+        at = float(alphas_cumprod_at(abar, torch.tensor([t], dtype=torch.float64)))
+        return at**0.5 * out.float() + (1 - at) ** 0.5 * z
+
+    return denoise
+
+
+def _masked_image(model, latent: Tensor, size: tuple[int, int]) -> list[Tensor]:
+    """What txt2img gives an inpainting model beside the latent: everything masked; none for others."""
+    if not model.is_inpaint:
+        return []
+    with _posterior_mean(model):
+        return [processing.txt2img_image_conditioning(model, latent, *size)]
+
+
+def _combined(alpha: float, cond, beta: float, uncond):
+    """`alpha * cond - beta * uncond`; SDXL's vector is the prompt's."""
+    if not isinstance(cond, dict):
+        return combine_conds(alpha, cond, beta, uncond)
+    return {**cond, "crossattn": combine_conds(alpha, cond["crossattn"], beta, uncond["crossattn"])}
+
+
+def arguments_of(cond, dtype: torch.dtype) -> dict[str, Tensor]:
+    """A conditioning of Forge's as the U-Net's keyword arguments."""
+    if not isinstance(cond, dict):
+        return {"context": cond.to(dtype)}
+    return {"context": cond["crossattn"].to(dtype), "y": cond["vector"].to(dtype)}
+
+
+@torch.no_grad()
+def null_conditioning(model, size: tuple[int, int]) -> dict[str, Tensor]:
+    """The U-Net's keyword arguments for "" in the model's own text encoder."""
+    _set_clip_skip(model)
+    with untouched_notes():
+        cond = model.get_learned_conditioning(prompt_parser.SdConditioning([""], True, *size))
+    return arguments_of(cond, model.forge_objects.unet.model.computation_dtype)

@@ -1,0 +1,93 @@
+"""The target's U-Net in Forge's job, and all that its answers depend on."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from backend import attention
+from modules import sd_unet, shared
+from torch import Tensor, nn
+
+from ...errors import DitailError
+from ...job.host import Row
+from ...keys import file_mark
+from ...method.schedule import InjectionSteps
+from ...unet.shortcuts import Savings, is_untouched
+from .. import hijacks
+from ..target import WebuiTarget, other_scripts
+from .source_models import null_conditioning
+from .trusted import TRUSTED
+
+
+class ForgeTarget(WebuiTarget):
+    """The target's U-Net in Forge's job `p`: see `job.host.Target`."""
+
+    def is_plain(self) -> bool:
+        patcher = _patcher()
+        options = {name: value for name, value in patcher.model_options.items() if value}
+        return not (options or patcher.controlnet_linked_list or patcher.object_patches
+                    or self.p.get_token_merging_ratio()) and is_untouched(self.unet(), TRUSTED)
+
+    def keep_attention_whole(self) -> None:
+        """Merged tokens are others in the source than in the image. Forge asks the job for the ratio as it samples."""
+        if any(self.p.get_token_merging_ratio(for_hr=hires) for hires in (False, True)):
+            hijacks.replace_method(self.p, hijacks.TOKEN_MERGING, lambda: lambda *_, **__: 0)
+            self.p.comment("Ditail: token merging is off for this job")
+
+    def check_injection(self, steps: InjectionSteps) -> None:
+        options = _patcher().model_options.get("transformer_options", {})
+        replaced = options.get("patches_replace", {}).get("attn1", {})
+        if steps.has_attention and any(place[0] == "output" for place in replaced):
+            raise DitailError("attn_ratio", "another extension (ControlNet's reference preprocessors, say) rewrites "
+                              "the self-attention that Ditail injects into; set it to 0, or switch the other off")
+        if "group_norm_wrapper" in options and steps.has_features:
+            raise DitailError("conv_ratio", "another extension rewrites the normalisation in the layer that Ditail "
+                              "injects into; set it to 0, or switch the other off")
+
+    def begin_step(self, denoiser) -> None:
+        pass  # each call says what its rows are
+
+    def rows_of(self, count: int, call: Mapping) -> Sequence[Row]:
+        """Forge calls the U-Net with whole batches, of which `transformer_options` says the kinds: 0 for cond."""
+        kinds = call.get("transformer_options", {}).get("cond_or_uncond", ())
+        images, rest = divmod(count, len(kinds) or 1)
+        if not kinds or rest or images > self.p.batch_size:
+            raise DitailError(None, f"the U-Net is called with {count} rows for {self.p.batch_size} images, and Forge "
+                              "doesn't say which is which; another extension may have changed them")
+        return [Row(image, kind == 0) for kind in kinds for image in range(images)]
+
+    def null(self, size: tuple[int, int]) -> Mapping[str, Tensor]:
+        return null_conditioning(shared.sd_model, size)
+
+    def savings(self) -> Savings:
+        return Savings(upcast_attention=attention.FORCE_UPCAST_ATTENTION_DTYPE is not None, trusted=TRUSTED)
+
+    def describe(self) -> dict:
+        """All that the U-Net's answers on a source depend on; what is patched around it is for the image alone."""
+        patcher = _patcher()
+        if sd_unet.current_unet is not None or patcher.object_patches:
+            raise ValueError("something stands in for a part of the U-Net")
+        model = patcher.model
+        return {
+            "checkpoint": file_mark(shared.sd_model.sd_checkpoint_info.filename), "weights": _some_weights(model),
+            "networks": [[file_mark(filename), *rest] for filename, *rest in patcher.lora_patches],
+            "scripts": other_scripts(self.p), "dtypes": [str(model.storage_dtype), str(model.computation_dtype)],
+            "attention": [attention.attention_function.__name__, str(attention.FORCE_UPCAST_ATTENTION_DTYPE)],
+        }
+
+    def without_others(self) -> AbstractContextManager:
+        return nullcontext()  # ControlNets and patches come as arguments of the call, which a source's has not
+
+
+def _patcher():
+    return shared.sd_model.forge_objects.unet
+
+
+def _some_weights(model: nn.Module) -> Tensor:
+    """One value of every output channel of every layer, as it is without LoRAs, which Forge puts in when it samples."""
+    before = model.lora_loader.backup
+    found = []
+    for name, weight in model.named_parameters():
+        weight = torch.atleast_1d(before.get(name, weight).detach())
+        found.append(weight[(slice(None), *[0] * (weight.ndim - 1))].float().cpu())
+    return torch.cat(found)

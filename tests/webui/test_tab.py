@@ -1,0 +1,283 @@
+"""What the tab says and does beside making images, in headless Chromium."""
+
+import base64
+import json
+import re
+
+import pytest
+
+from tests.webui.browser import (
+    choose,
+    choose_image,
+    fill,
+    generate,
+    line_of,
+    open_advanced,
+    open_page,
+    open_tab,
+    screenshot,
+    show_tab,
+    value_of,
+    wait_for_line,
+)
+from tests.webui.data_folder import ROOT
+
+
+@pytest.fixture
+def own_presets():
+    """The file of the user's own presets, which is as it was afterwards."""
+    file = ROOT / "ditail_presets.json"
+    before = file.read_bytes() if file.exists() else None
+    file.unlink(missing_ok=True)
+    yield file
+    if before is None:
+        file.unlink(missing_ok=True)
+    else:
+        file.write_bytes(before)
+
+
+@pytest.fixture
+def tab(page, image):
+    """txt2img with a content image, ready for a small job."""
+    open_tab(page, "txt2img")
+    choose_image(page, "txt2img", image)
+    fill(page, "txt2img", prompt="a fox on pink", seed=1, steps=4, width=128, height=128, cfg_scale=5)
+    return page
+
+
+@pytest.mark.parametrize("tab", ["txt2img", "img2img"])
+def test_the_first_level_has_at_most_eight_controls(page, tab):
+    open_tab(page, tab)
+    names = ("enabled-checkbox", "enabled-visible-checkbox", "image", "use_size", "preview", "source",
+             "source_checkpoint", "preset", "balance", "forget", "advanced", "alpha", "source_prompt")
+    seen = [name for name in names if page.is_visible(f"#{tab}_ditail_{name}")]
+    first_level = ["image", *(["use_size"] if tab == "txt2img" else []), "preview", "source", "source_checkpoint",
+                   "preset", "balance"]
+    assert [name for name in seen if "checkbox" not in name] == [*first_level, "advanced"]
+    # Nothing else than these, and the box that switches Ditail on.
+    others = page.evaluate("""([tab, known]) => [...gradioApp().querySelectorAll(
+            `#${tab}_ditail_enabled input:not([type=file]), #${tab}_ditail_enabled textarea`)]
+        .filter(e => e.offsetParent && !known.some(name => e.closest(`#${tab}_ditail_${name}`)))
+        .map(e => e.outerHTML)""", [tab, [*first_level, "advanced", "enabled-visible-checkbox"]])
+    assert [html for html in others if "visible-checkbox" not in html] == []
+
+
+def test_balance_moves_the_numbers_and_a_number_makes_it_custom(page):
+    open_tab(page, "txt2img", advanced=True)
+    fill(page, "txt2img", ditail_balance=1)
+    page.wait_for_function("gradioApp().querySelector('#txt2img_ditail_preset input').value === 'Structure'")
+    assert page.input_value("#txt2img_ditail_attn_ratio input[type=number]") == "0.8"
+    fill(page, "txt2img", ditail_balance=0.75)
+    page.wait_for_function("gradioApp().querySelector('#txt2img_ditail_preset input').value === 'Custom'")
+    choose(page, "txt2img_ditail_preset", "Style")
+    page.wait_for_function("gradioApp().querySelector('#txt2img_ditail_balance input[type=number]').value === '0'")
+    fill(page, "txt2img", ditail_alpha=2.5)
+    page.wait_for_function("gradioApp().querySelector('#txt2img_ditail_preset input').value === 'Custom'")
+
+
+def test_presets_of_ones_own(page, own_presets):
+    open_tab(page, "txt2img", advanced=True)
+    fill(page, "txt2img", ditail_alpha=2.5, ditail_preset_name="Mine")
+    page.click("#txt2img_ditail_preset_save")
+    page.wait_for_selector("#txt2img_ditail_preset_said :text('Saved')")
+    assert json.loads(own_presets.read_text())["Mine"]["alpha"] == 2.5
+    choose(page, "txt2img_ditail_preset", "Paper")
+    page.wait_for_function("gradioApp().querySelector('#txt2img_ditail_alpha input[type=number]').value === '3'")
+    choose(page, "txt2img_ditail_preset", "Mine")
+    page.wait_for_function("gradioApp().querySelector('#txt2img_ditail_alpha input[type=number]').value === '2.5'")
+    fill(page, "txt2img", ditail_preset_name="Other")
+    page.click("#txt2img_ditail_preset_rename")
+    page.wait_for_selector("#txt2img_ditail_preset_said :text('Renamed')")
+    assert value_of(page, "txt2img_ditail_preset") == "Other"
+    page.click("#txt2img_ditail_preset_delete")
+    page.wait_for_selector("#txt2img_ditail_preset_said :text('Deleted')")
+    assert json.loads(own_presets.read_text()) == {}
+    fill(page, "txt2img", ditail_preset_name="Balanced")
+    page.click("#txt2img_ditail_preset_save")
+    page.wait_for_selector("#txt2img_ditail_preset_said :text('comes with the extension')")
+
+
+def test_the_line_says_what_generate_does_and_what_is_unwise(page, image):
+    open_tab(page, "txt2img")
+    wait_for_line(page, "txt2img", "There is no content image yet")
+    assert "There is no prompt" in line_of(page, "txt2img")
+    choose_image(page, "txt2img", image)
+    wait_for_line(page, "txt2img", "no content image", gone=True)
+    fill(page, "txt2img", prompt="a fox on pink")
+    wait_for_line(page, "txt2img", "There is no prompt", gone=True)
+    assert "There is no source prompt" in line_of(page, "txt2img")
+    choose(page, "txt2img_ditail_source_checkpoint", "house-noto")
+    wait_for_line(page, "txt2img", "Inverts the content image with house-noto, then samples with house-ink in 20 steps")
+    assert "times a plain image" in line_of(page, "txt2img")
+    choose(page, "txt2img_ditail_source_checkpoint", "other-architecture")
+    wait_for_line(page, "txt2img", "SDXL")
+    page.click("#txt2img_ditail_source label:has-text('Generated')")
+    wait_for_line(page, "txt2img", "Generates the content with")
+    page.wait_for_selector("#txt2img_ditail_image", state="hidden")
+    assert not page.is_visible("#txt2img_ditail_use_size")
+    page.click("#txt2img_ditail_enabled-visible-checkbox")
+    wait_for_line(page, "txt2img", "Generates", gone=True)
+
+
+def test_preview(tab, webui):
+    choose(tab, "txt2img_ditail_source_checkpoint", "house-noto")
+    webui.call("/ditail-test/latents")  # empties the cache
+    before = webui.loads_and_inversions()[1]
+    files = set(webui.data.rglob("*.png"))
+    tab.click("#txt2img_ditail_preview")
+    tab.wait_for_function("gradioApp().querySelector('#html_info_txt2img').innerText.includes('Ditail preview')")
+    assert "% of it comes back from house-noto" in tab.inner_text("#html_info_txt2img")
+    assert tab.locator("#txt2img_gallery .thumbnails img").count() == 4
+    assert webui.loads_and_inversions()[1] - before == 1
+    assert set(webui.data.rglob("*.png")) == files
+    tab.wait_for_timeout(1000)
+    generate(tab, "txt2img")
+    assert "Ditail preset" not in tab.inner_text("#html_info_txt2img")
+    assert "Steps: 4" in tab.inner_text("#html_info_txt2img")
+    assert webui.loads_and_inversions()[1] - before == 1
+    assert tab.locator("#txt2img_gallery .thumbnails img").count() <= 1
+
+
+def test_a_missing_image_is_said_in_the_tabs_words(page):
+    open_tab(page, "txt2img")
+    fill(page, "txt2img", prompt="a fox on pink", steps=2, width=128, height=128)
+    generate(page, "txt2img")
+    assert "Ditail: Content image: a content image is needed in txt2img" in page.inner_text("#html_log_txt2img")
+    assert page.get_attribute("#html_log_txt2img .error", "role") == "alert"
+    assert page.query_selector("#txt2img_gallery img") is None
+
+
+def test_kept_images_come_back_with_their_infotext(tab):
+    generate(tab, "txt2img")
+    infotext = tab.inner_text("#html_info_txt2img")
+    assert "Ditail image name: content.png" in infotext
+    tab.click("#txt2img_ditail_image button[aria-label=Clear]")
+    tab.wait_for_selector("#txt2img_ditail_image img", state="detached")
+    fill(tab, "txt2img", prompt=infotext)
+    tab.click("#txt2img_tools #paste")
+    tab.wait_for_selector("#txt2img_ditail_image img")
+    assert value_of_hidden(tab, "image_name") == "content.png" and value_of_hidden(tab, "missing") == ""
+    generate(tab, "txt2img")
+    assert tab.inner_text("#html_info_txt2img") == infotext
+
+
+def test_an_image_that_is_not_kept_is_named(tab, options):
+    options(ditail_images_mb=0)
+    generate(tab, "txt2img")
+    infotext = re.sub(r"Ditail image hash: \w+", "Ditail image hash: 0123456789", tab.inner_text("#html_info_txt2img"))
+    tab.click("#txt2img_ditail_image button[aria-label=Clear]")
+    tab.wait_for_selector("#txt2img_ditail_image img", state="detached")
+    fill(tab, "txt2img", prompt=infotext)
+    tab.click("#txt2img_tools #paste")
+    wait_for_line(tab, "txt2img", "The pasted settings were made with content.png (hash 0123456789)")
+    generate(tab, "txt2img")
+    assert "content.png (hash 0123456789), which is not kept here" in tab.inner_text("#html_log_txt2img")
+    tab.click("#txt2img_ditail_forget")
+    wait_for_line(tab, "txt2img", "The pasted settings", gone=True)
+
+
+def value_of_hidden(page, name: str) -> str:
+    return page.evaluate(f"gradioApp().querySelector('#txt2img_ditail_{name} textarea').value")
+
+
+def test_send_to_ditail_and_the_prompt_from_the_image(tab):
+    generate(tab, "txt2img")
+    tab.click("#txt2img_send_to_ditail")
+    tab.wait_for_function("gradioApp().querySelector('#txt2img_ditail_source_prompt textarea').value"
+                          " === 'a fox on pink'")
+    assert tab.query_selector("#txt2img_ditail_image img")
+    assert "house-ink" in value_of(tab, "txt2img_ditail_source_checkpoint")
+
+
+def test_send_to_img2img_carries_nothing_of_ditail(tab):
+    generate(tab, "txt2img")
+    tab.click("#txt2img_send_to_img2img")
+    tab.wait_for_selector("#img2img_image img")
+    tab.wait_for_timeout(1500)
+    assert not tab.is_visible("#img2img_ditail_balance")
+
+
+def test_pnginfo_sends_to_ditail(page, tmp_path, webui, ditail):
+    answer = webui.generate(ditail, steps=2)
+    file = tmp_path / "made.png"
+    file.write_bytes(base64.b64decode(answer.json["images"][0]))
+    show_tab(page, "PNG Info")
+    page.set_input_files("#pnginfo_image input[type=file]", file)
+    page.wait_for_function("gradioApp().querySelector('#tab_pnginfo').innerText.includes('a fox on pink')")
+    page.click("#ditail_tab")
+    page.wait_for_function("gradioApp().querySelector('#txt2img_ditail_source_prompt textarea').value"
+                           " === 'a fox on pink'")
+    assert page.is_visible("#txt2img_ditail_balance")
+
+
+def test_use_this_images_size_needs_an_image(page):
+    open_tab(page, "txt2img")
+    assert page.is_disabled("#txt2img_ditail_use_size")
+
+
+def test_img2img_with_a_content_image_alone_is_refused(page, image):
+    open_tab(page, "img2img")
+    choose_image(page, "img2img", image)
+    wait_for_line(page, "img2img", "There is no image in img2img's own slot yet")
+    fill(page, "img2img", prompt="a fox on pink", steps=2, width=128, height=128)
+    generate(page, "img2img")
+    assert "Ditail: img2img: choose an image" in page.inner_text("#html_log_img2img")
+
+
+def test_a_second_source_that_is_none_is_said(tab):
+    open_advanced(tab, "txt2img")
+    tab.click("#txt2img_ditail_second_on > .label-wrap")
+    wait_for_line(tab, "txt2img", "The second source is the same as the first")
+
+
+def test_painted_mask(tab, image):
+    """What is painted on the WebUI's canvas takes the content, and nothing else."""
+    open_advanced(tab, "txt2img")
+    tab.click("#txt2img_ditail_mask_accordion > .label-wrap")
+    tab.click("#txt2img_ditail_paint")
+    canvas = tab.wait_for_selector("#txt2img_ditail_painted_mask canvas[key=interface]")
+    tab.wait_for_timeout(1000)
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    tab.mouse.move(box["x"] + box["width"] / 4, box["y"] + box["height"] / 2)
+    tab.mouse.down()
+    tab.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=5)
+    tab.mouse.up()
+    generate(tab, "txt2img")
+    assert "Ditail mask hash" in tab.inner_text("#html_info_txt2img")
+
+
+def test_by_keyboard_alone(page, image):
+    """Every control of the first level can be reached by Tab, and worked by keys."""
+    open_tab(page, "txt2img")
+    page.focus("#txt2img_seed input")
+    reached = []
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate("""() => {
+            const own = document.activeElement?.closest("[id^=txt2img_ditail_]");
+            return own ? own.id.replace("txt2img_ditail_", "") : "";
+        }"""))
+        if reached[-1] == "advanced":
+            break
+    first = {"image", "source", "source_checkpoint", "preset", "balance"}
+    assert first <= set(reached), reached
+    page.focus("#txt2img_ditail_balance input[type=range]")
+    for _ in range(10):
+        page.keyboard.press("ArrowRight")
+    page.wait_for_function("gradioApp().querySelector('#txt2img_ditail_preset input').value === 'Structure'")
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_on_a_phone(browser, webui, theme):
+    """At 420 pixels nothing of Ditail is wider than the screen, with everything open."""
+    with open_page(browser, f"{webui.url}/?__theme={theme}", width=420, height=900) as page:
+        open_tab(page, "txt2img", advanced=True)
+        for name in ("mask_accordion", "collage_accordion", "second_on"):
+            page.click(f"#txt2img_ditail_{name} > .label-wrap")
+        page.wait_for_timeout(500)
+        wide = page.evaluate("""() => [...gradioApp().querySelectorAll("#txt2img_ditail_enabled *")]
+            .filter(e => e.offsetParent && e.getBoundingClientRect().right > window.innerWidth + 1)
+            .map(e => e.id || e.className)""")
+        assert wide == []
+        screenshot(page, f"webui-phone-{theme}.png")
