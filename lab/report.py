@@ -23,19 +23,19 @@ from .rows import (
     OURS,
     PAPER,
     PAPER_CFG_3,
-    PLAIN,
     PNP,
-    REFERENCES,
+    TRUTH,
     Row,
 )
 
 METRICS = {"style": "style", "edge_f1": "edge F1", "distance": "self-similarity distance", "l1": "L1 to the truth"}
 RIVALS = (IMG2IMG, DDIB, PNP, DIFFSTYLER, PAPER, PAPER_CFG_3)
 PRESET_ROWS = ("Balanced", "Structure", "Style", "Draft")
-COLOURS = {PLAIN: "#d62728", IMG2IMG: "#ff7f0e", DDIB: "#2ca02c", PNP: "#9467bd", DIFFSTYLER: "#8c564b",
+COLOURS = {IMG2IMG: "#ff7f0e", DDIB: "#2ca02c", PNP: "#9467bd", DIFFSTYLER: "#8c564b",
            PAPER: "#1f77b4", PAPER_CFG_3: "#17becf", OURS: "#e377c2", DRAFT: "#7f7f7f"}
-REFERENCE_MARKERS = dict(zip(REFERENCES, "*X", strict=True))
+REFERENCE_MARKERS = {TRUTH: "*"}
 FILES = ("rows.csv", "tables.md", "plot.png")
+XLIM, YLIM = (0.45, 1.01), (0.45, 0.85)
 BLOCK = "<!-- {} -->\n"
 
 
@@ -46,8 +46,10 @@ class Results:
         self.records = records
         self.directions: list[Direction] = sorted({(r["source"], r["target"]) for r in records})
         self.scores = Scores(records)
-        self.scenes = {row.name: self.scores.common_scenes([row.name], self.directions) for row in rows}
-        self.rows = [row for row in rows if self.scenes[row.name]]
+        self.rows = [row for row in rows if self.scores.common_scenes([row.name], self.directions)]
+        # The rows of a table are means over the same scenes.
+        self.scenes = {table: self.scores.common_scenes([row.name for row in self.of(table)], self.directions)
+                       for table in {row.table for row in self.rows}}
 
     def of(self, table: str) -> list[Row]:
         return [row for row in self.rows if row.table == table]
@@ -58,7 +60,7 @@ class Results:
 
     def lines(self, row: Row) -> list[dict]:
         """A summary for each direction, then one over all of them."""
-        lines, kept = [], set(self.scenes[row.name])
+        lines, kept = [], set(self.scenes[row.table])
         every: dict[str, list[float]] = {}
         for direction in self.directions:
             own = [r for r in self.records if r["row"] == row.name and (r["source"], r["target"]) == direction]
@@ -92,7 +94,7 @@ def rows_table(results: Results, table: str) -> str:
         line, cost = results.lines(row)[-1], costs.row_cost(row)
         cells = [f"{line[m]:.{_digits(m)}f} ±{line[f'{m}_error']:.{_digits(m)}f}" if line[m] == line[m] else ""
                  for m in METRICS]
-        body.append([row.name, str(len(results.scenes[row.name])), "" if cost is None else f"{cost:.2f}", *cells])
+        body.append([row.name, str(len(results.scenes[table])), "" if cost is None else f"{cost:.2f}", *cells])
     return markdown_table(["", "scenes", "FLOPs", *METRICS.values()], body)
 
 
@@ -207,7 +209,7 @@ def draw_panel(axes, results: Results, place: int) -> None:
     """One direction's curves, or, for the last place, their mean's."""
     lines = {row.name: results.lines(row)[place] for row in results.of(MAIN)}
     for row in results.of(MAIN):
-        if row.curve in REFERENCES:
+        if row.curve in REFERENCE_MARKERS:
             axes.plot(lines[row.name]["style"], lines[row.name]["edge_f1"], REFERENCE_MARKERS[row.curve],
                       color="#555555", linestyle="", label=row.curve)
     for curve, colour in COLOURS.items():
@@ -229,8 +231,9 @@ def write_plot(path: Path, results: Results) -> None:
     grid = figure.add_gridspec(2, 5, width_ratios=(1.35, 1.35, 1, 1, 1))
     large = figure.add_subplot(grid[:, :2])
     draw_panel(large, results, -1)
+    # Plain generation and the content itself are far outside.
     large.set(title="mean of the six directions", xlabel="style: probability of the target style",
-              ylabel="structure: edge F1 against the content image")
+              ylabel="structure: edge F1 against the content image", xlim=XLIM, ylim=YLIM)
     for row in results.of(MAIN):
         line = results.lines(row)[-1]
         if row.name in PRESET_ROWS or row.curve in (IMG2IMG, PAPER):
@@ -240,6 +243,7 @@ def write_plot(path: Path, results: Results) -> None:
         axes = figure.add_subplot(grid[i // 3, 2 + i % 3])
         draw_panel(axes, results, i)
         axes.set_title(" to ".join(direction), fontsize=10)
+        axes.set(xlim=XLIM, ylim=YLIM)
         axes.tick_params(labelsize=7)
     handles, labels = large.get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncols=6, fontsize=9, frameon=False)

@@ -17,7 +17,6 @@ TRUTH, CONTENT = "true target image", "content through the VAE"
 PLAIN, IMG2IMG, PAPER, OURS, DRAFT = "plain", "img2img", "Paper", "Balance", "Draft"
 DDIB, PNP, DIFFSTYLER, PAPER_CFG_3 = "DDIB", "PnP", "DiffStyler", "Paper CFG 3"
 SAME_NOISE = "same noise without injection"
-REFERENCES = (TRUTH, CONTENT)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from ditail.errors import DitailError
 from ditail.job.cost import cost_of
 from lab import compare, costs, evaluate, report
 from lab.compare import STRUCTURE, STYLE
-from lab.rows import BY_STEPS, GENERATED, MAIN, OURS, PAPER, all_rows, choose_rows
+from lab.rows import BY_STEPS, CONTENT, GENERATED, MAIN, OURS, PAPER, PLAIN, TRUTH, all_rows, choose_rows
 
 DIRECTIONS = [("ink", "noto"), ("noto", "ink")]
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "evaluation.md"
@@ -32,7 +32,7 @@ def test_rows_have_names_of_their_own_and_every_method_a_colour():
     rows = all_rows()
     assert len({row.name for row in rows}) == len(rows)
     assert {row.table for row in rows} == {MAIN, GENERATED, BY_STEPS}
-    assert {row.curve for row in rows if row.table == MAIN} == set(report.COLOURS) | set(report.REFERENCE_MARKERS)
+    assert {row.curve for row in rows if row.table == MAIN} == set(report.COLOURS) | {TRUTH, CONTENT, PLAIN}
 
 
 def test_the_presets_rows_are_the_presets():
@@ -220,6 +220,12 @@ def test_rows_that_lack_a_direction_are_left_out(tmp_path):
     results = report.Results(rows, records)
     assert [row.name for row in results.rows] == ["plain", "Balanced"]
     assert results.curve(OURS) == ["Balanced"] and results.curve(PAPER) == []
+
+
+def test_the_rows_of_a_table_are_means_over_the_same_scenes():
+    plain, balanced = choose_rows("plain,Balanced")
+    results = report.Results([plain, balanced], records_of([plain]) + records_of([balanced], (0, 1)))
+    assert results.lines(plain)[-1]["images"] == results.lines(balanced)[-1]["images"] == 2 * 2
 
 
 def test_tables_are_pasted_after_their_marks():

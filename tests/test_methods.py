@@ -1,10 +1,12 @@
 """The compared methods on the demo checkpoints: batches give what the job layer gives, and each method does its own."""
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ditail.cache.latents import LatentCache
-from ditail.content.images import image_to_tensor
+from ditail.content.images import image_to_tensor, tensor_to_images
 from ditail.content.presets import PRESETS
 from ditail.content.settings import DitailSettings
 from ditail.job.job import Job as DitailJob
@@ -12,8 +14,8 @@ from ditail.job.request import Request
 from ditail.standalone import demo_checkpoints
 from ditail.standalone.host import FileHost, FileLibrary, LoadedModels
 from ditail.standalone.model import load_model
-from ditail.standalone.samplers import seeded_noise
-from ditail.standalone.sampling import Job, new_sampler, sample
+from ditail.standalone.run import images_of
+from ditail.standalone.sampling import Job
 from lab import evaluate, methods
 from lab.rows import choose_rows
 
@@ -42,26 +44,22 @@ def test_a_batch_is_what_the_job_layer_makes(models, z0, preset):
     settings = DitailSettings.from_dict(PRESETS[preset])
     source = methods.source_latents(models["noto"], JOB, settings, z0, is_null=False)
     batch = methods.ditail(models["ink"], JOB, settings, source, z0)
-    assert (batch[:1] - _by_the_job_layer(preset)).abs().max() < 2e-3 * batch.abs().max()
+    image, = tensor_to_images(models["ink"].decode(batch[:1]))
+    difference = np.abs(np.asarray(image, float) - np.asarray(_by_the_job_layer(preset), float))
+    assert difference.mean() < 0.5 and difference.max() < 16
 
 
-def _by_the_job_layer(preset: str) -> torch.Tensor:
+def _by_the_job_layer(preset: str) -> Image.Image:
     paths, library = demo_checkpoints.paths(), FileLibrary()
     request = Request.from_values({
         **PRESETS[preset], "enabled": True, "source_checkpoint": str(paths["noto"]),
         "image": demo_checkpoints.held_out().images["noto"][0]}, library)
     job = JOB.with_(prompts=JOB.prompts[:1], seeds=JOB.seeds[:1])
-    host = FileHost(LoadedModels(), library.find_checkpoint(str(paths["ink"])), job, (128, 128))
+    host = FileHost(LoadedModels(), library.checkpoint(paths["ink"]), job, (128, 128))
     layer = DitailJob(host, request, LatentCache(2**30))
     layer.prepare([])
-    noise = seeded_noise((4, 16, 16), [1])
-    layer.attach(noise, noise, hires=False, first=0)
-    try:
-        return sample(host.model(), job, new_sampler(host.model(), job), noise,
-                              before_step=lambda rows: layer.follow(rows, hires=False, first=0),
-                              guided_above=layer.guided_above(hires=False))
-    finally:
-        layer.detach()
+    image, = images_of(host, layer)
+    return image
 
 
 def test_fused_functions_compute_the_same(models, z0):
@@ -94,6 +92,6 @@ def test_every_method_is_measured(evaluator):
     assert len(records) == 2 * len(rows)
     assert all(len(record[name]) == 2 for record in records.values() for name in ("style", "edge_f1", "l1"))
     assert records["true target image", "ink"]["l1"] == [0, 0]
-    assert min(records["content through the VAE", "ink"]["edge_f1"]) > 0.7
+    assert min(records["content through the VAE", "ink"]["edge_f1"]) > 0.6
     assert max(records["content through the VAE", "ink"]["style"]) < 0.3
     assert min(records["Balanced", "ink"]["edge_f1"]) > max(records["plain", "ink"]["edge_f1"])
