@@ -93,6 +93,8 @@ class WebUI:
             "override_settings": {"sd_model_checkpoint": "house-ink"}, "override_settings_restore_afterwards": False,
             **overrides,
         }
+        if IS_FORGE and body.get("enable_hr"):
+            body.setdefault("hr_additional_modules", ["Use same choices"])  # without it, Forge's API answers 500
         if ditail is not None:
             body["alwayson_scripts"] = {"Ditail": {"args": [{"enabled": True, **ditail}]}}
         return self.call(f"/sdapi/v1/{tab}", body)
