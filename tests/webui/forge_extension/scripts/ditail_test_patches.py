@@ -7,11 +7,11 @@ import torch
 from backend.diffusion_engine.base import ForgeDiffusionEngine
 from modules import script_callbacks, scripts
 
-MIDDLE_CHANNELS = 128  # of the demo checkpoints
+FIRST_CHANNELS = 64  # of the first block of the demo checkpoints
 
 
 class Control:
-    """A ControlNet that adds the same to a block of every row."""
+    """A ControlNet that adds the same to the first block of every row."""
 
     previous_controlnet = None
 
@@ -31,8 +31,8 @@ class Control:
         return 0
 
     def get_control(self, x, *_):
-        channels = torch.randn(1, MIDDLE_CHANNELS, 1, 1, generator=torch.Generator().manual_seed(0)).to(x)
-        return {"input": [], "middle": [5 * channels], "output": []}
+        channels = torch.randn(1, FIRST_CHANNELS, 1, 1, generator=torch.Generator().manual_seed(0)).to(x)
+        return {"input": [0.5 * channels], "middle": [], "output": []}
 
 
 def attention(q, k, v, options):
