@@ -289,9 +289,9 @@ def test_demo_writes_the_contact_sheet(tmp_path, monkeypatch, capfd):
     from ditail.standalone import demo
 
     monkeypatch.setattr(demo, "DEMO", demo.DEMO.with_(steps=2))
-    assert main(["demo", f"--out={tmp_path / 'demo'}"]) == 0
+    assert main(["demo", "--scene=44", f"--out={tmp_path / 'demo'}"]) == 0
     assert Image.open(tmp_path / "demo" / "contact_sheet.png").width > 1000
-    assert len(list((tmp_path / "demo").glob("*.png"))) == 1 + 2 * 8
+    assert len(list((tmp_path / "demo").glob("*.png"))) == 1 + 2 * 9
     assert "contact_sheet.png" in capfd.readouterr().out
 
 

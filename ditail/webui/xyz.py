@@ -1,4 +1,4 @@
-"""Axes for the WebUI's X/Y/Z plot, one per setting that can be written as a number or a word."""
+"""Axes for the WebUI's X/Y/Z plot: one for each setting that is a number or a text, which infotext has, too."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from modules import scripts, sd_models, sd_vae
 
 from ..content.balance import preset_values
 from ..content.presets import preset_of
-from ..content.settings import BY_KEY, Field
+from ..content.settings import BY_KEY, FIELDS, Field
 from ..errors import DitailError
 from ..job.request import Request
 from .checkpoints import WebuiLibrary, find_checkpoint, find_vae
@@ -16,12 +16,10 @@ from .failures import errors_for_the_user
 from .presets import all_presets
 
 AXES = "_ditail_axes"
-KEYS = ("preset", "alpha", "beta", "conv_ratio", "attn_ratio", "colours", "start", "resize_mode", "source",
-        "source_checkpoint", "source_vae", "source_prompt", "source_negative_prompt", "layers", "hires")
 PROMPTS = ("source_prompt", "source_negative_prompt")
 SEARCH_REPLACE = "source_prompt_sr"
 # What a sweep changes of an inverted source itself.
-OF_THE_SOURCE = ("alpha", "beta", "source_checkpoint", *PROMPTS)
+OF_THE_SOURCE = ("alpha", "beta", "inversion_steps", "source_checkpoint", *PROMPTS)
 SWEEP_AT_MOST = 64
 
 
@@ -38,7 +36,7 @@ def add_axes() -> None:
     plots = [data.module for data in scripts.scripts_data if data.script_class.__module__ == "xyz_grid.py"]
     for plot in plots[:1]:
         labels = {option.label for option in plot.axis_options}
-        wanted = [_axis(plot, BY_KEY[key]) for key in KEYS]
+        wanted = [_axis(plot, field) for field in FIELDS if field.infotext]
         wanted.append(plot.AxisOption("[Ditail] Source prompt S/R", str, _apply(SEARCH_REPLACE)))
         plot.axis_options.extend(option for option in wanted if option.label not in labels)
 
