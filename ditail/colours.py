@@ -32,9 +32,9 @@ def _covariance(pixels: np.ndarray, noise: float = 0.0) -> np.ndarray:
     return np.cov(pixels.T) + noise * np.eye(3)
 
 
-def _least_map(own: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+def _least_map(current: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """`A^-1/2 (A^1/2 B A^1/2)^1/2 A^-1/2` `[3, 3]` for the covariances A and B."""
-    root, inverse = _power(own, 0.5), _power(own, -0.5)
+    root, inverse = _power(current, 0.5), _power(current, -0.5)
     return inverse @ _power(root @ wanted @ root, 0.5) @ inverse
 
 

@@ -213,7 +213,8 @@ def assert_one_sentence(capfd, *words, program="ditail"):
 @pytest.mark.parametrize("command", ["mix", "matrix", "demo"])
 def test_what_cannot_be_written_is_one_sentence(request, monkeypatch, unwritable, capfd, command):
     place, words = unwritable
-    monkeypatch.setattr(demo, "DEMO", demo.DEMO.with_(steps=2))
+    monkeypatch.setattr(demo, "DEMO", demo.DEMO.with_(steps=1))
+    monkeypatch.setattr(demo, "DEMO_PRESETS", ("Paper",))
     arguments = request.getfixturevalue(command) if command != "demo" else ["demo"]
     arguments = [a for a in arguments if not a.startswith(("--save", "--out", "--steps"))]
     arguments += ["--steps=1"] * (command != "demo")

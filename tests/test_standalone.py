@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 import time
 
 import pytest
@@ -312,3 +314,11 @@ def test_held_out_scenes_match_their_captions():
     assert ink.getpixel((0, 0)) == noto.getpixel((0, 0))
     assert ink.tobytes() != noto.tobytes()
     assert tensor_to_images(torch.zeros(1, 3, 8, 8))[0].size == (8, 8)
+
+
+def test_lightning_is_not_imported(paths):
+    """It takes as long as everything else that a command imports; whoever wants it afterwards gets the real one."""
+    code = (f"import sys\nfrom ditail.standalone.model import load_model\nload_model({str(paths['noto'])!r})\n"
+            "print('pytorch_lightning' in sys.modules, 'ldm.models.autoencoder' in sys.modules)")
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout.split() == ["False", "True"]

@@ -37,11 +37,12 @@ def size_of(args: Namespace, sides: tuple[int, int], image: Image.Image | None) 
     sides: the model's unit and native side.
     """
     unit, native = sides
-    own = image.size if image else (native, native)
-    if not args.width and not args.height and math.prod(own) > MOST_PIXELS:
-        raise DitailError(None, f"image: {own[0]}x{own[1]} is more than can be made at once; give --width and --height")
-    width = args.width or max(unit, own[0] // unit * unit)
-    height = args.height or max(unit, own[1] // unit * unit)
+    default = image.size if image else (native, native)
+    if not args.width and not args.height and math.prod(default) > MOST_PIXELS:
+        raise DitailError(None, f"image: {default[0]}x{default[1]} is more than can be made at once; give --width and "
+                          "--height")
+    width = args.width or max(unit, default[0] // unit * unit)
+    height = args.height or max(unit, default[1] // unit * unit)
     check_size(width, height, unit)
     return width, height
 

@@ -4,10 +4,12 @@ import contextlib
 import importlib
 import io
 import logging
+import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -27,6 +29,7 @@ from .checkpoint_files import (
 )
 from .text import TextEncoder, build_text
 
+LIGHTNING = "pytorch_lightning"
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 CLASSES = {
     "ldm.modules.diffusionmodules.openaimodel.UNetModel",
@@ -104,7 +107,7 @@ def check_size(width: int, height: int, unit: int) -> None:
 def quiet() -> None:
     """Keep the libraries' chatter out of a command's output."""
     warnings.filterwarnings("ignore")
-    for name in ("diffusers", "transformers", "pytorch_lightning"):
+    for name in ("diffusers", "transformers"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
@@ -159,6 +162,25 @@ def build(path: Path, config: dict, state: dict[str, Tensor], prefix: str) -> nn
     return module
 
 
+@contextlib.contextmanager
+def without_lightning() -> Iterator[None]:
+    """A block in which Lightning's module is torch's, unless Lightning has been imported.
+
+    ldm's autoencoder is a `LightningModule`, which only its training needs; the import would take longer than all else
+    that a command does before its first step.
+    """
+    if LIGHTNING in sys.modules:
+        yield
+        return
+    stand_in = ModuleType(LIGHTNING)
+    stand_in.LightningModule = nn.Module  # type: ignore[attr-defined]
+    sys.modules[LIGHTNING] = stand_in
+    try:
+        yield
+    finally:
+        del sys.modules[LIGHTNING]
+
+
 def build_module(path: Path, config: dict) -> nn.Module:
     """The ldm module of `config`, its weights as ldm initialises them."""
     target = config["target"].replace("ldm_patched", "ldm")
@@ -166,7 +188,8 @@ def build_module(path: Path, config: dict) -> nn.Module:
         raise DitailError(None, f"{path}: {target} is not a module that the command line can load")
     module, name = target.rsplit(".", 1)
     # ldm prints as it builds and trips deprecation warnings; neither is the user's business.
-    with blaming_the_yaml(path), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+    with (blaming_the_yaml(path), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(),
+          without_lightning()):
         warnings.simplefilter("ignore")
         # SD 2.x configs ask for half precision, which is the host's to choose (see `default_dtype`).
         params = {k: v for k, v in (config.get("params") or {}).items() if k not in ("use_fp16", "use_bf16")}

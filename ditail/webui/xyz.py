@@ -99,14 +99,14 @@ def at_cell(request: Request, axes: Mapping[str, Axis], prompts: tuple[str, str]
     values = {key: _setting(key, axis.value) for key, axis in axes.items() if key != SEARCH_REPLACE}
     if "preset" in values:  # a whole set of them; another axis comes first
         values = {**preset_values(preset_of(values["preset"], all_presets())), **values}
-    made = request.with_values(values, WebuiLibrary())
+    changed = request.with_values(values, WebuiLibrary())
     if SEARCH_REPLACE not in axes:
-        return made
+        return changed
     old, new = axes[SEARCH_REPLACE].values[0], axes[SEARCH_REPLACE].value
-    texts = {key: getattr(made.settings, key) or own for key, own in zip(PROMPTS, prompts, strict=True)}
+    texts = {key: getattr(changed.settings, key) or prompt for key, prompt in zip(PROMPTS, prompts, strict=True)}
     if not any(old in text for text in texts.values()):
         raise DitailError("source_prompt", f'S/R did not find "{old}" in the source prompts')
-    return made.with_values({key: text.replace(old, new) for key, text in texts.items()}, WebuiLibrary())
+    return changed.with_values({key: text.replace(old, new) for key, text in texts.items()}, WebuiLibrary())
 
 
 def sweep(request: Request, axes: Mapping[str, Axis]) -> list[Request]:
