@@ -4,7 +4,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-webui test-forge lint evaluate bench train clean
+.PHONY: demo test test-webui test-forge lint evaluate bench gallery train clean
 
 demo: .venv/installed
 	.venv/bin/python -m ditail demo
@@ -30,6 +30,10 @@ evaluate: .venv/installed
 
 bench: .venv/installed
 	.venv/bin/python -m lab bench
+
+# The images of docs/gallery.md and docs/tuning.md, by the commands that the pages print.
+gallery: .venv/installed
+	.venv/bin/python -m lab gallery
 
 lint: .venv/installed
 	.venv/bin/ruff check .

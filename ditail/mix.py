@@ -59,16 +59,16 @@ def mix(
         source, {"context": null}, InjectionSteps.from_ratios(timesteps, conv_ratio, attn_ratio), mask
     )
     z = source.at(timesteps[-1]).to(z0.device)
-    kept = []
+    trajectory = []
     with inject(target_unet, injection):
         for t in reversed(timesteps):
             eps = guided_eps(target_unet, z, t, cond, uncond, omega)
             # The last step ends at abar[0], not at 1, as the authors' scheduler has it (`set_alpha_to_one=False`).
             z = ddim_step(z, eps, alphas_cumprod[t], alphas_cumprod[max(t - TRAINING_STEPS // steps, 0)])
-            kept.append(z)
+            trajectory.append(z)
     if not torch.isfinite(z).all():
         raise DitailError(None, "sampling: the latents are no longer finite; lower omega or alpha")
-    source_latents, samples = source.latents.flip(0).to(z), torch.stack(kept)
+    source_latents, samples = source.latents.flip(0).to(z), torch.stack(trajectory)
     return (source_latents[:, 0], samples[:, 0]) if rows == 1 else (source_latents, samples)
 
 

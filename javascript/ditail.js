@@ -177,3 +177,21 @@ onUiTabChange(() => {
         gradioApp().querySelector("#ditail_refresh_caches")?.click();
     }
 });
+
+// gradio's upload areas take clicks alone: ours are reached by Tab, and opened by Enter or Space.
+function ditailReachSlots() {
+    for (const input of gradioApp().querySelectorAll("[id*=_ditail_] input[type=file]")) {
+        const area = input.parentElement;
+        if (area.tabIndex === 0) continue;
+        area.tabIndex = 0;
+        area.setAttribute("role", "button");
+        area.setAttribute("aria-label", area.closest("[id*=_ditail_]").querySelector("label")?.textContent.trim() || "");
+        area.addEventListener("keydown", (event) => {
+            if (event.key !== "Enter" && event.key !== " ") return;
+            event.preventDefault();
+            area.click();
+        });
+    }
+}
+
+onAfterUiUpdate(ditailReachSlots);

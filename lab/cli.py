@@ -1,4 +1,4 @@
-"""The command line of the lab: `python -m lab evaluate | bench | train`."""
+"""The command line of the lab: `python -m lab evaluate | bench | gallery | train`."""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -35,6 +35,8 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add_evaluate(commands.add_parser("evaluate", help="measure structure and style on the demo checkpoints"))
     add_bench(commands.add_parser("bench", help="count and time what Ditail costs beside plain generation"))
+    add_gallery(commands.add_parser("gallery", help="make the images of docs/gallery.md and docs/tuning.md by their "
+                                    "commands"))
     add_train(commands.add_parser("train", help="remake the demo checkpoints from scratch (needs npm)"))
     return parser
 
@@ -56,6 +58,11 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
                         help="how often each kind of step is timed (default: %(default)s)")
     parser.add_argument("--pixels", type=int, choices=[64 * i for i in range(1, 33)], metavar="SIDE",
                         help="side of what is timed, a multiple of 64 (default: 192 on a CPU; 512, SDXL 1024 on a GPU)")
+
+
+def add_gallery(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, default=Path("out/gallery"), help="working folder: the demo checkpoints, "
+                        "content images and what the commands make (default: %(default)s)")
 
 
 def add_train(parser: argparse.ArgumentParser) -> None:

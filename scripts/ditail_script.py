@@ -69,6 +69,9 @@ else:
         def process_before_every_sampling(self, p, *args, x, noise, **kwargs):
             script.before_sampling(p, x, noise)
 
+        def postprocess_image(self, p, pp, *args):
+            script.postprocess_image(p, pp)
+
         def postprocess(self, p, processed, *args):
             script.release(p, processed)
 

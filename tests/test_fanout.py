@@ -49,14 +49,20 @@ def modules():
 
 
 @pytest.fixture(scope="module")
-def cluster(ray):
+def dies(tmp_path_factory):
+    """The file in which processes of the cluster count how often they made cells (see `DyingCellTask`)."""
+    return tmp_path_factory.mktemp("cluster") / "dies"
+
+
+@pytest.fixture(scope="module")
+def cluster(ray, dies):
     """The address of a Ray cluster of two cores that was there before."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}",
                "--num-cpus=2", "--include-dashboard=false", "--disable-usage-stats"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, DIE: str(dies)})
     try:
         wait_for(process, fanout.Options(address=f"127.0.0.1:{port}"))
         yield f"127.0.0.1:{port}"
@@ -172,18 +178,11 @@ def made(paths, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_matrix_of_two_workers_one_of_them_killed_is_the_same(ray, monkeypatch, paths, made, tmp_path):
-    monkeypatch.setenv(DIE, str(tmp_path / "dies"))
-    monkeypatch.setattr(matrix, "CellTask", DyingCellTask)
-    assert main(arguments(paths, tmp_path / "out", "--workers=2")) == 0
-    assert (tmp_path / "dies").stat().st_size == 3
-    assert pngs(tmp_path / "out") == pngs(made)
-
-
-@pytest.mark.slow
-def test_a_cluster_makes_the_same_matrix(cluster, paths, made, tmp_path):
+def test_a_cluster_with_a_killed_process_makes_the_same_matrix(cluster, dies, monkeypatch, paths, made, tmp_path):
     out = tmp_path / "out"
+    monkeypatch.setattr(matrix, "CellTask", DyingCellTask)
     assert main(arguments(paths, out, "--seeds=0,1", f"--address={cluster}")) == 0
+    assert dies.stat().st_size == 3
     assert {f"{PROMPT}/seed 0/{name}": data for name, data in pngs(made).items()}.items() <= pngs(out).items()
     assert len(pngs(out)) == 2 * 5
 

@@ -103,14 +103,14 @@ def test_cond_and_uncond_of_unequal_length_in_two_calls(unet):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_no_further_from_float32_than_the_hook_path(unets, dtype):
     errors = {True: [], False: []}
-    for seed in range(4):
+    for seed in range(12):
         x = randn(2, 4, 8, 16, seed=20 + seed)
         exact = run(unets["sd1"], HOOKS, x=x)
         for fast in errors:
             with torch.autocast("cpu", dtype):
                 rounded = run(unets["sd1"], Savings() if fast else HOOKS, x=x)
             errors[fast].append((rounded.float() - exact).abs().mean())
-    assert sum(errors[True]) <= 1.05 * sum(errors[False])
+    assert sum(errors[True]) <= 1.1 * sum(errors[False])
 
 
 def test_each_saving_saves_its_own_work(unet):

@@ -101,11 +101,11 @@ class LatentFolder:
 
     def _files(self) -> list[tuple[float, int, Path]]:
         """(time of last use, bytes, path) of every entry; nothing is read but the folder's listing."""
-        found: list[tuple[float, int, Path]] = []
+        entries: list[tuple[float, int, Path]] = []
         try:
             listing = list(os.scandir(self.path))
         except OSError:
-            return found
+            return entries
         for file in listing:
             path = Path(file.path)
             try:
@@ -113,12 +113,12 @@ class LatentFolder:
             except OSError:
                 continue  # deleted meanwhile
             if NAME.fullmatch(file.name):
-                found.append((stat.st_mtime, stat.st_size, path))
+                entries.append((stat.st_mtime, stat.st_size, path))
             elif not PART.fullmatch(file.name):
                 self._warn(path, f"{path}: not a file of Ditail's; it is left alone")
             elif time.time() - stat.st_mtime > PART_SECONDS:
                 _delete(path)
-        return found
+        return entries
 
     def _warn(self, path: Path, sentence: str) -> None:
         if path not in self._warned:

@@ -77,9 +77,9 @@ class ImageFolder:
 
     def _files(self) -> list[tuple[Path, float, int]]:
         """(file, time of its last use, bytes)"""
-        found = []
+        entries = []
         for file in self.path.glob("*.png"):
             with suppress(OSError):
                 stat = file.stat()
-                found.append((file, stat.st_mtime, stat.st_size))
-        return found
+                entries.append((file, stat.st_mtime, stat.st_size))
+        return entries

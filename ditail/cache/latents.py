@@ -32,14 +32,14 @@ class LatentCache:
     def get(self, key: str) -> SourceLatents | None:
         """An entry from RAM, else from the folder (and then kept in RAM, too), else None."""
         with self._lock:
-            found = self._entries.get(key)
-            if found is not None:
+            entry = self._entries.get(key)
+            if entry is not None:
                 self._entries.move_to_end(key)
                 if self.folder is not None:
                     self.folder.touch(key)
-            elif self.folder is not None and (found := self.folder.get(key)):
-                self._keep(key, found)
-            return found
+            elif self.folder is not None and (entry := self.folder.get(key)):
+                self._keep(key, entry)
+            return entry
 
     def put(self, key: str, latents: SourceLatents, metadata: Mapping[str, str] | None = None) -> None:
         """Keep an entry; one larger than a whole budget is not kept there. metadata: what its file is to say of it."""

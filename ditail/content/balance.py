@@ -10,7 +10,7 @@ ANCHORS = {0.0: "Style", 0.5: "Balanced", 1.0: "Structure"}
 STEP = 0.05
 # What a preset is made of: how content is taken, not what it is taken from.
 KEYS = tuple(field.key for field in FIELDS if isinstance(field.default, float)
-             or field.choices and field.key not in ("source", "resize_mode"))
+             or field.choices and field.key not in ("source", "resize_mode", "colours"))
 
 
 def preset_values(preset: Mapping) -> dict:

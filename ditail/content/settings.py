@@ -143,6 +143,8 @@ class DitailSettings:
                                      "Ditail inversion steps", low=0.1, high=1.0)
     tone: float = setting(0.0, "Tone", "Moves the colours that the start gives to the foreground toward the target's "
                           "own.", "Ditail tone", low=0.0, high=1.0)
+    colours: str = setting("style", "Colours", "Whose colours the image has in the end: the style's, or the content "
+                           "image's at the style's lightness.", "Ditail colours", choices=("style", "content"))
     start: str = setting("source", "Start", "Start sampling from the source's last latent or from the seed's noise.",
                          "Ditail start", choices=("source", "noise"))
     layers: str = setting("", "Layers", "Which blocks, and when: f4 a4-8 a9-11@0-0.3 (f: feature, a: attention, @: "

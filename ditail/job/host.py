@@ -152,6 +152,9 @@ class HostJob(Protocol):
     def generation_metadata(self, image: int) -> dict[str, str]:
         """Metadata of that for a cache entry, "seed" among it."""
 
+    def match_colours(self, image: Image.Image, content: Image.Image) -> Image.Image:
+        """An image in the colours of its content image. Raises DitailError where that can't be done."""
+
     def comment(self, text: str) -> None:
         """Tell the user something beside the images."""
 

@@ -75,14 +75,19 @@ class Job:
         if not self.is_plain:
             host.target.keep_attention_whole()
         self.samplings = plan_job(host, self.request, init_images, is_plain=self.is_plain)
-        wanted = Wanted(settings.show_source or self.is_preview, self.is_preview)
+        wanted = Wanted(self._wants_images, self.is_preview)
         self.latents, missing = look_up(self.cache, self.sources, wanted)
         return missing
 
     def _make(self, missing: Sequence[Source]) -> None:
         needs_images = any(source.needs_image for source in missing)
-        wanted = Wanted(self.request.settings.show_source or self.is_preview or needs_images, self.is_preview)
+        wanted = Wanted(self._wants_images or needs_images, self.is_preview)
         self.latents |= make_sources(self.host, self.cache, missing, self.latents, wanted)
+
+    @property
+    def _wants_images(self) -> bool:
+        settings = self.request.settings
+        return settings.show_source or settings.colours == "content" or self.is_preview
 
     @property
     def sources(self) -> list[Source]:
@@ -94,7 +99,7 @@ class Job:
     def _is_its_own_source(self) -> bool:
         """Whether the plain sampling is the generation of its source, and nothing but the latents is needed."""
         settings = self.request.settings
-        if not self.is_plain or settings.source != "generate" or settings.show_source:
+        if not self.is_plain or settings.source != "generate" or self._wants_images:
             return False
         own_prompts = all(texts == (settings.source_prompt or texts[0], settings.source_negative_prompt or texts[1])
                           for texts in self.host.job.prompts())

@@ -37,8 +37,8 @@ def preview(job: Job, cfg_scale: float) -> Preview:
     """The preview of a prepared job (`is_preview`) whose target is in place. Raises as `Job.prepare` does."""
     sampling = job.samplings[min(job.samplings)]
     source = sampling.sources[0]
-    content, made = source.content_image(job.latents), job.latents[source.key].image
-    reconstruction = Image.fromarray(made.numpy()) if source.kind == "image" and made is not None else None
+    content, decoded = source.content_image(job.latents), job.latents[source.key].image
+    reconstruction = Image.fromarray(decoded.numpy()) if source.kind == "image" and decoded is not None else None
     came_back = None if reconstruction is None else explained_variance(reconstruction, content)
     starts_there = job.request.settings.start == "source" and not sampling.hires
     return Preview(content, reconstruction, came_back, _start(job, sampling, cfg_scale) if starts_there else None)

@@ -64,7 +64,7 @@ class Source:
     @property
     def needs(self) -> tuple:
         """What has to be in place to make it."""
-        networks = {kind: [network.items for network in found] for kind, found in self.networks.items()}
+        networks = {kind: [network.items for network in of_kind] for kind, of_kind in self.networks.items()}
         return self.checkpoint.path, self.vae_file or "", repr(networks)
 
     def depends_on(self, host: Host, pixels_key: str) -> dict:

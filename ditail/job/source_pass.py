@@ -88,26 +88,26 @@ def make_sources(host: Host, cache: LatentCache, sources: Sequence[Source], know
     known: latents that are there already, for sources whose parents are not among these. When this is interrupted or
     raises, what is complete is in the cache, and no more.
     """
-    batches, made = batches_of(sources, host.checkpoints.target()), {}
+    batches, results = batches_of(sources, host.checkpoints.target()), {}
     counts = [len(batch[0].timesteps) for batch in batches]
     if wanted.reconstructions:
         counts += [len(batch[0].timesteps) for batch in batches if batch[0].kind == "image"]
     with host.models.source_pass(counts) as progress, host.models.borrowed_models() as borrow:
-        for source, latents in _made(host, batches, dict(known), progress, borrow, wanted):
-            made[source.key] = latents
+        for source, latents in _make_batches(host, batches, dict(known), progress, borrow, wanted):
+            results[source.key] = latents
             cache.put(source.key, latents, source.metadata(host))
-    return made
+    return results
 
 
-def _made(host: Host, batches: Sequence[list[Source]], known: dict[str, SourceLatents], progress: Progress,
+def _make_batches(host: Host, batches: Sequence[list[Source]], known: dict[str, SourceLatents], progress: Progress,
           borrow: Callable, wanted: Wanted) -> Iterator[tuple[Source, SourceLatents]]:
     for _, group in groupby(batches, lambda batch: batch[0].needs):
-        alike = list(group)
-        first, count = alike[0][0], sum(map(len, alike))
+        of_model = list(group)
+        first, count = of_model[0][0], sum(map(len, of_model))
         progress.show(f"loading {first.checkpoint.name}")
         why = f"{TEXTS[first.kind]} ({count} in all)"
         with borrow(first.checkpoint, first.vae_file, first.networks, why) as model:
-            for batch in alike:
+            for batch in of_model:
                 progress.begin(len(batch[0].timesteps), TEXTS[batch[0].kind])
                 latents = _make_batch(host, model, batch, known, progress, wanted)
                 progress.end()

@@ -46,7 +46,7 @@ def invert(
     ascending = sorted(map(float, timesteps))
     abar = alphas_cumprod_at(alphas_cumprod, torch.tensor(ascending, dtype=torch.float64)).tolist()
     previous = float(alphas_cumprod[0])
-    z, kept = z0.float(), []
+    z, latents = z0.float(), []
     for i, (t, now) in enumerate(zip(ascending, abar, strict=True)):
         eps = denoise(z, t).to(z)
         x0 = (z - (1 - previous) ** 0.5 * eps) / previous**0.5
@@ -56,11 +56,11 @@ def invert(
                 None, f"inversion: the latents are no longer finite at step {i + 1} of {len(ascending)} (t = {t:g}); "
                 "lower alpha or beta, or run the source model in full precision"
             )
-        kept.append(z.cpu())
+        latents.append(z.cpu())
         previous = now
         if progress:
             progress(i, z)
-    return SourceLatents(ascending, torch.stack(kept), alphas_cumprod, z0=z0)
+    return SourceLatents(ascending, torch.stack(latents), alphas_cumprod, z0=z0)
 
 
 @torch.no_grad()

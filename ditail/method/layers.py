@@ -1,4 +1,4 @@
-"""Layers of one's own choice as one line of text: `f4 a4-8 a9-11@0-0.3`.
+"""Custom layer selection as one line of text: `f4 a4-8 a9-11@0-0.3`.
 
 Terms are separated by spaces (X/Y/Z axes split their values on commas). `f` stands for the feature of an output block's
 ResBlock, `a` for the queries and keys of its self-attentions; a number or `first-last` says which blocks; `@from-to` is

@@ -78,7 +78,7 @@ class Window:
 class InjectionSteps:
     """Above which timestep features and attention are injected (exclusive; `inf` never, `-inf` always).
 
-    windows: the layers of one's own choice, each with its timesteps; empty = the architecture's layers, by those two.
+    windows: a custom layer selection, each layer with its timesteps; empty = the architecture's layers, by those two.
     """
 
     features_above: float
@@ -90,7 +90,7 @@ class InjectionSteps:
                     layers: Layers | None = None) -> "InjectionSteps":
         """The first `int(ratio * N)` of the sampler's `N` timesteps, in any order.
 
-        layers: the layers of one's own choice (see `parse_layers`); None or none = the architecture's.
+        layers: a custom layer selection (see `parse_layers`); None or empty = the architecture's.
         """
         ratios = {FEATURE: conv_ratio, ATTENTION: attn_ratio}
         windows = {layer: Window.of_steps(timesteps, *(steps or (0, ratios[layer.kind])))

@@ -19,12 +19,11 @@ MOST_PIXELS = 2048 * 2048
 
 
 def check_partner_files(*paths: Path) -> None:
-    """Raise DitailError naming both unless all checkpoints are there, whole and of one architecture."""
-    blocks = [check_checkpoint(p) for p in paths]
-    for path, count in zip(paths, blocks, strict=True):
-        if count != blocks[0]:
-            raise DitailError(str(path), f"has {count} output blocks, {paths[0]} has {blocks[0]}: both must be of one "
-                              "architecture")
+    """Raise DitailError naming both unless all checkpoints are there, whole and of one family."""
+    families = [check_checkpoint(p) for p in paths]
+    for path, family in zip(paths, families, strict=True):
+        if family != families[0]:
+            raise DitailError(str(path), f"is {family}, {paths[0]} is {families[0]}: all must be of one family")
 
 
 def job_of(args: Namespace) -> Job:
@@ -38,11 +37,12 @@ def size_of(args: Namespace, sides: tuple[int, int], image: Image.Image | None) 
     sides: the model's unit and native side.
     """
     unit, native = sides
-    own = image.size if image else (native, native)
-    if not args.width and not args.height and math.prod(own) > MOST_PIXELS:
-        raise DitailError(None, f"image: {own[0]}x{own[1]} is more than can be made at once; give --width and --height")
-    width = args.width or max(unit, own[0] // unit * unit)
-    height = args.height or max(unit, own[1] // unit * unit)
+    default = image.size if image else (native, native)
+    if not args.width and not args.height and math.prod(default) > MOST_PIXELS:
+        raise DitailError(None, f"image: {default[0]}x{default[1]} is more than can be made at once; give --width and "
+                          "--height")
+    width = args.width or max(unit, default[0] // unit * unit)
+    height = args.height or max(unit, default[1] // unit * unit)
     check_size(width, height, unit)
     return width, height
 

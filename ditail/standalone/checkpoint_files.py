@@ -2,49 +2,66 @@
 
 import contextlib
 import re
-import socket
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from urllib.parse import urlsplit
-from urllib.request import getproxies
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import huggingface_hub
 import yaml
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..content.images import LATENT_SCALE
 from ..errors import DitailError
 from ..method.schedule import scaled_linear_alphas_cumprod
+from ..unet.families import family_of, shapes_of_file
 
+FAMILIES, LATENT_CHANNELS = ("SD 1.x", "SD 2.x"), 4
 # "owner/name" on the Hugging Face hub.
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 HUB_SECONDS = 5
+PROXY_REFUSALS = (403, 407)
+TOKENIZER = "openai/clip-vit-large-patch14"
+CLIP, OPEN_CLIP = ".FrozenCLIPEmbedder", ".FrozenOpenCLIPEmbedder"
 
 
-def check_checkpoint(path: str | Path) -> int:
-    """The number of output blocks of a checkpoint, from its yaml; raises what `load_model` would, without loading."""
-    params = read_config(Path(path))
+def check_checkpoint(path: str | Path) -> str:
+    """The family of a checkpoint (see `unet.families`); raises what `load_model` would, without loading."""
+    path = Path(path)
+    check_file(path)
     try:
-        with safe_open(path, "pt") as file:
-            file.keys()
+        shapes = shapes_of_file(str(path))
     except (SafetensorError, OSError) as error:
         raise unreadable(path, error) from error
-    find_text(Path(path), params["cond_stage_config"])
-    with blaming_the_yaml(Path(path)):
-        unet = params["unet_config"]["params"]
-        return len(unet["channel_mult"]) * (unet["num_res_blocks"] + 1)
+    family = family_of(shapes)
+    if "SDXL" in family:
+        raise DitailError(None, f"{path}: is {family}; its U-Net and conditioner are in the package sgm, which is not "
+                          "on PyPI: use it in the WebUI")
+    if family not in FAMILIES:
+        raise DitailError(None, f"{path}: is {family}; the command line can load {' and '.join(FAMILIES)}")
+    channels = shapes["input_blocks.0.0.weight"][1]
+    if channels != LATENT_CHANNELS:
+        raise DitailError(None, f"{path}: its U-Net has {channels} input channels; models that read an image besides "
+                          "the latent (inpainting) work in the WebUI only")
+    find_text(path, read_config(path)["cond_stage_config"])
+    return family
 
 
-def read_config(path: Path) -> dict:
-    """`model.params` of the yaml beside a checkpoint, checked for the parts that are needed."""
-    config = path.with_suffix(".yaml")
+def check_file(path: Path) -> None:
+    """Raise DitailError unless there is a file of the right kind."""
     if not path.is_file():
         raise DitailError(None, f"{path}: does not exist")
     if path.suffix != ".safetensors":
         raise DitailError(None, f"{path}: must be a .safetensors file")
+
+
+def read_config(path: Path) -> dict:
+    """`model.params` of the yaml beside a checkpoint, checked for the parts that are needed."""
+    check_file(path)
+    config = path.with_suffix(".yaml")
     if not config.is_file():
         raise DitailError(None, f"{path}: has no {config.name} beside it")
     with blaming_the_yaml(path):
@@ -95,20 +112,37 @@ def read_sides(params: dict) -> tuple[int, int]:
     return LATENT_SCALE * 2 ** (levels - 1), LATENT_SCALE * int(params.get("image_size", 64))
 
 
+def load_weights(path: Path, module: nn.Module, weights: dict[str, Tensor], prefix: str, *,
+                 assign: bool = False) -> None:
+    """Load every weight that `module` has; DitailError where one is missing or of another shape.
+
+    assign: as in `load_state_dict`.
+    """
+    expected = module.state_dict()
+    matching = {k: v for k, v in weights.items() if k in expected}
+    wrong = [k for k in expected if k not in matching and not k.endswith("position_ids")] + [
+        k for k, v in matching.items() if v.shape != expected[k].shape]
+    if wrong:
+        raise DitailError(None, f"{path}: {prefix}{wrong[0]} is missing or of another shape than its yaml says")
+    module.load_state_dict(matching, strict=False, assign=assign)
+
+
 def find_text(path: Path, config: dict) -> str:
-    """The folder with the tokenizer and the config of a text encoder, or its name on the Hugging Face hub.
+    """The folder with the tokenizer (and CLIP's config) of a text encoder, or its name on the Hugging Face hub.
 
     Raises DitailError for a folder that is not there, and for a name that is neither in the hub's cache nor within
     reach: transformers itself would try for minutes.
     """
-    if not config["target"].endswith(".FrozenCLIPEmbedder"):
+    if not config["target"].endswith((CLIP, OPEN_CLIP)):
         raise DitailError(None, f"{path}: {config['target']} is not a text encoder that the command line can load")
     with blaming_the_yaml(path):
-        version = str((config.get("params") or {}).get("version", "openai/clip-vit-large-patch14"))
+        version = str((config.get("params") or {}).get("version", TOKENIZER))
         for folder in (Path(version), path.parent / version):
             if folder.is_dir():
                 return str(folder)
-    if not HUB_NAME.fullmatch(version):
+    if config["target"].endswith(OPEN_CLIP):
+        version = TOKENIZER  # OpenCLIP's `version` names its training data, and its words are CLIP's
+    elif not HUB_NAME.fullmatch(version):
         raise DitailError(str(path.with_suffix(".yaml")), f"its text encoder's folder {version} is not there")
     if not (is_in_hub_cache(version) or is_hub_reachable()):
         raise DitailError(str(path.with_suffix(".yaml")), f"its text encoder {version} is neither a folder nor in the "
@@ -121,12 +155,11 @@ def is_in_hub_cache(name: str) -> bool:
 
 
 def is_hub_reachable() -> bool:
-    """Whether something answers at the hub's address; behind a proxy only a download can tell."""
-    url = urlsplit(huggingface_hub.constants.ENDPOINT)
-    if getproxies().get(url.scheme):
-        return True
+    """Whether the hub, or a proxy before it, answers at once."""
     try:
-        socket.create_connection((url.hostname, url.port or 443), timeout=HUB_SECONDS).close()
-    except OSError:
+        urlopen(Request(huggingface_hub.constants.ENDPOINT, method="HEAD"), timeout=HUB_SECONDS).close()
+    except HTTPError as error:
+        return error.code < 500 and error.code not in PROXY_REFUSALS
+    except (OSError, ValueError):
         return False
     return True

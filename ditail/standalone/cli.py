@@ -8,7 +8,7 @@ from pathlib import Path
 from ..content.presets import PRESETS
 from ..content.settings import BY_KEY
 from .names import SAMPLERS
-from .options import MOST_SEED, Parser, add_workers, number, seeds
+from .options import MOST_SEED, Parser, add_workers, number, numbers
 from .process import execute
 
 
@@ -35,8 +35,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def add_demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("out/demo"), help="folder for the PNGs (default: %(default)s)")
-    parser.add_argument("--scene", type=number("--scene", 0, 119, whole=True), default=10,
-                        help="which of the held-out scenes is the content image (default: %(default)s)")
+    parser.add_argument("--scene", "--scenes", dest="scenes", type=numbers("--scene", 119), default=[18, 44],
+                        metavar="SCENE,SCENE,...", help="which of the 120 held-out scenes, from 0 on, are the content "
+                        "images (default: 18,44)")
     parser.add_argument("--style", choices=("noto", "flat", "ink"), default="noto",
                         help="the content image's style (default: %(default)s)")
     parser.add_argument("--seed", type=number("--seed", 0, MOST_SEED, whole=True), default=1,
@@ -57,6 +58,11 @@ def add_settings(parser: argparse.ArgumentParser, *keys: str) -> None:
         parser.add_argument(option, type=kind, choices=field.choices, help=f"{field.help}{default}")
 
 
+def add_seeds(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seed", "--seeds", dest="seeds", type=numbers("--seed", MOST_SEED), default=[0],
+                        metavar="SEED,SEED,...", help="one or several (default: 0)")
+
+
 def add_sampling(parser: argparse.ArgumentParser, cache: str) -> None:
     """The options of the sampling and Ditail's settings; cache: where source latents are kept by default."""
     parser.add_argument("--negative-prompt", default="", help='(default: "%(default)s")')
@@ -70,7 +76,7 @@ def add_sampling(parser: argparse.ArgumentParser, cache: str) -> None:
     parser.add_argument("--height", type=number("--height", 8, 8192, whole=True), help="as --width")
     parser.add_argument("--preset", choices=tuple(PRESETS), help=f"{BY_KEY['preset'].help} (default: Paper)")
     add_settings(parser, "alpha", "beta", "conv_ratio", "attn_ratio", "inject", "guidance_until", "source_latents",
-                 "inversion_steps", "tone", "start", "layers", "resize_mode")
+                 "inversion_steps", "tone", "colours", "start", "layers", "resize_mode")
     parser.add_argument("--mask", type=Path, help="image of the same proportions, white = take the content")
     parser.add_argument("--source-prompt", help="what the content image shows, for the inversion (default: --prompt)")
     parser.add_argument("--source-negative-prompt", help="for the inversion (default: --negative-prompt)")
@@ -84,15 +90,15 @@ def add_mix(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--source", type=Path, required=True, help="checkpoint that supplies the content "
                         "(.safetensors with its .yaml beside it)")
     parser.add_argument("--target", type=Path, required=True, help="checkpoint that supplies the style")
-    content = parser.add_mutually_exclusive_group(required=True)
+    content = parser.add_mutually_exclusive_group()
     content.add_argument("--image", type=Path, help="the content image, or a folder of them, each with its prompt in a "
-                         ".txt file beside it if it has one of its own")
+                         ".txt file beside it if it has one of its own; not needed where --settings has one, or a "
+                         "collage")
     content.add_argument("--generate", action="store_true", help="let the source checkpoint generate the content")
     parser.add_argument("--out", type=Path, required=True, help="the PNG to write, or a folder for a folder of images; "
                         "folders are made if need be")
     parser.add_argument("--prompt", help="what the image shows")
-    parser.add_argument("--seed", "--seeds", dest="seeds", type=seeds, default=[0], metavar="SEED,SEED,...",
-                        help="one or several (default: 0)")
+    add_seeds(parser)
     parser.add_argument("--batch-size", type=number("--batch-size", 1, 64, whole=True), default=1,
                         help="how many seeds are sampled at once (default: %(default)s)")
     add_sampling(parser, cache="nowhere")
@@ -109,7 +115,6 @@ def add_matrix(parser: argparse.ArgumentParser) -> None:
                         "already is not made again")
     parser.add_argument("--prompt", action="append", help="what the image shows; may be given several times")
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="further prompts, one a line")
-    parser.add_argument("--seed", "--seeds", dest="seeds", type=seeds, default=[0], metavar="SEED,SEED,...",
-                        help="one or several (default: 0)")
+    add_seeds(parser)
     add_sampling(parser, cache=".latents in --out")
     add_workers(parser)

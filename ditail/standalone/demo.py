@@ -4,6 +4,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from PIL import Image
 from tqdm import tqdm
@@ -23,7 +24,7 @@ from .sampling import Job, decode_image, generate, image_to_image
 from .sheet import contact_sheet
 
 DEMO = Job(prompts=("",), steps=20, omega=5.0)
-DEMO_ALPHAS = (1.0, 3.0, 8.0)
+DEMO_PRESETS = ("Paper", "Style", "Balanced", "Structure")
 DEMO_STRENGTH = 0.6
 
 
@@ -33,21 +34,25 @@ def command(args: Namespace) -> None:
         copy_to_webui(args.webui)
         return
     make_folder(args.out, "--out")
-    scenes = demo_checkpoints.held_out()
-    job = DEMO.with_(prompts=(scenes.captions[args.scene],), seeds=(args.seed,))
-    demo = Demo(args.style, scenes.images[args.style][args.scene], job, LoadedModels(len(demo_checkpoints.STYLES)),
-                LatentCache(RAM_BYTES))
+    held_out = demo_checkpoints.held_out()
+    load, cache = LoadedModels(len(demo_checkpoints.STYLES)), LatentCache(RAM_BYTES)
+    demos = []
+    for scene in args.scenes:
+        job = DEMO.with_(prompts=(held_out.captions[scene],), seeds=(args.seed,))
+        demos.append(Demo(args.style, held_out.images[args.style][scene], job, load, cache))
     targets = [style for style in demo_checkpoints.STYLES if style != args.style]
-    rows: dict[str, dict[str, Image.Image]] = {f"{args.style} to {target}": {} for target in targets}
-    with tqdm(total=len(targets) * demo.count, desc="demo", unit="image") as bar:
-        for target, row in zip(targets, rows.values(), strict=True):
-            for label, image in demo.images(target):
-                row[label] = image
-                bar.update()
+    rows: dict[str, dict[str, Image.Image]] = {}
+    with tqdm(total=len(demos) * len(targets) * Demo.count, desc="demo", unit="image") as bar:
+        for demo in demos:
+            for target in targets:
+                row = rows.setdefault(f"{demo.job.prompts[0]}, {args.style} to {target}", {})
+                for label, image in demo.images(target):
+                    row[label] = image
+                    bar.update()
     sheet = args.out / "contact_sheet.png"
-    files = {args.out / f"{name} - {label}.png".replace(" ", "_"): image
+    files = {args.out / f"{name} - {label}.png".replace(",", "").replace(" ", "_"): image
              for name, row in rows.items() for label, image in row.items()}
-    for path, image in {**files, sheet: contact_sheet(f'"{job.prompts[0]}"', rows)}.items():
+    for path, image in {**files, sheet: contact_sheet("Content in other styles", rows)}.items():
         with whole_file(path) as part:
             image.save(part, "PNG")
     print(f"{sheet}: open it; the single images are beside it")
@@ -63,10 +68,8 @@ class Demo:
     load: LoadedModels
     cache: LatentCache
 
-    @property
-    def count(self) -> int:
-        """How many images there are for each target."""
-        return len(DEMO_ALPHAS) + 5
+    # How many images there are for each target.
+    count: ClassVar[int] = len(DEMO_PRESETS) + 5
 
     def images(self, target: str) -> Iterator[tuple[str, Image.Image]]:
         """(label, image) for one target style."""
@@ -75,18 +78,17 @@ class Demo:
         yield f"plain {target}", decode_image(model, generate(model, self.job, *self.content.size)[0])
         z0 = model.encode(image_to_tensor(self.content))
         yield f"img2img {DEMO_STRENGTH}", decode_image(model, image_to_image(model, self.job, z0, DEMO_STRENGTH))
-        for alpha in DEMO_ALPHAS:
-            _, image = self._mix(target, {"image": self.content, "alpha": alpha})
-            yield f"Ditail alpha {alpha:g}", image
-        generated, image = self._mix(target, {"source": "generate", "show_source": True})
+        for preset in DEMO_PRESETS:
+            _, image = self._mix(target, {"image": self.content, "preset": preset})
+            yield f"Ditail, {preset}", image
+        generated, image = self._mix(target, {"source": "generate", "show_source": True, "preset": DEFAULT_PRESET})
         yield f"generated {self.style}", generated
-        yield "Ditail of generated", image
+        yield f"{target} of generated", image
 
     def _mix(self, target: str, values: dict) -> tuple[Image.Image, Image.Image]:
         """The source's image, and the image in the target's style."""
         paths, library = demo_checkpoints.paths(), FileLibrary()
-        request = Request.from_values({"enabled": True, "preset": DEFAULT_PRESET, **values,
-                                       "source_checkpoint": str(paths[self.style])}, library)
+        request = Request.from_values({"enabled": True, **values, "source_checkpoint": str(paths[self.style])}, library)
         host = FileHost(self.load, library.checkpoint(paths[target]), self.job, self.content.size)
         job = DitailJob(host, request, self.cache)
         job.prepare([])

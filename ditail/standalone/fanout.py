@@ -197,17 +197,17 @@ def joined_ray(options: Options, tasks: int) -> Iterator[None]:
     """
     ray = options.import_ray()
     address = options.address or (options.ray and os.environ.get("RAY_ADDRESS")) or "local"
-    own: dict[str, Any] = {}
+    resources: dict[str, Any] = {}
     if address == "local":
         workers = min(tasks, options.workers or max(1, count_cores() // options.threads))
-        own = {"num_cpus": workers * options.threads, "include_dashboard": False}
+        resources = {"num_cpus": workers * options.threads, "include_dashboard": False}
     environment = dict(os.environ)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         with _kept_sigterm():
             try:
                 check_reachable(address)
-                ray.init(address, **own, log_to_driver=False, logging_level=logging.ERROR,
+                ray.init(address, **resources, log_to_driver=False, logging_level=logging.ERROR,
                          runtime_env={"env_vars": MALLOC})
             except (OSError, ValueError, RuntimeError) as error:
                 raise DitailError(f"--{options.asking}", f"can't join Ray at {address!r} ({error})") from error

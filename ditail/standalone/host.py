@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..cache.features import Features
+from ..colours import match_colours
 from ..content.presets import PRESETS
 from ..errors import DitailError
 from ..job.host import Checkpoint, Networks, Pass, Prompts, Row, SamplingPlan
@@ -132,6 +133,9 @@ class FileJob:
 
     def generation_metadata(self, image: int) -> dict[str, str]:
         return {"seed": str(self.job.seeds[image]), "sampler": self.job.sampler, "steps": str(self.job.steps)}
+
+    def match_colours(self, image: Image.Image, content: Image.Image) -> Image.Image:
+        return match_colours(image, content)
 
     def comment(self, text: str) -> None:
         tqdm.write(text)

@@ -49,6 +49,8 @@ def command(args: Namespace) -> None:
     values = {**values_of(args), "source_checkpoint": str(args.source)}
     if args.generate:
         values["source"] = "generate"
+    elif not (args.image or values.get("image") or values.get("collage") or values.get("source") == "generate"):
+        raise DitailError("--image", "give a content image or a folder of them, or --generate")
     cache = LatentCache(RAM_BYTES, LatentFolder(args.cache, DISK_BYTES) if args.cache else None)
     load = LoadedModels()
 
@@ -93,7 +95,8 @@ def run(args: Namespace, mixes: list[Mix]) -> None:
 def _save(args: Namespace, mix: Mix) -> Iterator[Path]:
     """The files of one content's images, as they are written."""
     metadata = {k: str(v) for k, v in vars(args).items() if v is not None and k not in ("command", "out")}
-    metadata["prompt"], out = mix.content.prompt, mix.content.out
+    metadata |= {"image": str(mix.content.path or ""), "prompt": mix.content.prompt}
+    out = mix.content.out
     for seed, image in zip(args.seeds, images_of(mix.host, mix.job), strict=True):
         path = out if len(args.seeds) == 1 else out.with_stem(f"{out.stem} {seed}")
         save_image(image, path, {**metadata, "seed": seed})
@@ -103,7 +106,8 @@ def _save(args: Namespace, mix: Mix) -> Iterator[Path]:
         for source in shown:
             seed = f" {args.seeds[source.image]}" if len(shown) > 1 else ""
             path = out.with_stem(f"{out.stem}{seed} source")
-            save_image(source.content_image(mix.job.latents), path, metadata)
+            image = source.content_image(mix.job.latents)
+            save_image(image, path, {**metadata, "seed": args.seeds[source.image]})
             yield path
 
 

@@ -4,10 +4,12 @@ import contextlib
 import importlib
 import io
 import logging
+import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -17,10 +19,18 @@ from ..content.images import LATENT_SCALE
 from ..errors import DitailError
 from ..method.schedule import alphas_cumprod_at
 from ..unet.sites import Architecture, architecture_of
-from .checkpoint_files import blaming_the_yaml, find_text, read_config, read_schedule, read_sides, read_weights
+from .checkpoint_files import (
+    blaming_the_yaml,
+    load_weights,
+    read_config,
+    read_schedule,
+    read_sides,
+    read_weights,
+)
+from .text import TextEncoder, build_text
 
-TOKENS = 75
-UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
+LIGHTNING = "pytorch_lightning"
+UNET, VAE = "model.diffusion_model.", "first_stage_model."
 CLASSES = {
     "ldm.modules.diffusionmodules.openaimodel.UNetModel",
     "ldm.models.autoencoder.AutoencoderKL",
@@ -34,8 +44,7 @@ class Model:
     name: str
     unet: nn.Module
     vae: Any  # ldm's AutoencoderKL
-    text_model: nn.Module
-    tokenizer: Any  # a CLIPTokenizer
+    text: TextEncoder
     alphas_cumprod: Tensor
     scale_factor: float
     v_prediction: bool
@@ -65,18 +74,9 @@ class Model:
         abar = float(alphas_cumprod_at(self.alphas_cumprod, torch.tensor([float(t)])))
         return abar**0.5 * out + (1 - abar) ** 0.5 * z.float()
 
-    @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
         """Embeddings `[b, 77 * chunks, width]`; longer prompts take further chunks of 75 tokens, as in the WebUI."""
-        tokenizer = self.tokenizer
-        ids = [tokenizer(p, add_special_tokens=False).input_ids for p in prompts]
-        chunks = max(1, *(-(-len(i) // TOKENS) for i in ids))
-        parts = []
-        for c in range(chunks):
-            rows = [i[c * TOKENS : (c + 1) * TOKENS] for i in ids]
-            rows = [[tokenizer.bos_token_id, *r, *[tokenizer.eos_token_id] * (TOKENS + 1 - len(r))] for r in rows]
-            parts.append(self.text_model(torch.tensor(rows, device=self.device)).last_hidden_state)
-        return torch.cat(parts, 1).float()
+        return self.text.encode(prompts, self.device)
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:
@@ -107,7 +107,7 @@ def check_size(width: int, height: int, unit: int) -> None:
 def quiet() -> None:
     """Keep the libraries' chatter out of a command's output."""
     warnings.filterwarnings("ignore")
-    for name in ("diffusers", "transformers", "pytorch_lightning"):
+    for name in ("diffusers", "transformers"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
@@ -131,13 +131,13 @@ def load_model(path: str | Path, device: str | torch.device | None = None, dtype
     unet = build(path, params["unet_config"], state, UNET)
     architecture_of(unet)
     vae = build(path, params["first_stage_config"], state, VAE)
-    text_model, tokenizer = build_text(path, params["cond_stage_config"], state)
-    for module in (unet, vae, text_model):
+    text = build_text(path, params["cond_stage_config"], state)
+    for module in (unet, vae, text.model):
         module.eval().requires_grad_(False).to(device)
     unet.to(dtype)
     with blaming_the_yaml(path):
         return Model(
-            path.stem, unet, vae, text_model, tokenizer,
+            path.stem, unet, vae, text,
             read_schedule(params),
             float(params.get("scale_factor", 0.18215)), params.get("parameterization", "eps") == "v",
             *read_sides(params),
@@ -162,6 +162,25 @@ def build(path: Path, config: dict, state: dict[str, Tensor], prefix: str) -> nn
     return module
 
 
+@contextlib.contextmanager
+def without_lightning() -> Iterator[None]:
+    """A block in which Lightning's module is torch's, unless Lightning has been imported.
+
+    ldm's autoencoder is a `LightningModule`, which only its training needs; the import would take longer than all else
+    that a command does before its first step.
+    """
+    if LIGHTNING in sys.modules:
+        yield
+        return
+    stand_in = ModuleType(LIGHTNING)
+    stand_in.LightningModule = nn.Module  # type: ignore[attr-defined]
+    sys.modules[LIGHTNING] = stand_in
+    try:
+        yield
+    finally:
+        del sys.modules[LIGHTNING]
+
+
 def build_module(path: Path, config: dict) -> nn.Module:
     """The ldm module of `config`, its weights as ldm initialises them."""
     target = config["target"].replace("ldm_patched", "ldm")
@@ -169,39 +188,9 @@ def build_module(path: Path, config: dict) -> nn.Module:
         raise DitailError(None, f"{path}: {target} is not a module that the command line can load")
     module, name = target.rsplit(".", 1)
     # ldm prints as it builds and trips deprecation warnings; neither is the user's business.
-    with blaming_the_yaml(path), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+    with (blaming_the_yaml(path), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(),
+          without_lightning()):
         warnings.simplefilter("ignore")
-        return getattr(importlib.import_module(module), name)(**dict(config.get("params") or {}))
-
-
-def build_text(path: Path, config: dict, state: dict[str, Tensor]) -> tuple[nn.Module, object]:
-    """(CLIP text model, tokenizer) of an ldm `FrozenCLIPEmbedder` config."""
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
-    version = find_text(path, config)
-    try:
-        tokenizer = CLIPTokenizer.from_pretrained(version)
-        model = CLIPTextModel(CLIPTextConfig.from_pretrained(version))
-    except (OSError, ValueError) as error:
-        raise DitailError(None, f"{path}: its text encoder's folder {version} can't be read ({error})") from error
-    # transformers 5 dropped the `text_model.` level from the keys; checkpoints have it.
-    level = "" if any(k.startswith("text_model.") for k in model.state_dict()) else "text_model."
-    weights = {k.removeprefix(TEXT + level): v for k, v in state.items() if k.startswith(TEXT)}
-    weights = {k: v for k, v in weights.items() if not k.endswith("position_ids")}
-    load_weights(path, model, weights, TEXT)
-    return model, tokenizer
-
-
-def load_weights(path: Path, module: nn.Module, weights: dict[str, Tensor], prefix: str, *,
-                 assign: bool = False) -> None:
-    """Load every weight that `module` has; DitailError where one is missing or of another shape.
-
-    assign: as in `load_state_dict`.
-    """
-    expected = module.state_dict()
-    matching = {k: v for k, v in weights.items() if k in expected}
-    wrong = [k for k in expected if k not in matching and not k.endswith("position_ids")] + [
-        k for k, v in matching.items() if v.shape != expected[k].shape]
-    if wrong:
-        raise DitailError(None, f"{path}: {prefix}{wrong[0]} is missing or of another shape than its yaml says")
-    module.load_state_dict(matching, strict=False, assign=assign)
+        # SD 2.x configs ask for half precision, which is the host's to choose (see `default_dtype`).
+        params = {k: v for k, v in (config.get("params") or {}).items() if k not in ("use_fp16", "use_bf16")}
+        return getattr(importlib.import_module(module), name)(**params)

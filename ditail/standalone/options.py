@@ -36,10 +36,10 @@ def number(key: str, low: float, high: float, whole: bool = False):
     return parse
 
 
-def seeds(text: str) -> list[int]:
-    """An argparse type: comma-separated seeds, each once."""
-    one = number("--seed", 0, MOST_SEED, whole=True)
-    return list(dict.fromkeys(one(part) for part in text.split(",")))
+def numbers(key: str, high: int):
+    """An argparse type: comma-separated whole numbers from 0 to `high`, each once."""
+    one = number(key, 0, high, whole=True)
+    return lambda text: list(dict.fromkeys(one(part) for part in text.split(",")))
 
 
 def add_workers(parser: argparse.ArgumentParser) -> None:

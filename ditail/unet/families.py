@@ -43,6 +43,11 @@ def family_of_unet(unet: nn.Module) -> str:
 
 def family_of_file(path: str) -> str:
     """The family of a safetensors checkpoint, by its header. Raises SafetensorError or OSError for what is none."""
+    return family_of(shapes_of_file(path))
+
+
+def shapes_of_file(path: str) -> dict[str, Sequence[int]]:
+    """The shapes of the U-Net's parameters by name, from a safetensors checkpoint's header. Raises as above."""
     with safe_open(path, "pt") as file:
         names = [k for k in file.keys() if k.startswith(UNET_PREFIX)]  # noqa: SIM118 (not a dict)
-        return family_of({k.removeprefix(UNET_PREFIX): file.get_slice(k).get_shape() for k in names})
+        return {k.removeprefix(UNET_PREFIX): file.get_slice(k).get_shape() for k in names}

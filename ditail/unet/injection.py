@@ -151,27 +151,21 @@ class InjectionHooks:
 
     def _recorded_step(self, x: Tensor, timesteps: Tensor, step: Step) -> Step:
         """`step` with what the source run records, or with what an earlier generation kept."""
-        features = self._features_for(x)
-        if features is None:
+        features = self.injection.features
+        # An inpainting U-Net's further channels are the denoised rows' own.
+        has_own_channels = x.shape[1] != self.mixed[0].latents.latents.shape[2]
+        if features is None or has_own_channels or not is_untouched(self.unet, self.savings.trusted, self):
             self._run_source(x, timesteps, step)
             return step
         name = (step.timestep, tuple(x.shape[-2:]), x.dtype, x.device.type, step.places)
-        kept = features.get(name)
-        if kept and step.layers_to_keep <= kept.keys():
-            step.recall(kept, x.device, self._grid)
+        cached = features.get(name)
+        if cached and step.layers_to_keep <= cached.keys():
+            step.recall(cached, x.device, self._grid)
             return step
         self._run_source(x, timesteps, step)
         if step.layers_to_keep <= step.to_keep.keys():
             features.put(name, step.to_keep)
         return step
-
-    def _features_for(self, x: Tensor) -> Features | None:
-        """Where the features of a call with `x` are kept; None where they are not to be."""
-        # An inpainting U-Net's further channels are the denoised rows' own.
-        channels = self.mixed[0].latents.latents.shape[2]
-        if x.shape[1] != channels or not is_untouched(self.unet, self.savings.trusted, self):
-            return None
-        return self.injection.features
 
     def _run_source(self, x: Tensor, timesteps: Tensor, step: Step) -> None:
         """Run the U-Net on the source latents, for the hooks to record what it computes."""
@@ -198,7 +192,7 @@ class InjectionHooks:
             if not self._recording:
                 return self._injected(step, output, self.recorded(key, module), key)
             step.record(key, args[0], output, self._grid, keep=self.injection.features is not None)
-            if self.savings.early_exit and not step.kept and step.is_recorded:
+            if self.savings.early_exit and not step.cached and step.is_recorded:
                 raise _LastLayerReached
             return None
 
@@ -221,11 +215,6 @@ class InjectionHooks:
             source = torch.where(rows, output, source)
         return source
 
-    def _step_at_hand(self) -> Step:
-        if self._step is None:
-            raise RuntimeError("no layer is injected at this timestep")
-        return self._step
-
     # What the shortcuts ask: see `shortcuts.Source`.
 
     def replaces(self, *keys: str) -> bool:
@@ -234,15 +223,17 @@ class InjectionHooks:
                 and step.wanted.issuperset(keys))
 
     def recorded(self, key: str, module: nn.Module) -> Tensor:
-        step = self._step_at_hand()
+        step = self._step
+        if step is None:
+            raise RuntimeError("no layer is injected at this timestep")
         if key not in step.recorded:
             # Of kept features, q and k are projected when they are first asked for.
             with self._recorded_into(step):
-                module(step.kept[key.rpartition(".")[0]])
+                module(step.cached[key.rpartition(".")[0]])
         return step.recorded[key]
 
     def is_fed_alike(self, attention: str) -> bool:
-        return self._step_at_hand().is_fed_alike(attention)
+        return self._step is not None and self._step.is_fed_alike(attention)
 
     def owns(self, hook_id: int) -> bool:
         return hook_id in self._hook_ids
@@ -275,10 +266,10 @@ class InjectionHooks:
 
 def images_of_rows(rows: int, images: int, row_images: RowImages | None, call: Mapping) -> Sequence[int | None]:
     """The image of each of `rows` rows; see `Injection.row_images`. Raises DitailError where they don't match."""
-    found = list(row_images(rows, call)) if row_images else [i % images for i in range(rows)]
-    if len(found) != rows or (row_images is None and rows % images):
+    numbers = list(row_images(rows, call)) if row_images else [i % images for i in range(rows)]
+    if len(numbers) != rows or (row_images is None and rows % images):
         raise DitailError(None, f"injection: {rows} rows can't be matched with {images} source latents")
-    return found
+    return numbers
 
 
 def source_rows(latents: SourceLatents, timestep: float, x: Tensor, images: Sequence[int | None]) -> Tensor:

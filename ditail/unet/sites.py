@@ -82,14 +82,14 @@ def find_sites(unet: nn.Module, layers: Iterable[Layer] = ()) -> Sites:
     Raises DitailError if a block is not there, or lacks its ResBlock or the self-attentions that are expected.
     """
     architecture = architecture_of(unet)
-    found: dict[str, list[Site]] = {FEATURE: [], ATTENTION: []}
+    sites: dict[str, list[Site]] = {FEATURE: [], ATTENTION: []}
     chosen = tuple(layers)
     for layer in chosen or parse_layers(architecture.layers):
         try:
-            found[layer.kind] += _sites_of(unet, architecture, layer)
+            sites[layer.kind] += _sites_of(unet, architecture, layer)
         except DitailError as error:
             raise DitailError("layers", f"{error}") if chosen else error from None
-    return Sites(architecture, tuple(found[FEATURE]), tuple(found[ATTENTION]))
+    return Sites(architecture, tuple(sites[FEATURE]), tuple(sites[ATTENTION]))
 
 
 def _sites_of(unet: nn.Module, architecture: Architecture, layer: Layer) -> list[Site]:
@@ -103,15 +103,15 @@ def _sites_of(unet: nn.Module, architecture: Architecture, layer: Layer) -> list
         if out_layers is None:
             raise DitailError(None, f"{architecture.name}: {path}.0 is not a ResBlock with out_layers")
         return [Site(layer, f"{path}.0.out_layers", out_layers)]
-    found = [Site(layer, f"{path}.{n}", m) for n, m in block.named_modules() if n.endswith("attn1")]
-    usable = [m for m in (site.module for site in found)
+    sites = [Site(layer, f"{path}.{n}", m) for n, m in block.named_modules() if n.endswith("attn1")]
+    usable = [m for m in (site.module for site in sites)
               if hasattr(m, "to_q") and hasattr(m, "to_k") and not is_cross_attention(m)]
-    if not found:
+    if not sites:
         raise DitailError(None, f"{architecture.name}: {path} has no self-attention")
-    if len(usable) != len(found) or architecture.depth not in (None, len(found)):
-        raise DitailError(None, f"{architecture.name}: {path} has {len(usable)} self-attentions of {len(found)}, "
+    if len(usable) != len(sites) or architecture.depth not in (None, len(sites)):
+        raise DitailError(None, f"{architecture.name}: {path} has {len(usable)} self-attentions of {len(sites)}, "
                           f"expected {architecture.depth or 'one or more'}")
-    return found
+    return sites
 
 
 def is_cross_attention(attn1: nn.Module) -> bool:

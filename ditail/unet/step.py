@@ -26,7 +26,7 @@ class Step:
     places: tuple[int, ...]
     images: int
     recorded: dict[str, Tensor] = field(default_factory=dict)
-    kept: Mapping[str, Tensor] = field(default_factory=dict)
+    cached: Mapping[str, Tensor] = field(default_factory=dict)
     to_keep: dict[str, Tensor] = field(default_factory=dict)
     fed_alike: set[str] = field(default_factory=set)
     # What the last `to_q` was called with.
@@ -60,14 +60,14 @@ class Step:
                 # Autocast hands the projection this very rounding of its input, at half the size.
                 self.to_keep[layer] = layer_input.to(output.dtype)
 
-    def recall(self, kept: Mapping[str, Tensor], device, grid: tuple[int, int]) -> None:
+    def recall(self, cached: Mapping[str, Tensor], device, grid: tuple[int, int]) -> None:
         """Take an earlier generation's tensors instead of a source run; q and k are projected when first asked for."""
-        self.kept = {layer: kept[layer].to(device) for layer in self.layers_to_keep}
-        self.recorded = {key: self._blended(key, self.kept[key], grid) for key in self.wanted & self.kept.keys()}
+        self.cached = {layer: cached[layer].to(device) for layer in self.layers_to_keep}
+        self.recorded = {key: self._blended(key, self.cached[key], grid) for key in self.wanted & self.cached.keys()}
 
     def is_fed_alike(self, attention: str) -> bool:
         """Whether an attention's to_q and to_k were called with one tensor (no hypernetwork in between)."""
-        return bool(self.kept) or attention in self.fed_alike
+        return bool(self.cached) or attention in self.fed_alike
 
     def _blended(self, key: str, output: Tensor, grid: tuple[int, int]) -> Tensor:
         """What the active sources' rows gave, as one row an image."""

@@ -59,13 +59,13 @@ def _protected(key: str, value):
 def _described(part: Further) -> dict:
     """A further source without its images, which infotext can't hold."""
     settings = part.request.settings
-    said = {"source": settings.source, "weight": part.weight, "steps": list(part.steps)}
+    entry = {"source": settings.source, "weight": part.weight, "steps": list(part.steps)}
     for name, image in (("image hash", part.request.image), ("mask hash", part.mask)):
         if image is not None:
-            said[name] = image_hash(image)
+            entry[name] = image_hash(image)
     if part.request.checkpoint is not None:
-        said["source_checkpoint"] = part.request.checkpoint.handle.short_title
-    return said
+        entry["source_checkpoint"] = part.request.checkpoint.handle.short_title
+    return entry
 
 
 def source_infotext(p, checkpoint, prompts: tuple[str, str], image: int) -> str:

@@ -22,6 +22,9 @@ OWN = ("enabled", "source", "source_checkpoint", "source_prompt", "missing", "se
 HOSTS = ("steps", "cfg_scale", "batch_size", "batch_count", "prompt")
 # What the page knows: "image" (there is a content image), "init", "batch" (img2img's Batch), "reference" (ControlNet).
 FACTS = "facts"
+# Above the paper's largest alpha, and above the beta up to which the demo's content images came back from their
+# inversion as they do with 0.5 (explained variance 0.86; at alpha 10 or beta 10 from 0.54 to 0.87).
+LARGE_ALPHA, LARGE_BETA = 8.0, 3.0
 ALL = tuple(dict.fromkeys((*OWN, *HOSTS)))
 
 
@@ -84,6 +87,8 @@ def _warnings(values: Mapping, is_img2img: bool) -> Iterator[str]:
         yield ("A ControlNet unit with a reference preprocessor rewrites the same attention: switch it off, or set "
                "Attention ratio to 0.")
     settings = _settings(values)
+    if values["source"] == "image" and (settings.alpha > LARGE_ALPHA or settings.beta > LARGE_BETA):
+        yield "Alpha or Beta is so large that less of the content image comes back: Preview shows how much."
     yield from warnings_of(alpha=settings.alpha, beta=settings.beta, cfg_scale=values.get("cfg_scale"))
 
 

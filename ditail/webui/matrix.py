@@ -42,12 +42,12 @@ def parse_models(texts: Sequence[str]) -> list[MatrixModel]:
     if len(texts) > MOST_TEXTS:
         raise DitailError("checkpoints", f"takes 2 to {MOST} different ones, got {len(texts)} names")
     try:
-        found = dict.fromkeys(map(_parse_model, texts))
+        models = dict.fromkeys(map(_parse_model, texts))
     except DitailError as error:
         raise DitailError("checkpoints", error.sentence) from error
-    if not 2 <= len(found) <= MOST:
-        raise DitailError("checkpoints", f"takes 2 to {MOST} different ones, got {len(found)}")
-    return list(found)
+    if not 2 <= len(models) <= MOST:
+        raise DitailError("checkpoints", f"takes 2 to {MOST} different ones, got {len(models)}")
+    return list(models)
 
 
 def _parse_model(text: str) -> MatrixModel:
@@ -80,7 +80,7 @@ def run(p, values: dict, names: Sequence[str], *, one_source: bool = False, marg
         shared.state.job_count = len(cells) * p.n_iter
         shared.total_tqdm.updateTotal(len(cells) * p.n_iter * p.steps)
         tagged = any(model.tags for model in (*chosen, source or chosen[0]))
-        made = {}
+        results = {}
         for done, cell in enumerate(in_loading_order(cells)):
             if shared.state.interrupted or shared.state.stopping_generation:
                 break
@@ -91,8 +91,8 @@ def run(p, values: dict, names: Sequence[str], *, one_source: bool = False, marg
             setattr(job, PLACE, f"{done + 1} of {len(cells)}")
             processed = processing.process_images(job)
             if processed.images:
-                made[cell] = processed
-        return _joined(p, cells, made, margin)
+                results[cell] = processed
+        return _joined(p, cells, results, margin)
 
 
 def _complete(values: dict) -> dict:
@@ -111,8 +111,8 @@ def _job(p, cell: Cell, values: dict, tagged: bool):
     job.do_not_save_grid = True
     values = {**values, "enabled": True, "source_checkpoint": cell.source.checkpoint.title}
     if tagged:
-        own = values.get("source_prompt") or shared.prompt_styles.apply_styles_to_prompt(p.prompt, p.styles)
-        values["source_prompt"] = f"{own} {cell.source.tags}".strip()
+        prompt = values.get("source_prompt") or shared.prompt_styles.apply_styles_to_prompt(p.prompt, p.styles)
+        values["source_prompt"] = f"{prompt} {cell.source.tags}".strip()
         job.prompt = f"{p.prompt} {cell.target.tags}".strip()
     # Without a content image a model's own image is the content of its row.
     setattr(job, PLAIN, cell.is_plain and values.get("source") == "generate")
@@ -133,14 +133,14 @@ def _is_refusal(error: BaseException) -> bool:
     return isinstance(error, DitailError | Ditail | HTTPException)
 
 
-def _joined(p, cells: Sequence[Cell], made: dict, margin: int):
+def _joined(p, cells: Sequence[Cell], results: dict, margin: int):
     """One Processed of those of the cells; a cell that was not reached is empty."""
-    if not made:
+    if not results:
         return processing.Processed(p, [], p.seed)
-    ordered = [made[cell] for cell in cells if cell in made]
+    ordered = [results[cell] for cell in cells if cell in results]
     first = ordered[0]
     size = first.images[0].size
-    shown = [made[cell].images[0] if cell in made else Image.new("RGB", size) for cell in cells]
+    shown = [results[cell].images[0] if cell in results else Image.new("RGB", size) for cell in cells]
     columns = 1 + max(cell.column for cell in cells)
     grid = images.image_grid(shown, rows=len(cells) // columns)
     grid = images.draw_grid_annotations(

@@ -5,10 +5,12 @@ from contextlib import ExitStack
 from functools import partial
 
 from modules import images, sd_samplers, sd_unet, shared
+from PIL import Image
 from torch import Tensor
 
 from ..content.settings import warnings_of
 from ..errors import DitailError
+from ..job.finish import finished
 from ..job.host import Interrupted
 from ..job.job import Job
 from ..job.plan import image_hash, image_hashes
@@ -18,7 +20,7 @@ from ..job.source import Source, distinct
 from ..method.latents import SourceLatents
 from . import caches, hijacks, kept_images, loaded, preview
 from .controls import Extras
-from .failures import errors_for_the_user
+from .failures import errors_for_the_user, in_words
 from .host import WebuiHost
 from .infotext import infotext_of, source_infotext
 from .progress import sampling_text
@@ -156,6 +158,14 @@ class Run:
         self._guidance.close()
         if self.job is not None:
             self.job.detach()
+
+    def finish(self, image: Image.Image) -> Image.Image:
+        """An image of the batch, decoded, as the settings ask for it."""
+        try:
+            return finished(self.job, image, self._first + self.p.batch_index)
+        except DitailError as error:
+            self.p.comment(f"Ditail: {in_words(error)}")
+            return image
 
     def show_sources(self, processed) -> None:
         """Add the images that the content came from to a finished job's, each with its infotext."""

@@ -13,6 +13,7 @@ from modules import sd_models, sd_samplers, shared
 from PIL import Image
 from torch import Tensor
 
+from ..colours import match_colours
 from ..content.images import LATENT_SCALE, fit
 from ..job.host import Pass, Prompts, SamplingPlan
 
@@ -165,6 +166,9 @@ class WebuiJob:
     def generation_metadata(self, image: int) -> dict[str, str]:
         p = self.p
         return {"seed": str(p.all_seeds[image]), "sampler": str(p.sampler_name), "steps": str(p.steps)}
+
+    def match_colours(self, image: Image.Image, content: Image.Image) -> Image.Image:
+        return match_colours(image, content)
 
     def comment(self, text: str) -> None:
         self.p.comment(text)

@@ -47,6 +47,13 @@ def before_sampling(p, x, noise) -> None:
         run.attach(x, noise)
 
 
+def postprocess_image(p, pp) -> None:
+    """Once per image, before anything is laid over it."""
+    run = p.__dict__.get(RUN)
+    if run is not None and run.job is not None and not run.job.is_preview:
+        pp.image = run.finish(pp.image)
+
+
 def on_cfg_denoiser(params) -> None:
     """Once per evaluation of the model, for every job: those of Ditail keep up with a change of model."""
     run = getattr(params.denoiser.p, "__dict__", {}).get(RUN)

@@ -1,4 +1,4 @@
-"""Axes for the WebUI's X/Y/Z plot, one per setting that can be written as a number or a word."""
+"""Axes for the WebUI's X/Y/Z plot: one for each setting that is a number or a text, which infotext has, too."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from modules import scripts, sd_models, sd_vae
 
 from ..content.balance import preset_values
 from ..content.presets import preset_of
-from ..content.settings import BY_KEY, Field
+from ..content.settings import BY_KEY, FIELDS, Field
 from ..errors import DitailError
 from ..job.request import Request
 from .checkpoints import WebuiLibrary, find_checkpoint, find_vae
@@ -16,12 +16,10 @@ from .failures import errors_for_the_user
 from .presets import all_presets
 
 AXES = "_ditail_axes"
-KEYS = ("preset", "alpha", "beta", "conv_ratio", "attn_ratio", "start", "resize_mode", "source", "source_checkpoint",
-        "source_vae", "source_prompt", "source_negative_prompt", "layers", "hires")
 PROMPTS = ("source_prompt", "source_negative_prompt")
 SEARCH_REPLACE = "source_prompt_sr"
 # What a sweep changes of an inverted source itself.
-OF_THE_SOURCE = ("alpha", "beta", "source_checkpoint", *PROMPTS)
+OF_THE_SOURCE = ("alpha", "beta", "inversion_steps", "source_checkpoint", *PROMPTS)
 SWEEP_AT_MOST = 64
 
 
@@ -38,7 +36,7 @@ def add_axes() -> None:
     plots = [data.module for data in scripts.scripts_data if data.script_class.__module__ == "xyz_grid.py"]
     for plot in plots[:1]:
         labels = {option.label for option in plot.axis_options}
-        wanted = [_axis(plot, BY_KEY[key]) for key in KEYS]
+        wanted = [_axis(plot, field) for field in FIELDS if field.infotext]
         wanted.append(plot.AxisOption("[Ditail] Source prompt S/R", str, _apply(SEARCH_REPLACE)))
         plot.axis_options.extend(option for option in wanted if option.label not in labels)
 
@@ -101,14 +99,14 @@ def at_cell(request: Request, axes: Mapping[str, Axis], prompts: tuple[str, str]
     values = {key: _setting(key, axis.value) for key, axis in axes.items() if key != SEARCH_REPLACE}
     if "preset" in values:  # a whole set of them; another axis comes first
         values = {**preset_values(preset_of(values["preset"], all_presets())), **values}
-    made = request.with_values(values, WebuiLibrary())
+    changed = request.with_values(values, WebuiLibrary())
     if SEARCH_REPLACE not in axes:
-        return made
+        return changed
     old, new = axes[SEARCH_REPLACE].values[0], axes[SEARCH_REPLACE].value
-    texts = {key: getattr(made.settings, key) or own for key, own in zip(PROMPTS, prompts, strict=True)}
+    texts = {key: getattr(changed.settings, key) or prompt for key, prompt in zip(PROMPTS, prompts, strict=True)}
     if not any(old in text for text in texts.values()):
         raise DitailError("source_prompt", f'S/R did not find "{old}" in the source prompts')
-    return made.with_values({key: text.replace(old, new) for key, text in texts.items()}, WebuiLibrary())
+    return changed.with_values({key: text.replace(old, new) for key, text in texts.items()}, WebuiLibrary())
 
 
 def sweep(request: Request, axes: Mapping[str, Axis]) -> list[Request]:

@@ -28,7 +28,7 @@ def open_browser() -> Iterator:
 def open_page(browser, url: str, **viewport: int) -> Iterator:
     """A page of the WebUI at `url`, once it can be used; fails where the page has logged an error."""
     page = browser.new_page(viewport={"width": 1500, "height": 1200, **viewport})
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(150_000)
     errors = []
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
@@ -101,7 +101,9 @@ def generate(page, tab: str) -> str:
         }, 40);
     }""", tab)
     page.click(f"#{tab}_generate")
-    page.wait_for_function(f"gradioApp().querySelector('#html_log_{tab}').innerText.length > 0", timeout=300_000)
+    # The button in its place is shown at once, and gone when the images are there.
+    page.wait_for_function(f"!gradioApp().querySelector('#{tab}_interrupt').offsetParent && "
+                           f"gradioApp().querySelector('#html_log_{tab}').innerText.length > 0", timeout=300_000)
     page.wait_for_timeout(1000)
     return page.evaluate("() => { clearInterval(window.ditailTimer); return window.ditailSeen.join('\\n'); }")
 

@@ -1,6 +1,7 @@
 """The settings beyond the paper in the real WebUI: each does what it says, and changes nothing if it is absent."""
 
 import pytest
+from PIL import ImageStat
 
 from tests.webui.webui_helpers import difference, encode
 
@@ -102,3 +103,16 @@ def test_the_diagonal_of_a_matrix_of_a_content_image_is_the_models_own_sampling_
     images = webui.generate(None, script_name="Ditail matrix", script_args=[values]).images
     own = webui.generate({**ditail, "source_checkpoint": "house-ink"}).image
     assert difference(images[4], own) == 0
+
+
+def test_colours_of_the_content_image(webui, ditail, content):
+    """By default nothing changes; asked for, the image has the content's mean colour at its own lightness."""
+    plain, style = (webui.generate({**ditail, **given}) for given in ({}, {"colours": "style"}))
+    matched = webui.generate({**ditail, "colours": "content"})
+    assert difference(plain.image, style.image) == 0
+    assert "Ditail colours: content" in matched.infotext
+    wanted, before, after = (image.convert("LAB").split() for image in (content, plain.image, matched.image))
+    for channel in (1, 2):
+        means = [ImageStat.Stat(image[channel]).mean[0] for image in (wanted, before, after)]
+        assert abs(means[2] - means[0]) < 2 < abs(means[1] - means[0])
+    assert abs(ImageStat.Stat(before[0]).mean[0] - ImageStat.Stat(after[0]).mean[0]) < 4

@@ -27,6 +27,7 @@ def test_txt2img(page, image, webui):
     fill(page, "txt2img", ditail_alpha=1.75)
     seen = generate(page, "txt2img")
     assert "Ditail: inverting the content image" in seen and "[preview]" in seen
+    assert "Ditail: sampling with house-ink" in seen
     infotext = page.inner_text("#html_info_txt2img")
     assert "Ditail alpha: 1.75" in infotext and "Ditail source checkpoint: house-noto" in infotext
 
@@ -114,6 +115,7 @@ def test_matrix(page, image, tab):
     page.wait_for_selector(f"#{tab}_ditail_matrix_checkpoints", state="visible")
     for name in ("house-noto", "house-flat", "house-ink"):
         choose(page, f"{tab}_ditail_matrix_checkpoints", name)
-    generate(page, tab)
+    seen = generate(page, tab)
+    assert "Ditail, 4 of 9: " in seen
     assert page.locator(f"#{tab}_gallery .thumbnails img").count() == 10
     screenshot(page, f"webui-matrix-{tab}.png")

@@ -3,6 +3,7 @@
 import pytest
 from PIL import Image
 
+from ditail.content.settings import FIELDS
 from tests.webui.server import LOADS_TO_GO_BACK
 from tests.webui.webui_helpers import SIDE, difference, encode, likeness
 
@@ -85,6 +86,15 @@ def test_a_sweep_inverts_and_loads_only_what_is_distinct(webui, ditail):
     assert loads <= 5
     for text in made.infotexts[1:]:
         assert "Ditail alpha: " in text
+
+
+def test_every_setting_of_infotext_is_an_axis(webui, ditail):
+    plot = next(s for s in webui.call("/sdapi/v1/script-info").json if s["name"] == "x/y/z plot")
+    labels = {label for label in plot["args"][0]["choices"] if label.startswith("[Ditail] ")}
+    assert labels == {f"[Ditail] {field.label}" for field in FIELDS if field.infotext} | {"[Ditail] Source prompt S/R"}
+    swept = webui.plot(ditail, ("[Ditail] Inject into", ["both", "cond"]), ("[Ditail] Inversion steps", "0.25, 1"))
+    assert ["Ditail inject: cond" in text for text in swept.infotexts[1:]] == [False, True, False, True]
+    assert ["Ditail inversion steps: 0.25" in text for text in swept.infotexts[1:]] == [True, True, False, False]
 
 
 def test_axes(webui, ditail):

@@ -106,6 +106,9 @@ def test_the_line_says_what_generate_does_and_what_is_unwise(page, image):
     fill(page, "txt2img", prompt="a fox on pink")
     wait_for_line(page, "txt2img", "There is no prompt", gone=True)
     assert "There is no source prompt" in line_of(page, "txt2img")
+    open_advanced(page, "txt2img")
+    fill(page, "txt2img", ditail_alpha=10, ditail_beta=10)
+    wait_for_line(page, "txt2img", "Alpha or Beta is so large")
     choose(page, "txt2img_ditail_source_checkpoint", "house-noto")
     wait_for_line(page, "txt2img", "Inverts the content image with house-noto, then samples with house-ink in 20 steps")
     assert "times a plain image" in line_of(page, "txt2img")
@@ -262,6 +265,11 @@ def test_by_keyboard_alone(page, image):
             break
     first = {"image", "source", "source_checkpoint", "preset", "balance"}
     assert first <= set(reached), reached
+    page.focus("#txt2img_ditail_image [role=button]")
+    with page.expect_file_chooser() as chooser:
+        page.keyboard.press("Enter")
+    chooser.value.set_files(image)
+    page.wait_for_selector("#txt2img_ditail_image img")
     page.focus("#txt2img_ditail_balance input[type=range]")
     for _ in range(10):
         page.keyboard.press("ArrowRight")

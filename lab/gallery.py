@@ -1,0 +1,135 @@
+"""Makes the images of the documentation by running the commands that the pages print.
+
+A page's recipe is a block of commands (```sh) and, below it, a comment and the image that it describes:
+
+    <!-- content: content/fox.png | flat: fox-flat.png -->
+    ![A fox in two styles](gallery/fox.png)
+
+Each line of the comment is a row of the image, each `label: file` a cell of it. A block ```json NAME is written to that
+file for the commands after it.
+"""
+
+import os
+import re
+import shlex
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image, ImageDraw, ImageFont
+
+from ditail.errors import DitailError
+from ditail.standalone import cli, demo_checkpoints
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+PAGES = (DOCS / "gallery.md", DOCS / "tuning.md")
+# Held-out scenes under the names that the pages' commands use.
+SCENES = {"fox": 44, "castle": 18, "mushroom": 34, "rabbit": 57, "teapot": 48, "pig": 114, "bear": 27, "car": 105,
+          "house": 113, "cactus": 61, "star": 21}
+RECIPE = re.compile(r"```sh\n(?P<commands>.*?)```|```json (?P<file>\S+)\n(?P<text>.*?)```|"
+                    r"<!-- (?P<cells>[^>]*?) -->\n!\[[^\]]*\]\((?P<image>[^)]+)\)", re.DOTALL)
+COMMAND = ["python", "-m", "ditail"]
+CELL, GAP, LINE = 224, 8, 24
+
+
+class File(NamedTuple):
+    """A file that the commands after it read."""
+
+    name: str
+    text: str
+
+
+class Sheet(NamedTuple):
+    """An image of a page: its file, and rows of (label, file in the working folder)."""
+
+    path: Path
+    rows: list[list[tuple[str, str]]]
+
+
+def command(args: Namespace) -> None:
+    """Run the commands of every page and write the images that are beside them."""
+    main(args.out)
+
+
+def main(folder: Path) -> None:
+    write_content(folder)
+    for page in PAGES:
+        for step in recipes(page):
+            if isinstance(step, Sheet):
+                step.path.parent.mkdir(exist_ok=True)
+                draw_sheet(folder, step.rows).save(step.path, optimize=True)
+                print(step.path)
+            elif isinstance(step, File):
+                (folder / step.name).write_text(step.text, encoding="utf-8")
+            else:
+                run(step, folder)
+
+
+def recipes(page: Path) -> Iterator[list[str] | File | Sheet]:
+    """The commands of a page, as arguments of `python -m ditail`, its files and its sheets, in their order."""
+    for found in RECIPE.finditer(page.read_text(encoding="utf-8")):
+        if found["file"]:
+            yield File(found["file"], found["text"])
+            continue
+        if found["commands"] is None:
+            rows = [[_cell(cell) for cell in line.split("|")] for line in found["cells"].strip().splitlines()]
+            yield Sheet(page.parent / found["image"], rows)
+            continue
+        for line in found["commands"].replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if words[:len(COMMAND)] == COMMAND:
+                yield words[len(COMMAND):]
+
+
+def _cell(text: str) -> tuple[str, str]:
+    label, _, path = text.rpartition(": ")
+    return label.strip(), path.strip()
+
+
+def write_content(folder: Path) -> None:
+    """The demo checkpoints, and the scenes as content images with prompts beside them: in `content` those in the style
+    noto, in `content/ink` those in ink."""
+    demo_checkpoints.write_checkpoints(folder)
+    scenes = demo_checkpoints.held_out()
+    for style, content in (("noto", folder / "content"), ("ink", folder / "content" / "ink")):
+        content.mkdir(exist_ok=True)
+        for name, number in SCENES.items():
+            scenes.images[style][number].save(content / f"{name}.png")
+            (content / f"{name}.txt").write_text(scenes.captions[number], encoding="utf-8")
+
+
+def run(arguments: Sequence[str], folder: Path) -> None:
+    """A command of `python -m ditail` in the working folder. Raises DitailError if it fails."""
+    with working_in(folder):
+        code = cli.main(arguments)
+    if code:
+        raise DitailError(None, f"gallery: {shlex.join([*COMMAND, *arguments])} ended with {code}")
+
+
+@contextmanager
+def working_in(folder: Path) -> Iterator[None]:
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+def draw_sheet(folder: Path, rows: Sequence[Sequence[tuple[str, str]]]) -> Image.Image:
+    """Rows of images, each cell with its label above it. A single cell keeps its image's own size."""
+    if [len(row) for row in rows] == [1]:
+        return Image.open(folder / rows[0][0][1])
+    columns = max(len(row) for row in rows)
+    sheet = Image.new("RGB", (GAP + columns * (CELL + GAP), len(rows) * (LINE + CELL + GAP) + GAP), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
+    for i, row in enumerate(rows):
+        top = GAP + i * (LINE + CELL + GAP)
+        for j, (label, name) in enumerate(row):
+            left = GAP + j * (CELL + GAP)
+            draw.text((left, top), label, (30, 30, 30), font)
+            image = Image.open(folder / name).convert("RGB").resize((CELL, CELL), Image.Resampling.LANCZOS)
+            sheet.paste(image, (left, top + LINE))
+    return sheet
