@@ -6,6 +6,7 @@ from tests.webui.server import IS_FORGE
 
 NO_SUCH_OPTION = "Forge has no such option"
 FAMILIES = "Forge recognises checkpoints by SD's own widths, and the small ones of other families are not made for it"
+INFOTEXT = "Forge's API answers a request with infotext with 500, with Ditail or without"
 POINTS = "its points are AUTOMATIC1111's functions"
 NOT_ON_FORGE = {
     "test_faults.py": POINTS, "test_breaks.py": POINTS, "test_soak.py": POINTS,
@@ -13,6 +14,9 @@ NOT_ON_FORGE = {
     "test_flags.py": NO_SUCH_OPTION, "test_memory.py": NO_SUCH_OPTION,
     "test_families.py": FAMILIES,
     "test_rows_and_attention.py::test_attention": NO_SUCH_OPTION,
+    "test_infotext_in_a_request_makes_the_same_image": INFOTEXT, "test_infotext_of_a_request": INFOTEXT,
+    "test_any_infotext": INFOTEXT, "comes_back_through_infotext": INFOTEXT,
+    "test_off_while_injected[chosen0]": "Forge has no hypertile",
     "TestControlNet": "it is the extension of AUTOMATIC1111's WebUI",
 }
 

@@ -25,10 +25,13 @@ from tests.webui.webui_helpers import SIDE
 IS_FORGE = "SD_FORGE_DIR" in os.environ
 FOLDER = os.environ.get("SD_FORGE_DIR") or os.environ.get("SD_WEBUI_DIR")
 PYTHON = os.environ.get("SD_FORGE_PYTHON" if IS_FORGE else "SD_WEBUI_PYTHON", sys.executable)
+# Beside a data folder of its own, Forge does not serve its own scripts unless it is told to.
+OWN_FLAGS = ["--always-cpu", "--skip-python-version-check", "--no-hashing", "--gradio-allowed-path", str(FOLDER)] \
+    if IS_FORGE else ["--use-cpu", "all"]
 FLAGS = [
     "--skip-prepare-environment", "--skip-torch-cuda-test", "--api", "--api-server-stop", "--no-download-sd-model",
     "--do-not-download-clip", "--skip-version-check",
-    *(["--always-cpu", "--skip-python-version-check", "--no-hashing"] if IS_FORGE else ["--use-cpu", "all"]),
+    *OWN_FLAGS,
 ]
 NO_HALF = () if IS_FORGE else ("--no-half",)  # Forge computes in float32 on a CPU anyway
 LOADS = "StateDict Keys: {" if IS_FORGE else "Loading weights ["
@@ -93,6 +96,8 @@ class WebUI:
             "override_settings": {"sd_model_checkpoint": "house-ink"}, "override_settings_restore_afterwards": False,
             **overrides,
         }
+        if IS_FORGE and body.get("enable_hr"):
+            body.setdefault("hr_additional_modules", ["Use same choices"])  # without it, Forge's API answers 500
         if ditail is not None:
             body["alwayson_scripts"] = {"Ditail": {"args": [{"enabled": True, **ditail}]}}
         return self.call(f"/sdapi/v1/{tab}", body)
