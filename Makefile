@@ -25,6 +25,7 @@ test-forge: .venv/installed
 
 # Resumable; on every core of this machine, by Ray.
 evaluate: .venv/installed
+	$(PIP) -e .[evaluate]
 	.venv/bin/python -m lab evaluate --ray
 
 bench: .venv/installed

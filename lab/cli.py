@@ -44,14 +44,10 @@ def build_parser() -> argparse.ArgumentParser:
 def add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("out/evaluation"), help="folder for table and plot "
                         "(default: %(default)s)")
-    parser.add_argument("--scenes", type=number("--scenes", 1, 120, whole=True), default=100,
+    parser.add_argument("--scenes", type=number("--scenes", 1, 100, whole=True), default=100,
                         help="how many held-out scenes (default: %(default)s)")
-    parser.add_argument("--steps", type=number("--steps", 3, 999, whole=True), default=10,
-                        help="DDIM steps (default: %(default)s)")
-    parser.add_argument("--thinning", type=number("--thinning", 1, 120, whole=True), default=3,
-                        help="the grid around the main setting takes every n-th scene; 1 is all of them "
-                        "(default: %(default)s)")
-    parser.add_argument("--rows", help="only the rows whose name contains one of these (comma-separated)")
+    parser.add_argument("--page", type=Path, help="a page that gets the tables, after its marks <!-- name -->")
+    parser.add_argument("--rows", help="rows whose names begin with one of these (comma-separated), in that order")
     add_workers(parser)
 
 

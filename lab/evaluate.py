@@ -1,16 +1,15 @@
 """`python -m lab evaluate`: every method on held-out scenes in all directions between the demo checkpoints' styles.
 
-Work is cut into units that share an inversion, the tasks of `ditail.standalone.fanout`. On a CPU, processes with one
-thread each are faster than one with many threads, and give the same numbers on any number of cores.
+Work is cut into units that share an inversion, the tasks of `ditail.standalone.fanout`. What a unit measured is a line
+of `results.jsonl` for each row and direction; a run goes on where an earlier one stopped.
 """
 
 import hashlib
 import json
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -22,60 +21,17 @@ from ditail.errors import DitailError
 from ditail.method.latents import SourceLatents
 from ditail.standalone import demo_checkpoints
 from ditail.standalone.fanout import Options, fan_out, raise_failed
-from ditail.standalone.files import make_folder, whole_file
+from ditail.standalone.files import make_folder
 from ditail.standalone.model import Model, default_device, load_model, quiet
+from ditail.standalone.sampling import Job, generate, image_to_image
 
-from . import metrics, report
-from .pipeline import Job, generate, image_to_image, invert_with, noised_source, transfer
+from . import methods, metrics, perceptual, report
+from .rows import Row, all_rows, choose_rows
 
-ALPHAS = (1.0, 2.0, 3.0, 5.0, 8.0)
-BETAS = (0.0, 0.5, 1.0)
-OMEGAS = (3.0, 7.5)
-STRENGTHS = (0.4, 0.6, 0.8)
-MAIN = (3.0, 0.5)
-BATCH = 16
-RESULTS = "results.json"
-
-TRUTH, TRUTH_VAE, CONTENT_VAE = "true target image", "true target through the VAE", "content through the VAE"
-PLAIN, IMG2IMG, NOISED = "plain generation", "img2img", "Ditail without inversion"
-START_ONLY, DITAIL = "inverted start, no injection", "Ditail"
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table: a method and its settings; `strength` is img2img's denoising."""
-
-    method: str
-    omega: float | None = None
-    strength: float | None = None
-    alpha: float | None = None
-    beta: float | None = None
-
-    @property
-    def name(self) -> str:
-        parts = [self.method] + ([f"{self.strength:g}"] if self.strength else [])
-        for key in ("alpha", "beta", "omega"):
-            value = getattr(self, key)
-            parts += [] if value is None else [f"{key} {value:g}"]
-        return " ".join(parts)
-
-    @property
-    def thinned(self) -> bool:
-        """Whether the row may run on fewer scenes: the grid around the main setting."""
-        return self.method == DITAIL and (self.alpha, self.beta) != MAIN
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the numbers depend on. A grid row takes every `thinning`-th scene, another set for each source style."""
-
-    scenes: int = 100
-    steps: int = 10
-    thinning: int = 3
-
-    def scenes_of(self, row: Row, source: int) -> range:
-        """The scenes of a row in the directions that leave the style number `source`."""
-        return range(source % self.thinning, self.scenes, self.thinning) if row.thinned else range(self.scenes)
+# The presets were tuned on scenes from number 100 on.
+REPORTED = 100
+BATCH = 25
+RESULTS = "results.jsonl"
 
 
 @dataclass(frozen=True)
@@ -91,6 +47,10 @@ class Material:
     def styles(self) -> list[str]:
         return list(self.checkpoints)
 
+    @property
+    def directions(self) -> list[tuple[str, str]]:
+        return [(source, target) for source in self.styles for target in self.styles if source != target]
+
     def digest(self) -> str:
         """Sixteen hex digits that change with any weight or scene."""
         digest = hashlib.sha256(json.dumps(self.captions).encode())
@@ -103,50 +63,18 @@ class Material:
 
 @dataclass(frozen=True)
 class Unit:
-    """Rows that share a source style, its scenes and (where they need one) its inversion."""
+    """Rows that share a source style, some scenes and (where they need one) an inversion."""
 
     source: str
     rows: tuple[Row, ...]
+    scenes: tuple[int, ...]
 
     @property
     def name(self) -> str:
-        return f"{self.source}: {', '.join(row.name for row in self.rows)}"
+        return f"{self.source}, scene {self.scenes[0]}: {', '.join(row.name for row in self.rows)}"
 
     def run(self, evaluator: "Evaluator") -> list[dict]:
         return evaluator.run(self)
-
-
-def all_rows() -> list[Row]:
-    """Every row of the table: the references, the rivals, and the grid of alpha and beta."""
-    rows = [Row(TRUTH), Row(TRUTH_VAE), Row(CONTENT_VAE)]
-    rows += [Row(PLAIN, w) for w in OMEGAS]
-    rows += [Row(IMG2IMG, w, strength=s) for w in OMEGAS for s in STRENGTHS]
-    rows += [Row(NOISED, w) for w in OMEGAS]
-    rows += [Row(START_ONLY, w, None, *MAIN) for w in OMEGAS]
-    return rows + [Row(DITAIL, w, None, a, b) for w in OMEGAS for a in ALPHAS for b in BETAS]
-
-
-def choose_rows(only: str | None) -> list[Row]:
-    """The rows whose name has one of the comma-separated parts of `only` in it; all for None."""
-    parts = [p.strip().lower() for p in only.split(",") if p.strip()] if only else [""]
-    rows = [r for r in all_rows() if any(p in r.name.lower() for p in parts)]
-    if not rows:
-        names = ", ".join(dict.fromkeys(r.method for r in all_rows()))
-        raise DitailError("rows", f"nothing is called {only!r}; there are {names}")
-    return rows
-
-
-def cut_into_units(rows: Sequence[Row], styles: Sequence[str], done: set[tuple[str, str, str]]) -> list[Unit]:
-    """Units of the rows that are not in `done` (row, source, target), those on all scenes first."""
-    groups = {}
-    for row in rows:
-        for source in styles:
-            if any((row.name, source, t) not in done for t in styles if t != source):
-                inverts = row.method in (START_ONLY, DITAIL)
-                key = (row.alpha, row.beta) if inverts else (row.method, row.strength)
-                groups.setdefault((source, key), []).append(row)
-    units = [Unit(source, tuple(group)) for (source, _), group in groups.items()]
-    return sorted(units, key=lambda u: u.rows[-1].thinned)
 
 
 def load_material() -> Material:
@@ -156,15 +84,39 @@ def load_material() -> Material:
     return Material(demo_checkpoints.paths(), demo_checkpoints.classifier_path(), scenes.captions, images)
 
 
+def cut_into_units(rows: Sequence[Row], styles: Sequence[str], scenes: int, done: set[tuple]) -> list[Unit]:
+    """Units of what is not in `done` (row, source, first scene): all rows on the first scenes before the next ones."""
+    groups: dict[object, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row.inversion or row.name, []).append(row)
+    units = []
+    for first in range(0, scenes, BATCH):
+        for group in groups.values():
+            for source in styles:
+                left = tuple(row for row in group if (row.name, source, first) not in done)
+                if left:
+                    units.append(Unit(source, left, tuple(range(first, min(first + BATCH, scenes)))))
+    return units
+
+
 class Evaluator:
     """The loaded models of one process, and what it does with them."""
 
-    def __init__(self, material: Material, settings: Settings):
-        self.material, self.settings = material, settings
-        self.models = {style: load_model(path) for style, path in material.checkpoints.items()}
+    def __init__(self, material: Material):
+        self.material = material
+        self.device = default_device()
+        self.models = {style: methods.accelerate(load_model(path)) for style, path in material.checkpoints.items()}
+        if self.device.type == "cpu":
+            self.models = {style: methods.store_in_bf16(model) for style, model in self.models.items()}
         self.vae = next(iter(self.models.values()))
         self.vae.vae.to(memory_format=torch.channels_last)
         self.classifier = metrics.load_classifier(material.classifier, len(material.styles))
+        # Of content images, by style and scenes: they are the same for many units.
+        self.references: dict[tuple, tuple[list[np.ndarray], Tensor | None]] = {}
+
+    @cached_property
+    def similarity(self) -> perceptual.SelfSimilarity | None:
+        return perceptual.load()
 
     def tensors(self, style: str, scenes: Sequence[int]) -> Tensor:
         """True images `[b, 3, h, w]` in -1..1."""
@@ -173,97 +125,102 @@ class Evaluator:
 
     def job(self, row: Row, source: str, target: str, scenes: Sequence[int]) -> Job:
         """The row's settings; an image's seed depends on its scene and direction, not on its row."""
-        styles = self.material.styles
-        direction = styles.index(source) * len(styles) + styles.index(target)
-        given = {k: v for k, v in (("omega", row.omega), ("alpha", row.alpha), ("beta", row.beta)) if v is not None}
-        return Job(tuple(self.material.captions[i] for i in scenes), steps=self.settings.steps,
-                   seeds=tuple(10_000 * direction + i for i in scenes), **given)
+        direction = self.material.directions.index((source, target))
+        return Job(tuple(self.material.captions[i] for i in scenes), steps=row.steps, omega=row.omega,
+                           seeds=tuple(10_000 * (direction + 1) + i for i in scenes))
 
     def run(self, unit: Unit) -> list[dict]:
         """The unit's records, one for each row and target."""
-        scenes = self.settings.scenes_of(unit.rows[-1], self.material.styles.index(unit.source))
-        targets = [style for style in self.material.styles if style != unit.source]
-        records = {(row, t): {"row": row.name, "source": unit.source, "target": t, "scenes": list(scenes)}
-                   | {name: [] for name in report.METRICS} for row in unit.rows for t in targets}
-        for first in range(0, len(scenes), BATCH):
-            batch = scenes[first : first + BATCH]
-            content = self.tensors(unit.source, batch)
-            z0, source = self.invert(unit, content, batch)
-            for (row, target), record in records.items():
-                truth = self.tensors(target, batch)
-                job = self.job(row, unit.source, target, batch)
-                made = self.make(row, self.models[target], job, z0, source, truth)
-                for name, values in self.measure(made, content, truth, target).items():
-                    record[name] += values
-        return list(records.values())
-
-    def invert(self, unit: Unit, content: Tensor, scenes: Sequence[int]) -> tuple[Tensor, SourceLatents | None]:
-        """(`z_0`, the source latents where the unit's rows need them); no target or omega plays a part."""
-        with fast():
+        records, content = [], self.tensors(unit.source, unit.scenes)
+        with methods.fast(self.device):
             z0 = self.vae.encode(content.contiguous(memory_format=torch.channels_last))
-            if unit.rows[0].alpha is None:
-                return z0, None
-            job = self.job(unit.rows[0], unit.source, unit.source, scenes)
-            return z0, invert_with(self.models[unit.source], job, z0)
+            shared = self.invert(unit.rows[0], unit.source, unit.scenes, z0) if self.is_shared(unit) else None
+        for target in (style for style in self.material.styles if style != unit.source):
+            for row in unit.rows:
+                with methods.fast(self.device):
+                    images, generated = self.make(row, unit, target, z0, shared)
+                values = self.measure(images, generated, unit, target)
+                records.append({"row": row.name, "source": unit.source, "target": target,
+                                "scenes": list(unit.scenes), **values})
+        return records
 
-    def make(self, row: Row, target: Model, job: Job, z0: Tensor, source: SourceLatents | None,
-             truth: Tensor) -> Tensor:
-        """The row's images `[b, 3, h, w]`."""
-        if row.method == TRUTH:
-            return truth
-        with fast():
-            return self.vae.decode(self.make_latents(row, target, job, z0, source, truth))
+    def is_shared(self, unit: Unit) -> bool:
+        """Whether one inversion, of the content image with the source model, is for both targets."""
+        row = unit.rows[0]
+        return row.inversion is not None and row.inverter == "source" and row.ditail.source == "image"
 
-    def make_latents(self, row: Row, target: Model, job: Job, z0: Tensor, source: SourceLatents | None,
-                     truth: Tensor) -> Tensor:
-        if row.method == CONTENT_VAE:
+    def invert(self, row: Row, style: str, scenes: Sequence[int], z0: Tensor) -> SourceLatents:
+        other = next(s for s in self.material.styles if s != style)
+        return methods.source_latents(self.models[style], self.job(row, style, other, scenes), row.ditail, z0,
+                                      is_null=row.is_null)
+
+    def make(self, row: Row, unit: Unit, target: str, z0: Tensor,
+             shared: SourceLatents | None) -> tuple[Tensor, Tensor | None]:
+        """(the row's images `[b, 3, h, w]`, the content where it is generated)."""
+        if row.way == "truth":
+            return self.tensors(target, unit.scenes), None
+        job, model = self.job(row, unit.source, target, unit.scenes), self.models[target]
+        if row.ditail.source == "generate":
+            z0, source = self.generated(row, job, unit.source, z0)
+            return self.vae.decode(self.latents(row, job, model, unit.source, z0, source)), self.vae.decode(z0)
+        source = self.invert(row, target, unit.scenes, z0) if row.inverter == "target" else shared
+        return self.vae.decode(self.latents(row, job, model, unit.source, z0, source)), None
+
+    def generated(self, row: Row, job: Job, style: str, like: Tensor) -> tuple[Tensor, SourceLatents | None]:
+        """(`z_0` that the source model generates from the job's noise, its source latents for the row)."""
+        model = self.models[style]
+        z0, passed = generate(model, job, 8 * like.shape[-1], 8 * like.shape[-2])
+        if row.inversion is None or row.ditail.source_latents == "kept":
+            return z0, passed
+        return z0, methods.source_latents(model, job, row.ditail, z0, is_null=row.is_null)
+
+    def latents(self, row: Row, job: Job, target: Model, style: str, z0: Tensor,
+                source: SourceLatents | None) -> Tensor:
+        if row.way == "content":
             return z0
-        if row.method == TRUTH_VAE:
-            return self.vae.encode(truth)
-        if row.method == PLAIN:
-            return generate(target, job, truth.shape[-1], truth.shape[-2])[0]
-        if row.method == IMG2IMG:
+        if row.way == "plain":
+            return methods.plain(target, job, z0)
+        if row.way == "img2img":
             return image_to_image(target, job, z0, row.strength)
-        if row.method == NOISED:
-            return transfer(target, job, noised_source(target, job, z0))
-        if row.method == START_ONLY:
-            job = job.with_(conv_ratio=0.0, attn_ratio=0.0)
-        return transfer(target, job, source)
+        if row.way == "diffstyler":
+            return methods.diffstyler(target, self.models[style], job, source, row.gain)
+        return methods.ditail(target, job, row.ditail, source, z0)
 
-    def measure(self, made: Tensor, content: Tensor, truth: Tensor, target: str) -> dict[str, list[float]]:
-        """Every metric of every image; tensors `[b, 3, h, w]` in -1..1."""
-        style = self.classifier.probabilities(made)
-        index = self.material.styles.index(target)
-        columns = {"style": style[:, index].tolist(), "style_share": (style.argmax(-1) == index).float().tolist()}
-        images = zip(*map(metrics.to_arrays, (made, content, truth)), strict=True)
-        columns |= {name: [] for name in ("edge_f1", "iou", "l1", "ssim")}
-        for image, kept, true in images:
-            columns["edge_f1"].append(metrics.edge_f1(metrics.find_edges(image), metrics.find_edges(kept)))
-            columns["iou"].append(metrics.iou(metrics.find_foreground(image), metrics.find_foreground(kept)))
-            columns["l1"].append(metrics.l1(image, true))
-            columns["ssim"].append(metrics.ssim(image, true))
+    def measure(self, images: Tensor, generated: Tensor | None, unit: Unit, target: str) -> dict[str, list[float]]:
+        """Every metric of every image `[b, 3, h, w]` in -1..1; structure against what was `generated`, if anything."""
+        index, truth = self.material.styles.index(target), self.tensors(target, unit.scenes)
+        edges, similarity = self.reference(unit) if generated is None else self.structure(generated)
+        own_edges, own_similarity = self.structure(images)
+        columns = {"style": self.classifier.probabilities(images)[:, index].tolist(),
+                   "edge_f1": [metrics.edge_f1(a, b) for a, b in zip(own_edges, edges, strict=True)],
+                   "l1": [metrics.l1(a, b) for a, b in zip(*map(metrics.to_arrays, (images, truth)), strict=True)]}
+        if similarity is not None and own_similarity is not None:
+            columns["distance"] = perceptual.distance(own_similarity, similarity)
         return {name: [round(v, 5) for v in values] for name, values in columns.items()}
 
+    def structure(self, images: Tensor) -> tuple[list[np.ndarray], Tensor | None]:
+        """Edge maps and self-similarities of images `[b, 3, h, w]`."""
+        edges = [metrics.find_edges(image) for image in metrics.to_arrays(images)]
+        return edges, self.similarity.of(images) if self.similarity else None
 
-@contextmanager
-def fast() -> Iterator[None]:
-    """bf16 on a CPU: a third less time and the same images to the eye."""
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=default_device().type == "cpu"):
-        yield
+    def reference(self, unit: Unit) -> tuple[list[np.ndarray], Tensor | None]:
+        key = unit.source, unit.scenes
+        if key not in self.references:
+            self.references[key] = self.structure(self.tensors(unit.source, unit.scenes))
+        return self.references[key]
 
 
-def start_evaluator(material: Material, settings: Settings) -> Evaluator:
+def start_evaluator(material: Material) -> Evaluator:
     """What a process starts with."""
     quiet()
-    return Evaluator(material, settings)
+    return Evaluator(material)
 
 
-def run_units(units: Sequence[Unit], material: Material, settings: Settings, progress: bool,
-              options: Options) -> Iterator[list[dict]]:
+def run_units(units: Sequence[Unit], material: Material, progress: bool, options: Options) -> Iterator[list[dict]]:
     """The records of each unit as it ends, in no certain order. Raises TasksFailed at the end for what failed."""
-    total = sum(len(settings.scenes_of(r, material.styles.index(u.source))) for u in units for r in u.rows)
-    with (tqdm(total=total * (len(material.styles) - 1), unit="image", disable=not progress) as bar,
-          options.open(partial(start_evaluator, material, settings), len(units)) as workers):
+    total = sum(len(unit.scenes) * len(unit.rows) for unit in units) * (len(material.styles) - 1)
+    with (tqdm(total=total, unit="image", disable=not progress) as bar,
+          options.open(partial(start_evaluator, material), len(units)) as workers):
         for _, records in fan_out(units, workers):
             bar.update(sum(len(r["scenes"]) for r in records))
             yield records
@@ -271,12 +228,16 @@ def run_units(units: Sequence[Unit], material: Material, settings: Settings, pro
 
 
 def read_records(path: Path, key: dict) -> list[dict]:
-    """The records of an evaluation that was interrupted. Raises DitailError if its settings were others."""
+    """The records of an evaluation that was interrupted; a line that was cut off is not one.
+
+    Raises DitailError if its settings were others.
+    """
     if not path.exists():
         return []
     try:
-        kept = json.loads(path.read_text())
-        before, records = kept["settings"], kept["records"]
+        first, *lines = path.read_text(encoding="utf-8").strip().splitlines()
+        before = json.loads(first)["settings"]
+        records = [record for line in lines if (record := _parsed(line))]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DitailError(f"{path}", f"can't be read as an evaluation's results ({error!r})") from error
     if before != key:
@@ -285,45 +246,51 @@ def read_records(path: Path, key: dict) -> list[dict]:
     return records
 
 
-def write_records(path: Path, key: dict, records: list[dict]) -> None:
-    """Write what `read_records` reads, whole or not at all."""
-    with whole_file(path) as part:
-        part.write_text(json.dumps({"settings": key, "records": records}))
+def _parsed(line: str) -> dict | None:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
 
 
-def check_settings(settings: Settings, held_out: int) -> None:
+def add_lines(path: Path, values: Sequence[dict]) -> None:
+    """Append a line of JSON for each of the values, at once: two runs may write to one file."""
+    # Each on a line of its own, also after one that was cut off.
+    with path.open("a", encoding="utf-8") as file:
+        file.write("".join("\n" + json.dumps(value) for value in values))
+
+
+def check_scenes(scenes: int, held_out: int) -> None:
     """Raise DitailError for a number that is out of range."""
-    for name, most in (("scenes", held_out), ("steps", 999), ("thinning", settings.scenes)):
-        value = getattr(settings, name)
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-            raise DitailError(name, f"must be a whole number from 1 to {most}, got {value!r}")
+    most = min(REPORTED, held_out)
+    if isinstance(scenes, bool) or not isinstance(scenes, int) or not 1 <= scenes <= most:
+        raise DitailError("scenes", f"must be a whole number from 1 to {most}, got {scenes!r}")
 
 
 def command(args: Namespace) -> None:
     """See `lab.cli.add_evaluate`."""
-    for path in run(args.out, scenes=args.scenes, rows=args.rows, steps=args.steps, thinning=args.thinning,
-                    options=Options.of(args)):
+    for path in run(args.out, scenes=args.scenes, rows=args.rows, options=Options.of(args), page=args.page):
         print(path)
 
 
-def run(out: Path, *, scenes: int = Settings.scenes, rows: str | None = None, steps: int = Settings.steps,
-        thinning: int = Settings.thinning, progress: bool = True, material: Material | None = None,
-        options: Options | None = None) -> list[Path]:
+def run(out: Path, *, scenes: int = REPORTED, rows: str | None = None, progress: bool = True,
+        material: Material | None = None, options: Options | None = None, page: Path | None = None) -> list[Path]:
     """Run the evaluation, or what is left of it, into the folder `out`; the files written are returned.
 
-    scenes: held-out scenes a direction. rows: parts of row names, comma-separated, to restrict it. thinning: the grid's
-    rows take every such scene, at least one. Raises DitailError for a value out of range or a folder of other settings.
+    scenes: held-out scenes a direction. rows: beginnings of row names, comma-separated, to restrict it. page:
+    see `report.paste`. Raises DitailError for a value out of range or a folder of other settings.
     """
     chosen = choose_rows(rows)
     material = material or load_material()
-    settings = Settings(scenes, steps, min(thinning, scenes))
-    check_settings(settings, len(material.captions))
-    key = {**asdict(settings), "weights and scenes": material.digest()}
+    check_scenes(scenes, len(material.captions))
+    key = {"weights and scenes": material.digest()}
     make_folder(out, "--out")
-    records = read_records(out / RESULTS, key)
-    units = cut_into_units(chosen, material.styles, {(r["row"], r["source"], r["target"]) for r in records})
-    for made in run_units(units, material, settings, progress, options or Options()) if units else ():
-        fresh = {(r["row"], r["source"], r["target"]) for r in made}
-        records = [r for r in records if (r["row"], r["source"], r["target"]) not in fresh] + made
-        write_records(out / RESULTS, key, records)
-    return report.write_report(out, all_rows(), records, settings)
+    path = out / RESULTS
+    records = read_records(path, key)
+    if not path.exists():
+        add_lines(path, [{"settings": key}])
+    done = {(r["row"], r["source"], r["scenes"][0]) for r in records}
+    units = cut_into_units(chosen, material.styles, scenes, done)
+    for made in run_units(units, material, progress, options or Options()) if units else ():
+        add_lines(path, made)
+    return report.write_report(out, all_rows(), read_records(path, key), page)

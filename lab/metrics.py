@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from scipy import ndimage
 from skimage.feature import canny
-from skimage.metrics import structural_similarity
 from torch import Tensor, nn
 
 from ditail.errors import DitailError
@@ -18,8 +17,6 @@ from ditail.errors import DitailError
 EDGE_SIGMA = 1.5
 EDGE_THRESHOLDS = (0.05, 0.12)
 EDGE_TOLERANCE = 2
-GROUND_FRAME = 3
-GROUND_DISTANCE = 0.12
 CHANNELS = (24, 32, 48, 64)
 
 
@@ -38,40 +35,9 @@ def edge_f1(edges: np.ndarray, true_edges: np.ndarray, tolerance: float = EDGE_T
     return float(2 * precision * recall / (precision + recall)) if precision + recall else 0.0
 
 
-def ground_colour(image: np.ndarray) -> np.ndarray:
-    """`[3]`: the median of the image's frame, which is ground wherever no object touches the border."""
-    inner = np.zeros(image.shape[:2], bool)
-    inner[GROUND_FRAME:-GROUND_FRAME, GROUND_FRAME:-GROUND_FRAME] = True
-    return np.median(image[~inner], axis=0)
-
-
-def find_foreground(image: np.ndarray) -> np.ndarray:
-    """The objects' silhouettes `[h, w]`, bool: what differs from the ground in any channel, holes filled.
-
-    Outline art shows the ground inside its objects; filled, an object has one silhouette in every style.
-    """
-    differs = np.abs(image - ground_colour(image)).max(axis=-1) > GROUND_DISTANCE
-    # A gap of a pixel or two in an outline, as blur leaves it, would keep it from being filled.
-    padded = np.pad(differs, GROUND_FRAME)
-    closed = ndimage.binary_closing(padded, iterations=GROUND_FRAME - 1)
-    return ndimage.binary_fill_holes(closed)[GROUND_FRAME:-GROUND_FRAME, GROUND_FRAME:-GROUND_FRAME]
-
-
-def iou(mask: np.ndarray, true_mask: np.ndarray) -> float:
-    """Intersection over union of two bool masks; two empty ones give 1."""
-    union = (mask | true_mask).sum()
-    return float((mask & true_mask).sum() / union) if union else 1.0
-
-
 def l1(image: np.ndarray, truth: np.ndarray) -> float:
     """Mean absolute difference, 0..1."""
     return float(np.abs(image - truth).mean())
-
-
-def ssim(image: np.ndarray, truth: np.ndarray) -> float:
-    """Structural similarity with Wang et al.'s Gaussian window, the mean of the colour channels."""
-    return float(structural_similarity(image, truth, channel_axis=-1, data_range=1.0, gaussian_weights=True,
-                                       sigma=1.5, use_sample_covariance=False))
 
 
 def to_arrays(x: Tensor) -> np.ndarray:

@@ -15,13 +15,15 @@ import torch
 from torch import Tensor
 
 from ditail.content.images import image_to_tensor
+from ditail.content.settings import DitailSettings
 from ditail.errors import DitailError
 from ditail.method.inversion import combine_conds, invert
 from ditail.method.latents import SourceLatents
 from ditail.standalone import demo_checkpoints
 from ditail.standalone.model import load_model, quiet
+from ditail.standalone.sampling import Job, generate, new_sampler
 
-from .pipeline import Job, generate, new_sampler, transfer
+from . import methods
 
 STEPS = 10
 BATCH = 8
@@ -100,7 +102,8 @@ class Maker:
         job = Job(prompts, NEGATIVE, tuple(image.scene for image in images), STEPS, omega=first.cfg)
         if not first.source:
             return generate(target, job, demo_checkpoints.SIDE, demo_checkpoints.SIDE)[0]
-        return transfer(target, job, self.inverted(job, images))
+        source = self.inverted(job, images)
+        return methods.ditail(target, job, DitailSettings(), source, source.z0)
 
     def inverted(self, job: Job, images: Sequence[Image]) -> SourceLatents:
         model = self.models[images[0].source]

@@ -42,6 +42,7 @@ def mix(args):
     for _ in range(10**9): pass
 module.command = mix
 """
+TRY_TWICE = "from ditail.standalone import fanout\nfanout.TRIES = 2"
 INTERRUPT_AS_ANOTHER_ERROR = """
 import os, signal
 from ditail.standalone import mix as module
@@ -172,7 +173,7 @@ def test_an_interrupt_with_workers_leaves_no_process(ray, matrix, tmp_path, fold
 
 @pytest.mark.slow
 def test_workers_that_are_killed_are_named_and_the_next_run_makes_the_rest(ray, matrix, tmp_path, folder):
-    process = python([*matrix, "--steps=900", "--workers=2"], tmp_path)
+    process = python([*matrix, "--steps=900", "--workers=2"], tmp_path, TRY_TWICE)
     killed = set()
 
     def kill():
@@ -183,7 +184,7 @@ def test_workers_that_are_killed_are_named_and_the_next_run_makes_the_rest(ray, 
 
     process.wait_until(kill, ended=True)
     code, (line,) = process.end()
-    assert code == 1 and len(killed) >= 6
+    assert code == 1 and len(killed) >= 4
     assert line.startswith("ditail: failed: source house-") and "its worker process was killed" in line
     assert python(matrix, tmp_path).end()[0] == 0
     assert len(list(folder.glob("*.png"))) == 5

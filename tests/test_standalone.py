@@ -214,6 +214,7 @@ def test_mix_takes_images_with_alpha_and_rotation(paths, tmp_path):
     ({"save_latents": "/"}, "--save-latents: / is a folder"),
     ({"mask": __file__}, "mask: "),
     ({"prompt": None}, "--prompt: say what "),
+    ({"image": None}, "--image: "),
     ({"layers": "f99"}, "layers: SD 1.x/2.x has output blocks 0 to 11, and no 99"),
     ({"settings": __file__}, "--settings: "),
     ({"prompt": "a <lora:x:1> fox"}, "<lora:x:1>: extra networks work in the WebUI only"),
@@ -228,7 +229,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(paths, content, tmp_path, cap
 
 @pytest.mark.parametrize("change", [
     {"steps": 0}, {"steps": 1000}, {"steps": "x"}, {"conv_ratio": 1.5}, {"attn_ratio": -1}, {"alpha": "nan"},
-    {"alpha": 11}, {"cfg": 0}, {"sampler": "magic"}, {"seed": -1}, {"image": None},
+    {"alpha": 11}, {"cfg": 0}, {"sampler": "magic"}, {"seed": -1},
 ])
 def test_bad_options_name_themselves(paths, content, tmp_path, capfd, change):
     with pytest.raises(SystemExit) as caught:

@@ -37,7 +37,9 @@ def cost_of(settings: DitailSettings, steps: int, batch: int = 1, count: int = 1
     sampling = sum(_step(settings, i / steps, batch, family) for i in range(steps))
     # Generated sources differ from image to image; a content image is one for all of them.
     sources = batch if settings.source == "generate" else 1 / count
-    return Cost((sources * _source(settings, steps) + sampling) / plain, sampling / plain)
+    # One call of the target, which is cached by prompt.
+    tone = 1 / count if settings.tone and settings.start == "source" else 0
+    return Cost((sources * _source(settings, steps) + tone + sampling) / plain, sampling / plain)
 
 
 def _step(settings: DitailSettings, done: float, batch: int, family: str) -> float:

@@ -1,0 +1,157 @@
+"""The methods that are compared, each in batches of images with a prompt, a seed and a source of their own.
+
+Ditail is computed by the functions that its job layer calls (`ditail.job.job`), without the layer: a job has one
+content image. `tests/test_methods.py` holds the two to the same images. img2img and generation are the command line's.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ditail.content.settings import DitailSettings
+from ditail.job.host import Row as CallRow
+from ditail.method.inversion import combine_conds, invert
+from ditail.method.latents import SourceLatents
+from ditail.method.schedule import InjectionSteps, alphas_cumprod_at, first_steps, inversion_timesteps
+from ditail.method.tone import SEED, target_estimate, tone_shift
+from ditail.standalone.model import Model
+from ditail.standalone.sampling import Job, generate, new_sampler, sample
+from ditail.unet.injection import Injection, inject
+from ditail.unet.shortcuts import Savings
+from ditail.unet.sites import find_sites
+
+# With a source for each image there is no softmax to share.
+SAVINGS = Savings(share_attention=False)
+# DiffStyler (2403.18461), from its code: features on this share of the steps.
+DIFFSTYLER_FEATURES = 0.6
+
+
+def plain(model: Model, job: Job, z0: Tensor) -> Tensor:
+    """Generation from the seed's noise at the size of `z0` `[b, 4, h, w]`."""
+    height, width = (8 * side for side in z0.shape[-2:])
+    return generate(model, job, width, height)[0]
+
+
+def source_latents(model: Model, job: Job, settings: DitailSettings, z0: Tensor, *, is_null: bool) -> SourceLatents:
+    """The inversion of `z0` `[b, 4, h, w]`, one row an image. is_null: with the empty prompt instead of the job's."""
+    prompts = ("",) * len(z0) if is_null else job.prompts
+    context = combine_conds(settings.alpha, model.encode_prompts(prompts), settings.beta,
+                            model.encode_prompts([job.negative_prompt]))
+    timesteps = inversion_timesteps(new_sampler(model, job).timesteps, settings.inversion_steps)
+    return invert(lambda z, t: model.eps(z, t, context), z0, timesteps, model.alphas_cumprod)
+
+
+def ditail(target: Model, job: Job, settings: DitailSettings, source: SourceLatents, z0: Tensor) -> Tensor:
+    """`z_0` sampled by the target under injection of `source`, which ends in `z0`; one row an image each."""
+    sampler = new_sampler(target, job)
+    steps = InjectionSteps.from_ratios(sampler.timesteps, settings.conv_ratio, settings.attn_ratio)
+    rows: list[CallRow] = []
+
+    def row_images(count: int, _call: Mapping) -> list[int | None]:
+        return [row.image if row.is_cond or settings.inject == "both" else None for row in rows[:count]]
+
+    def before_step(called: list[CallRow]) -> None:
+        rows[:] = called
+
+    injection = Injection(source, {"context": target.encode_prompts([""])}, steps, None, row_images, SAVINGS)
+    start = source.at(sampler.timesteps[0]) + _tone(target, job, settings.tone, z0, sampler.timesteps[0])
+    with inject(target.unet, injection):
+        return sample(target, job, sampler, start, before_step=before_step,
+                      guided_above=first_steps(sampler.timesteps, settings.guidance_until))
+
+
+def _tone(target: Model, job: Job, strength: float, z0: Tensor, timestep: float) -> Tensor | float:
+    if not strength:
+        return 0.0
+    context = target.encode_prompts(job.prompts)
+    noise = torch.randn(1, *z0.shape[1:], generator=torch.Generator().manual_seed(SEED)).expand_as(z0)
+    estimate = target_estimate(lambda z, t: target.eps(z, t, context), noise, timestep, target.alphas_cumprod)
+    abar = float(alphas_cumprod_at(target.alphas_cumprod, torch.tensor([timestep])))
+    return abar**0.5 * tone_shift(z0, estimate.at(timestep), strength)
+
+
+def diffstyler(target: Model, source_model: Model, job: Job, source: SourceLatents, gain: float) -> Tensor:
+    """DiffStyler's blend (2403.18461): the source checkpoint's q and k weigh `gain * min(1, 2 t / 1000)`.
+
+    Its features replace the target's on the first steps. No mask, and the inversion is plain DDIM as for all methods.
+    """
+    sampler = new_sampler(target, job)
+    null = source_model.encode_prompts([""])
+    features_above = first_steps(sampler.timesteps, DIFFSTYLER_FEATURES)
+    recorded: dict[str, Tensor] = {}
+
+    def before_unet(_unet: nn.Module, args: tuple) -> None:
+        t = float(args[1][0])
+        source_model.eps(source.at(t).to(args[0]), t, null)
+        recorded["attention"] = torch.tensor(gain * min(1.0, 2 * t / 1000))
+        recorded["feature"] = torch.tensor(float(t > features_above))
+
+    def record(name: str, _module: nn.Module, _args: tuple, output: Tensor) -> None:
+        recorded[name] = output
+
+    def blend(kind: str, name: str, _module: nn.Module, _args: tuple, output: Tensor) -> Tensor:
+        own = recorded[name].repeat(len(output) // len(recorded[name]), *[1] * (output.ndim - 1))
+        return torch.lerp(output, own.to(output), recorded[kind].to(output))
+
+    handles = [target.unet.register_forward_pre_hook(before_unet)]
+    for _, name, module in _layers(source_model.unet):
+        handles.append(module.register_forward_hook(partial(record, name)))
+    for kind, name, module in _layers(target.unet):
+        handles.append(module.register_forward_hook(partial(blend, kind, name)))
+    try:
+        return sample(target, job, sampler, source.at(sampler.timesteps[0]))
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _layers(unet: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
+    sites = find_sites(unet)
+    for site in sites.features:
+        yield "feature", site.name, site.module
+    for site in sites.attention:
+        for part in ("to_q", "to_k"):
+            yield "attention", f"{site.name}.{part}", getattr(site.module, part)
+
+
+@contextmanager
+def fast(device: torch.device) -> Iterator[None]:
+    """bf16 on a CPU: less time and the same images to the eye."""
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=device.type == "cpu"):
+        yield
+
+
+def accelerate(model: Model) -> Model:
+    """Give ldm's attention and norms torch's fused functions, which compute the same in half the time on a CPU."""
+    from ldm.modules.attention import CrossAttention
+    from ldm.modules.diffusionmodules.util import GroupNorm32
+
+    for module in model.unet.modules():
+        if isinstance(module, CrossAttention):
+            module.forward = partial(_attention, module)
+        elif isinstance(module, GroupNorm32):
+            module.forward = partial(nn.GroupNorm.forward, module)
+    return model
+
+
+def store_in_bf16(model: Model) -> Model:
+    """Weights as `fast` would round them at every call."""
+    for module in model.unet.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            module.to(torch.bfloat16)
+    return model
+
+
+def _attention(attention, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    context = x if context is None else context
+
+    def heads(project: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:
+        return project(tokens).unflatten(-1, (attention.heads, -1)).transpose(1, 2)
+
+    q, k, v = heads(attention.to_q, x), heads(attention.to_k, context), heads(attention.to_v, context)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=attention.scale)
+    return attention.to_out(out.transpose(1, 2).flatten(2))
