@@ -178,20 +178,12 @@ onUiTabChange(() => {
     }
 });
 
-// gradio's upload areas take clicks alone: ours are reached by Tab, and opened by Enter or Space.
-function ditailReachSlots() {
-    for (const input of gradioApp().querySelectorAll("[id*=_ditail_] input[type=file]")) {
-        const area = input.parentElement;
-        if (area.tabIndex === 0) continue;
-        area.tabIndex = 0;
-        area.setAttribute("role", "button");
-        area.setAttribute("aria-label", area.closest("[id*=_ditail_]").querySelector("label")?.textContent.trim() || "");
-        area.addEventListener("keydown", (event) => {
-            if (event.key !== "Enter" && event.key !== " ") return;
-            event.preventDefault();
-            area.click();
-        });
+// gradio's upload areas take clicks alone: the style sheet shows our file inputs to the keyboard, here they get a name.
+function ditailNameSlots() {
+    for (const input of gradioApp().querySelectorAll("[id*=_ditail_] input[type=file]:not([aria-label])")) {
+        const label = input.closest("[id*=_ditail_]").querySelector("[data-testid=block-label]");
+        if (label) input.setAttribute("aria-label", label.textContent.trim());
     }
 }
 
-onAfterUiUpdate(ditailReachSlots);
+onAfterUiUpdate(ditailNameSlots);

@@ -30,6 +30,11 @@ def test_txt2img(page, image, webui):
     assert "Ditail: sampling with house-ink" in seen
     infotext = page.inner_text("#html_info_txt2img")
     assert "Ditail alpha: 1.75" in infotext and "Ditail source checkpoint: house-noto" in infotext
+    screenshot(page, "webui-advanced.png")
+    page.click("#txt2img_ditail_advanced > .label-wrap")
+    page.wait_for_selector("#txt2img_ditail_alpha", state="hidden")
+    screenshot(page, "webui-txt2img.png")
+    open_advanced(page, "txt2img")
 
     fill(page, "txt2img", ditail_alpha=9, prompt=infotext)
     page.click("#txt2img_tools #paste")
