@@ -28,7 +28,7 @@ from ditail.standalone.sampling import Job, generate, image_to_image
 from . import methods, metrics, perceptual, report
 from .rows import Row, all_rows, choose_rows
 
-# The presets were tuned on scenes from number 100 on.
+# The scenes from number 100 on are for tuning.
 REPORTED = 100
 BATCH = 25
 RESULTS = "results.jsonl"

@@ -7,13 +7,36 @@ from ditail.job.cost import cost_of
 from lab import counts
 
 STEPS = 20
+# Ratios to plain generation, by batch size.
+BUDGETS = {
+    "SD 1.x": {"cold": {1: 1.76, 4: 1.15, 8: 1.05}, "warm": {1: 1.26, 4: 1.03, 8: 0.99},
+               "hot": {1: 0.96, 4: 0.95, 8: 0.95}},
+    "SDXL": {"cold": {1: 1.78}, "warm": {1: 1.28}, "hot": {1: 0.98}},
+}
+TOPOLOGIES = {"SD 1.x": (counts.SD15, (64, 64), (1, 4, 8)), "SDXL": (counts.SDXL, (128, 128), (1, 4))}
 
 
-@pytest.mark.parametrize(("topology", "family", "latent_hw"), [
-    (counts.SD15, "SD 1.x", (64, 64)), (counts.SDXL, "SDXL", (128, 128)),
-])
-def test_the_formula_is_what_the_counter_counts(topology, family, latent_hw):
-    for row in counts.flop_ratios(topology, latent_hw, (1, 4), steps=STEPS, conv_ratio=0.8, attn_ratio=0.5):
+@pytest.fixture(scope="module", params=TOPOLOGIES)
+def counted(request):
+    """The family, and what the counter counts for each batch size; counting takes seconds."""
+    topology, latent_hw, batches = TOPOLOGIES[request.param]
+    return request.param, counts.flop_ratios(topology, latent_hw, batches, steps=STEPS, conv_ratio=0.8, attn_ratio=0.5)
+
+
+@pytest.mark.slow
+def test_flops_are_within_the_budgets(counted):
+    family, rows = counted
+    for way, budget in BUDGETS[family].items():
+        for row in rows:
+            if row["batch"] in budget:
+                assert row[way] == pytest.approx(budget[row["batch"]], rel=0.02)
+    assert [row["three chunks"] for row in rows] == [2] * len(rows)
+
+
+@pytest.mark.slow
+def test_the_formula_is_what_the_counter_counts(counted):
+    family, rows = counted
+    for row in rows:
         cost = cost_of(DitailSettings(), STEPS, row["batch"], family=family)
         assert cost.cold == pytest.approx(row["cold"], rel=0.01)
         assert cost.warm == pytest.approx(row["warm"], rel=0.01)

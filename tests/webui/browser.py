@@ -42,7 +42,8 @@ def open_page(browser, url: str, **viewport: int) -> Iterator:
 
 
 def show_tab(page, tab: str) -> None:
-    page.click(f"#tabs > .tab-nav > button:text-is('{tab}')")
+    # Forge writes "Txt2img".
+    page.click(f"#tabs > .tab-nav > button:has-text('{tab}')")
 
 
 def open_tab(page, tab: str, *, advanced: bool = False) -> None:
