@@ -21,7 +21,7 @@ from ditail.errors import DitailError
 from ditail.method.latents import SourceLatents
 from ditail.standalone import demo_checkpoints
 from ditail.standalone.fanout import Options, fan_out, raise_failed
-from ditail.standalone.files import make_folder
+from ditail.standalone.files import make_folder, unwritable
 from ditail.standalone.model import Model, default_device, load_model, quiet
 from ditail.standalone.sampling import Job, generate, image_to_image
 
@@ -254,10 +254,16 @@ def _parsed(line: str) -> dict | None:
 
 
 def add_lines(path: Path, values: Sequence[dict]) -> None:
-    """Append a line of JSON for each of the values, at once: two runs may write to one file."""
+    """Append a line of JSON for each of the values, at once: two runs may write to one file.
+
+    Raises DitailError if that can't be done.
+    """
     # Each on a line of its own, also after one that was cut off.
-    with path.open("a", encoding="utf-8") as file:
-        file.write("".join("\n" + json.dumps(value) for value in values))
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write("".join("\n" + json.dumps(value) for value in values))
+    except OSError as error:
+        raise unwritable(path, error) from error
 
 
 def check_scenes(scenes: int, held_out: int) -> None:

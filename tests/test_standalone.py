@@ -14,15 +14,17 @@ from PIL import Image
 
 from ditail import DitailError
 from ditail.content.images import tensor_to_images
+from ditail.content.settings import DitailSettings
 from ditail.standalone import checkpoint_files, demo_checkpoints
 from ditail.standalone.checkpoint_files import check_checkpoint
 from ditail.standalone.cli import main
 from ditail.standalone.model import load_model
 from ditail.standalone.names import SAMPLERS
 from ditail.standalone.samplers import Sampler, seeded_noise
-from lab import pipeline
+from ditail.standalone.sampling import Job, generate
+from lab import methods
 
-JOB = pipeline.Job(("a fox on mint",), seeds=(3,), steps=4, omega=3.0)
+JOB = Job(("a fox on mint",), seeds=(3,), steps=4, omega=3.0)
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +42,10 @@ def content(tmp_path):
     path = tmp_path / "content.png"
     demo_checkpoints.held_out().images["noto"][0].save(path)
     return path
+
+
+def inverted(model, job, z0, **settings):
+    return methods.source_latents(model, job, DitailSettings(**settings), z0, is_null=False)
 
 
 def mix_arguments(paths, content, out, **changes):
@@ -66,16 +72,16 @@ def test_the_demo_models_have_sd1_topology(noto):
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_sampler_generates_inverts_and_transfers(noto, ink, name):
     job = JOB.with_(sampler=name)
-    z, passed = pipeline.generate(noto, job, 128, 128)
-    again, _ = pipeline.generate(noto, job, 128, 128)
+    z, passed = generate(noto, job, 128, 128)
+    again, _ = generate(noto, job, 128, 128)
     assert torch.equal(z, again)
-    inverted = pipeline.invert_with(noto, job, z)
+    source_latents = inverted(noto, job, z)
     asked = Sampler(name, job.steps, noto.alphas_cumprod).timesteps
-    assert inverted.timesteps.tolist() == sorted(asked)
+    assert source_latents.timesteps.tolist() == sorted(asked)
     assert passed.timesteps.tolist() == sorted(asked)
-    plain, _ = pipeline.generate(ink, job, 128, 128)
-    for source in (inverted, passed):
-        mixed = pipeline.transfer(ink, job, source)
+    plain, _ = generate(ink, job, 128, 128)
+    for source in (source_latents, passed):
+        mixed = methods.ditail(ink, job, DitailSettings(), source, z)
         assert torch.isfinite(mixed).all()
         assert (mixed - plain).abs().mean() > 0.02
     assert not any(m._forward_hooks for m in ink.unet.modules())
@@ -84,31 +90,31 @@ def test_every_sampler_generates_inverts_and_transfers(noto, ink, name):
 @pytest.fixture(scope="module")
 def ddim(noto):
     """The latents of DDIM's image of 30 steps."""
-    return pipeline.generate(noto, JOB.with_(steps=30, omega=1.0), 128, 128)[0]
+    return generate(noto, JOB.with_(steps=30, omega=1.0), 128, 128)[0]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(SAMPLERS) - {"DPM++ SDE", "Euler a"}))
 def test_samplers_agree_on_the_same_trajectory(noto, ddim, name):
     """Deterministic samplers solve one ODE: with many steps they end near DDIM's image."""
-    z, _ = pipeline.generate(noto, JOB.with_(steps=30, omega=1.0, sampler=name), 128, 128)
+    z, _ = generate(noto, JOB.with_(steps=30, omega=1.0, sampler=name), 128, 128)
     assert (z - ddim).abs().mean() < 0.25 * ddim.abs().mean()
 
 
 @pytest.mark.slow
 def test_a_image_comes_back_from_its_inversion(noto):
     """With the source's own cond and no CFG, sampling undoes inversion: the image stays recognisable."""
-    z0, _ = pipeline.generate(noto, JOB.with_(steps=20), 128, 128)
-    job = JOB.with_(steps=20, omega=1.0, alpha=1.0, beta=0.0)
-    back = pipeline.transfer(noto, job, pipeline.invert_with(noto, job, z0))
-    noise, _ = pipeline.generate(noto, job, 128, 128)
+    z0, _ = generate(noto, JOB.with_(steps=20), 128, 128)
+    job, settings = JOB.with_(steps=20, omega=1.0), {"alpha": 1.0, "beta": 0.0}
+    back = methods.ditail(noto, job, DitailSettings(**settings), inverted(noto, job, z0, **settings), z0)
+    noise, _ = generate(noto, job, 128, 128)
     assert (back - z0).abs().mean() < 0.4 * (noise - z0).abs().mean()
 
 
 def test_rows_do_not_depend_on_their_neighbours(noto):
     job = JOB.with_(prompts=("a fox on mint", "a pear on pink"), seeds=(3, 4))
-    z, _ = pipeline.generate(noto, job, 128, 128)
-    alone, _ = pipeline.generate(noto, JOB, 128, 128)
+    z, _ = generate(noto, job, 128, 128)
+    alone, _ = generate(noto, JOB, 128, 128)
     assert torch.allclose(z[:1], alone, atol=1e-3)
     assert torch.equal(seeded_noise((4, 2, 2), [3, 4])[:1], seeded_noise((4, 2, 2), [3]))
 
@@ -284,7 +290,7 @@ def test_a_image_too_large_to_make_needs_a_size(paths, tmp_path, capfd):
 
 def test_divergence_is_told_with_its_step(noto):
     with pytest.raises(DitailError, match=r"no longer finite at step 1 of 4 \(t = 1\); lower alpha"):
-        pipeline.invert_with(noto, JOB, torch.full((1, 4, 16, 16), float("inf")))
+        inverted(noto, JOB, torch.full((1, 4, 16, 16), float("inf")))
 
 
 @pytest.mark.slow

@@ -56,10 +56,11 @@ def test_of_an_init_image(webui, base64_content, one_source):
     made = matrix(webui, "img2img", settings, **asked)
     assert webui.checkpoint_loads() - before <= 2 * len(HOUSE)
     assert len(made.images) == 1 + (3 if one_source else 9)
-    assert difference(made.images[1], plain(webui, "house-noto", tab="img2img", **asked)) == 0
-    alone = webui.generate({"source_checkpoint": "house-noto", "alpha": 2.0}, "img2img",
-                           override_settings={"sd_model_checkpoint": "house-flat"}, **asked)
-    assert difference(made.images[2], alone.image) == 0
+    # The diagonal is the model's own inversion and sampling of the init image, no plain image.
+    for image, target in zip(made.images[1:3], ("house-noto", "house-flat"), strict=True):
+        alone = webui.generate({"source_checkpoint": "house-noto", "alpha": 2.0}, "img2img",
+                               override_settings={"sd_model_checkpoint": target}, **asked)
+        assert difference(image, alone.image) < 0.001  # with the target's features cached, rounding may differ
 
 
 def test_of_a_collage(webui, base64_content):
