@@ -19,11 +19,17 @@ function ditailSet(tab, name, value) {
     updateInput(input);
 }
 
-// Ask for the live line anew, once the page is at rest.
-function ditailRefresh(tab) {
-    clearTimeout(ditailTimers[tab]);
-    ditailTimers[tab] = setTimeout(() => ditailElement(tab, "refresh_line")?.click(), 250);
+// Click a hidden button, once the page is at rest: gradio drops an event that comes while an earlier one is answered.
+function ditailLater(tab, button) {
+    const timer = `${tab} ${button}`;
+    clearTimeout(ditailTimers[timer]);
+    ditailTimers[timer] = setTimeout(() => ditailElement(tab, button)?.click(), 250);
     return [];
+}
+
+// Ask for the live line anew.
+function ditailRefresh(tab) {
+    return ditailLater(tab, "refresh_line");
 }
 
 // The line's inputs, the last of them replaced by what only the page knows.

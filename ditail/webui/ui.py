@@ -69,7 +69,8 @@ def build(elem_id: ElemId, *, is_img2img: bool, hosts: Mapping | None = None) ->
         for name in (*EXTRAS, "facts"):
             made[name] = gr.Textbox(label=name.replace("_", " ").capitalize(), elem_id=elem_id(name), value="",
                                     elem_classes="ditail-hidden", container=False)
-        for name, label in (("refresh_line", "Refresh"), ("take_infotext", "Take infotext")):
+        for name, label in (("refresh_line", "Refresh"), ("take_infotext", "Take infotext"),
+                            ("take_balance", "Take balance"), ("take_numbers", "Take numbers")):
             made[name] = gr.Button(label, elem_id=elem_id(name), elem_classes="ditail-hidden")
     ui_events.connect(made, hosts or {}, elem_id, is_img2img=is_img2img)
     return Controls([made[name] for name in CONTROLS], _pasted(made))

@@ -38,7 +38,7 @@ def connect(made: Mapping, hosts: Mapping, elem_id: Callable[[str], str], *, is_
         made[name].change(None, None, None, **script(f"() => ditailRefresh('{tab}')"))
     _connect_source(made)
     _connect_images(made, tab)
-    _connect_presets(made)
+    _connect_presets(made, tab)
 
 
 def _connect_source(made: Mapping) -> None:
@@ -74,13 +74,18 @@ def _described(image: Image.Image | None, describe: Callable | None) -> list:
     return [gr.update() if value is None else value for value in found] + [gr.update()]
 
 
-def _connect_presets(made: Mapping) -> None:
+def _connect_presets(made: Mapping, tab: str) -> None:
     numbers = [made[key] for key in KEYS]
     # `input` is the user's own doing; what these functions set calls none of them in turn.
     made["preset"].input(_of_preset, [made["preset"]], [made["balance"], *numbers], **QUIET)
-    made["balance"].input(_of_balance, [made["balance"]], [made["preset"], *numbers], **QUIET)
+    made["balance"].input(None, None, None, **script(f"() => ditailLater('{tab}', 'take_balance')"))
     for number in numbers:
-        number.input(_name_and_place, numbers, [made["preset"], made["balance"]], **QUIET)
+        number.input(None, None, None, **script(f"() => ditailLater('{tab}', 'take_numbers')"))
+    for button, function, inputs, outputs in (
+            ("take_balance", _of_balance, [made["balance"]], [made["preset"], *numbers]),
+            ("take_numbers", _name_and_place, numbers, [made["preset"], made["balance"]])):
+        # Twice: what changed while the first was answered is taken by the second.
+        made[button].click(function, inputs, outputs, **QUIET).then(function, inputs, outputs, **QUIET)
     said = [made["preset"], made["preset_said"]]
     made["preset_save"].click(_save, [made["preset_name"], *numbers], said, **QUIET)
     made["preset_rename"].click(_rename, [made["preset"], made["preset_name"]], said, **QUIET)
