@@ -11,7 +11,7 @@ demo: .venv/installed
 
 # As many processes as cores, at most four, of one torch thread each.
 test: .venv/installed lint
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # A real WebUI: SD_WEBUI_DIR is its folder, SD_WEBUI_PYTHON its interpreter.
 test-webui: .venv/installed

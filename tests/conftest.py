@@ -6,6 +6,15 @@ import pytest
 
 from tests.unets import SD1, SD2, SDXL, random_unet
 
+# The files that take longest come first, so that no process is left with one at the end.
+LONGEST = ("test_standalone", "test_command_line", "test_fanout", "test_savings", "test_mix_command", "test_methods",
+           "test_core", "test_other_families")
+
+
+def pytest_collection_modifyitems(items):
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
 
 @pytest.fixture(scope="session")
 def paths():
