@@ -1,5 +1,7 @@
 """Sources by image of a batch, generated sources, and what a sweep makes and loads."""
 
+import re
+
 import pytest
 from PIL import Image
 
@@ -177,7 +179,7 @@ class TestCollage:
         laid_out = content.rotate(180)
         laid_out.paste(content.resize((SIDE // 2, SIDE), Image.Resampling.LANCZOS), (0, 0))
         assert difference(made.images[1], laid_out) < 1
-        assert "Ditail collage: 0 0 0.5 1; 0 0 1 1" in made.infotext
+        assert re.search(r"Ditail collage: 0 0 0\.5 1 image=\w+; 0 0 1 1 image=\w+ mask=\w+", made.infotext)
         whole = webui.generate({**ditail, "image": encode(laid_out)}, steps=12)
         assert difference(made.images[0], whole.image) < 0.6
 
