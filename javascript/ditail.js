@@ -110,7 +110,8 @@ async function ditailSend(from) {
     switch_to_txt2img();
     if (!ditailIsOn("txt2img")) ditailElement("txt2img", "enabled-checkbox")?.querySelector("input")?.click();
     const slot = ditailElement("txt2img", "image");
-    slot.querySelector("button[aria-label=Clear]")?.click();
+    // In gradio 3 and in gradio 4 (Forge).
+    slot.querySelector("button[aria-label=Clear], button[aria-label='Remove Image']")?.click();
     setTimeout(() => {
         const files = new DataTransfer();
         files.items.add(new File([blob], name, {type: blob.type || "image/png"}));

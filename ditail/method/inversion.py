@@ -48,9 +48,7 @@ def invert(
     previous = float(alphas_cumprod[0])
     z, latents = z0.float(), []
     for i, (t, now) in enumerate(zip(ascending, abar, strict=True)):
-        eps = denoise(z, t).to(z)
-        x0 = (z - (1 - previous) ** 0.5 * eps) / previous**0.5
-        z = now**0.5 * x0 + (1 - now) ** 0.5 * eps
+        z = ddim_step(z, denoise(z, t).to(z), previous, now)
         if not torch.isfinite(z).all():
             raise DitailError(
                 None, f"inversion: the latents are no longer finite at step {i + 1} of {len(ascending)} (t = {t:g}); "

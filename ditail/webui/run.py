@@ -170,9 +170,9 @@ class Run:
     def show_sources(self, processed) -> None:
         """Add the images that the content came from to a finished job's, each with its infotext."""
         job, p = self.job, self.p
-        if job is None or job.is_plain or job.is_preview or not job.request.settings.show_source:
+        if job is None or job.is_plain or job.is_preview:
             return
-        if False not in job.samplings:
+        if not job.request.settings.show_source or False not in job.samplings:
             return
         for source in distinct(job.samplings[False].sources):
             if source.origin.kind == "generate" and source.origin.key not in job.latents:

@@ -45,6 +45,11 @@ def tab(page, image):
     return page
 
 
+def clear_image(page) -> None:
+    """Empty the slot of the content image, by the button of gradio 3 or of gradio 4."""
+    page.click("#txt2img_ditail_image :is(button[aria-label=Clear], button[aria-label='Remove Image'])")
+
+
 @pytest.mark.parametrize("tab", ["txt2img", "img2img"])
 def test_the_first_level_has_at_most_eight_controls(page, tab):
     open_tab(page, tab)
@@ -154,7 +159,7 @@ def test_kept_images_come_back_with_their_infotext(tab):
     generate(tab, "txt2img")
     infotext = tab.inner_text("#html_info_txt2img")
     assert "Ditail image name: content.png" in infotext
-    tab.click("#txt2img_ditail_image button[aria-label=Clear]")
+    clear_image(tab)
     tab.wait_for_selector("#txt2img_ditail_image img", state="detached")
     fill(tab, "txt2img", prompt=infotext)
     tab.click("#txt2img_tools #paste")
@@ -168,7 +173,7 @@ def test_an_image_that_is_not_kept_is_named(tab, options):
     options(ditail_images_mb=0)
     generate(tab, "txt2img")
     infotext = re.sub(r"Ditail image hash: \w+", "Ditail image hash: 0123456789", tab.inner_text("#html_info_txt2img"))
-    tab.click("#txt2img_ditail_image button[aria-label=Clear]")
+    clear_image(tab)
     tab.wait_for_selector("#txt2img_ditail_image img", state="detached")
     fill(tab, "txt2img", prompt=infotext)
     tab.click("#txt2img_tools #paste")

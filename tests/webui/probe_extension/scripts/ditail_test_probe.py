@@ -1,15 +1,12 @@
-"""Runs inside the WebUI under test: reports what Ditail has to leave as it was, and makes the U-Net fail."""
+"""Runs inside the WebUI under test: reports what Ditail has to leave as it was."""
 
 import hashlib
 import json
 import sys
-from types import SimpleNamespace
 
-import ldm.modules.diffusionmodules.openaimodel
-import sgm.modules.diffusionmodules.openaimodel
 import torch
-from fastapi import Body, FastAPI
-from modules import devices, processing, script_callbacks, sd_hijack, sd_models, sd_vae, shared
+from fastapi import FastAPI
+from modules import devices, processing, script_callbacks, sd_hijack, sd_models, sd_vae
 from modules.models.sd3 import mmdit
 from modules.shared import opts
 
@@ -36,40 +33,6 @@ def state() -> dict:
     }
 
 
-def options() -> dict:
-    return {name: getattr(opts, name) for name, option in opts.data_labels.items() if not option.do_not_save}
-
-
-def fail_at(call: int = Body(embed=True)) -> None:  # noqa: B008 (fastapi's way)
-    """Make the U-Net's n-th call from now on run out of memory, once."""
-    unet = sd_models.model_data.sd_model.model.diffusion_model
-    calls = iter(range(1, call))
-
-    def hook(module, args):
-        if next(calls, None) is None:
-            handle.remove()
-            raise torch.cuda.OutOfMemoryError("no memory left, says the test")
-
-    handle = unet.register_forward_pre_hook(hook)
-
-
-def record_calls(unet_class: type) -> None:
-    forward = unet_class.forward
-
-    def recorded(self, x, timesteps=None, *args, **kwargs):
-        sys.modules["ditail_test"].calls.append({"rows": len(x), "t": float(timesteps.flatten()[0]),
-                                                 "job": shared.state.job})
-        return forward(self, x, timesteps, *args, **kwargs)
-
-    unet_class.forward = recorded
-
-
-def calls() -> list[dict]:
-    """The U-Net's calls since this was last asked."""
-    seen, sys.modules["ditail_test"].calls = sys.modules["ditail_test"].calls, []
-    return seen
-
-
 class TinyMMDiT(mmdit.MMDiT):
     """SD3's architecture, for a yaml of ldm's kind."""
 
@@ -80,14 +43,7 @@ class TinyMMDiT(mmdit.MMDiT):
 def add_routes(_, app: FastAPI) -> None:
     app.add_api_route("/ditail-test/state", state, methods=["GET"])
     app.add_api_route("/ditail-test/attention", lambda: [o.title() for o in sd_hijack.optimizers], methods=["GET"])
-    app.add_api_route("/ditail-test/options", options, methods=["GET"])
-    app.add_api_route("/ditail-test/calls", calls, methods=["GET"])
-    app.add_api_route("/ditail-test/fail", fail_at, methods=["POST"])
-    app.add_api_route("/ditail-test/reload-ui", lambda: shared.state.request_restart(), methods=["POST"])
 
 
-if "ditail_test" not in sys.modules:  # "Reload UI" runs this file again
-    sys.modules["ditail_test"] = SimpleNamespace(TinyMMDiT=TinyMMDiT, calls=[])
-    for package in (ldm, sgm):
-        record_calls(package.modules.diffusionmodules.openaimodel.UNetModel)
+sys.modules["ditail_test"].TinyMMDiT = TinyMMDiT
 script_callbacks.on_app_started(add_routes)
