@@ -194,7 +194,8 @@ def test_send_to_ditail_and_the_prompt_from_the_image(tab):
     tab.wait_for_function("gradioApp().querySelector('#txt2img_ditail_source_prompt textarea').value"
                           " === 'a fox on pink'")
     assert tab.query_selector("#txt2img_ditail_image img")
-    assert "house-ink" in value_of(tab, "txt2img_ditail_source_checkpoint")
+    tab.wait_for_function("gradioApp().querySelector('#txt2img_ditail_source_checkpoint input').value"
+                          ".includes('house-ink')")
 
 
 def test_send_to_img2img_carries_nothing_of_ditail(tab):
