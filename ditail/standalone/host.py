@@ -124,7 +124,7 @@ class FileJob:
         # This host's samplers begin at VP latents.
         return SamplingPlan(tuple(reversed(sampler.timesteps)), self.job.steps, 0, 1, 1)
 
-    def framed(self, image: Image.Image, resize_mode: str) -> Image.Image:
+    def sampled_part(self, image: Image.Image, resize_mode: str) -> Image.Image:
         return image
 
     def generation_fingerprint(self, image: int) -> dict:
