@@ -5,9 +5,9 @@ MAX_SHOWN = 60
 
 
 class DitailError(ValueError):
-    """What is wrong, for the user: `key` is the setting or file that it is about (None: none), `sentence` the rest.
+    """An error to show to the user. key: the setting or file concerned, or None. sentence: what is wrong with it.
 
-    As a text it is one line of at most MAX_SENTENCE printable characters, whatever was put into it.
+    `str(error)` is one line of at most MAX_SENTENCE printable characters.
     """
 
     def __init__(self, key: str | None, sentence: str):
@@ -16,8 +16,8 @@ class DitailError(ValueError):
 
 
 def shown(value) -> str:
-    """A value as a sentence shows it: on one line, not too long."""
-    # Python refuses to write out integers of thousands of digits, and `repr` of a long list takes as long as it is.
+    """`repr` of a value for an error message: one line of at most MAX_SHOWN characters."""
+    # Python refuses to write out integers of thousands of digits, and `repr` of a long list is slow.
     if isinstance(value, int) and abs(value) >= 10**60:
         return "a very large number"
     if isinstance(value, str | bytes | list | tuple):
@@ -30,11 +30,11 @@ def shown(value) -> str:
 
 
 def named(name) -> str:
-    """A name as a sentence mentions it: like `shown`, without the quotation marks of a text."""
+    """A name for an error message: like `shown`, but without quotation marks around a string."""
     return _one_line(name[: MAX_SHOWN + 1], MAX_SHOWN) if isinstance(name, str) else shown(name)
 
 
 def _one_line(text: str, length: int) -> str:
-    # Control characters and lone surrogates (JSON may hold both) would spoil a terminal, or can't be sent at all.
+    # JSON may hold control characters, which garble a terminal, and lone surrogates, which can't be encoded.
     text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
     return text if len(text) <= length else text[: length - 3] + "..."

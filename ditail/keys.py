@@ -1,4 +1,4 @@
-"""Cache keys and what tells a file from its former self."""
+"""Cache keys and file fingerprints."""
 
 import hashlib
 import json
@@ -12,7 +12,8 @@ from torch import Tensor
 def cache_key(depends_on: Mapping) -> str:
     """A cache key: the SHA-256 of everything that source latents depend on, as canonical JSON.
 
-    Tensors count by dtype, shape and bytes; floats exactly (by `repr`). Raises TypeError for what JSON can't say.
+    Tensors are compared by dtype, shape and bytes, floats exactly (by `repr`). Raises TypeError for any other value
+    that JSON can't represent.
     """
     return hashlib.sha256(json.dumps(depends_on, sort_keys=True, default=_describe).encode()).hexdigest()
 
@@ -25,8 +26,8 @@ def _describe(value) -> list:
     return [str(data.dtype), list(data.shape), hashlib.sha256(content).hexdigest()]
 
 
-def file_mark(path: str | None) -> list:
-    """What tells a file from what it was before it changed; just the name where there is none."""
+def file_fingerprint(path: str | None) -> list:
+    """[absolute path, size, modification time in ns] of a file; `[path]` if it does not exist."""
     if not path or not os.path.isfile(path):
         return [path]
     stat = os.stat(path)

@@ -11,7 +11,7 @@ from .method.schedule import TRAINING_STEPS, InjectionSteps, ddim_timesteps
 from .unet.injection import Injection, inject
 from .unet.sites import architecture_of, context_width, latent_channels
 
-# Of alpha, beta and omega: far beyond what gives an image.
+# Upper limit of alpha, beta and omega, far above any value that gives an image.
 LARGEST = 10_000
 
 
@@ -73,7 +73,7 @@ def mix(
 
 
 def guided_eps(unet: nn.Module, z: Tensor, t: float, cond: Tensor, uncond: Tensor, omega: float) -> Tensor:
-    """`eps_neg + omega * (eps_pos - eps_neg)` of rows `[b, 4, h, w]`; one call where the prompts are of one length."""
+    """`eps_neg + omega * (eps_pos - eps_neg)` for `z` `[b, 4, h, w]`; one call if the prompts have one length."""
     if cond.shape == uncond.shape:
         both = torch.cat([uncond, cond])
         x = torch.cat([z, z]).to(both)
@@ -124,19 +124,19 @@ def check_tensors(z0: Tensor, alphas_cumprod: Tensor, mask: Tensor | None, unet:
 
 
 def _check_tensor(key: str, x: Tensor, *shape: int | str) -> None:
-    """shape: a size that is fixed, or the name of one that must be at least 1."""
-    wanted = f"a floating-point tensor [{', '.join(map(str, shape))}]"
+    """shape: for each dimension its required size, or a name if any size from 1 on is allowed."""
+    expected = f"a floating-point tensor [{', '.join(map(str, shape))}]"
     if not isinstance(x, Tensor) or not x.is_floating_point():
-        raise DitailError(key, f"must be {wanted}, got {x.dtype if isinstance(x, Tensor) else shown(x)}")
+        raise DitailError(key, f"must be {expected}, got {x.dtype if isinstance(x, Tensor) else shown(x)}")
     sizes = zip(x.shape, shape, strict=False)
     if x.ndim != len(shape) or not all(size == fixed if isinstance(fixed, int) else size for size, fixed in sizes):
-        raise DitailError(key, f"must be {wanted}, got {tuple(x.shape)}")
+        raise DitailError(key, f"must be {expected}, got {tuple(x.shape)}")
     if x.is_meta or not x.isfinite().all():
         raise DitailError(key, "must hold finite numbers only")
 
 
 def _as_weights(x: Tensor, unet: nn.Module) -> Tensor:
-    """On the U-Net's device and in its dtype."""
+    """`x` on the U-Net's device and in its dtype."""
     return x.to(next(unet.parameters()))
 
 

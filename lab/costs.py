@@ -87,6 +87,8 @@ def preset_costs() -> dict[str, dict[str, float]]:
 
 def row_cost(row: Row) -> float | None:
     """The cost of an image of the row, cold, in SD 1.5's shares; None for what no U-Net makes."""
+    if row.way == "refiner":
+        return 1.0
     if row.way == "plain":
         return 2.0 if row.ditail.source == "generate" else 1.0
     if row.way == "img2img":
@@ -94,4 +96,4 @@ def row_cost(row: Row) -> float | None:
     if row.way == "diffstyler":
         # A row of the source checkpoint in the inversion and in each step.
         return 2.0
-    return cost_of(row.ditail, row.steps).cold if row.way == "ditail" else None
+    return cost_of(row.ditail, row.steps).cold if row.way in ("ditail", "anchored") else None

@@ -57,8 +57,8 @@ def test_the_first_steps_are_injected(ratio, injected):
     timesteps = ddim_timesteps(7)
     steps = InjectionSteps.from_ratios(timesteps, ratio, 0.0)
     feature, attention = Layer("f", 4), Layer("a", 4)
-    assert [steps.wants(feature, t) for t in reversed(timesteps)] == [True] * injected + [False] * (7 - injected)
-    assert not any(steps.wants(attention, t) for t in timesteps)
+    assert [steps.includes(feature, t) for t in reversed(timesteps)] == [True] * injected + [False] * (7 - injected)
+    assert not any(steps.includes(attention, t) for t in timesteps)
 
 
 def test_inversion_is_undone_by_sampling_with_the_same_eps():

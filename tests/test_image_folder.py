@@ -43,13 +43,13 @@ def test_what_was_used_longest_ago_goes_first(folder):
 
 
 @pytest.mark.parametrize("name", ["../../etc/pw", "", "0123456789.png", "ABCDEF0123", "01234567890"])
-def test_what_is_no_hash_names_no_file(folder, name):
+def test_a_name_that_is_not_a_hash(folder, name):
     assert folder.get(name) is None
-    with pytest.raises(ValueError, match="no hash"):
+    with pytest.raises(ValueError, match="not an image hash"):
         folder.put(name, image(1))
 
 
-def test_a_damaged_file_is_no_image(folder):
+def test_a_damaged_file(folder):
     folder.put("0123456789", image(1))
     (folder.path / "0123456789.png").write_bytes(b"no image")
     assert folder.get("0123456789") is None

@@ -70,7 +70,7 @@ def test_ranges_of_steps_are_cut_as_the_ratios_are():
 
     def wanted(kind, block):
         # Half precision asks half a timestep beside the grid.
-        seen = {"".join("01"[steps.wants(Layer(kind, block), t + off)] for t in reversed(timesteps))
+        seen = {"".join("01"[steps.includes(Layer(kind, block), t + off)] for t in reversed(timesteps))
                 for off in (-0.5, 0, 0.5)}
         assert len(seen) == 1
         return seen.pop()
@@ -109,7 +109,7 @@ def test_what_is_named_is_injected_and_nothing_else(unets, text):
     with inject(unet, Injection(source_latents(), {"context": conds()[2]}, steps_of(text), savings=HOOKS)):
         rows = watched(lambda: unet(randn(1, 4, 8, 16, seed=9), torch.tensor([501]), context=conds()[0]))
     differing = {key[0] for key, row in rows.items() if not torch.allclose(row, expected[key], atol=1e-4)}
-    assert modules.keys() - differing == {layer for layer in parse_layers(text) if steps_of(text).wants(layer, 501)}
+    assert modules.keys() - differing == {layer for layer in parse_layers(text) if steps_of(text).includes(layer, 501)}
 
 
 @pytest.mark.parametrize(("kind", "text"), CHOICES)

@@ -67,7 +67,7 @@ def test_rows_of_several_images(unets, kind):
 
 @pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl"])
 @pytest.mark.parametrize("savings", [Savings(), HOOKS, *EACH], ids=str)
-def test_rows_that_are_left_alone(unets, kind, savings):
+def test_uninjected_rows(unets, kind, savings):
     """One row is what it is without injection, the other what it is when every row is injected."""
     unet, x, context = unets[kind], randn(2, 4, 8, 16, seed=9), torch.cat(conds()[:2])
     plain = unet(x, torch.full((2,), 501), context=context, **label(kind, 2))
@@ -76,7 +76,7 @@ def test_rows_that_are_left_alone(unets, kind, savings):
     assert_equal(run(unet, savings, kind, row_images=lambda rows, _: [0, None]), torch.stack([whole[0], plain[1]]))
 
 
-def test_rows_that_are_left_alone_in_a_call_of_their_own_need_no_source_run(unet):
+def test_a_call_of_uninjected_rows_alone_needs_no_source_run(unet):
     x = randn(1, 4, 8, 16, seed=9)
     output, runs = rows_run(unet, savings=Savings(), x=x, row_images=lambda rows, _: [None])
     assert runs == [1]

@@ -1,1 +1,1 @@
-"""What is kept for later images: source latents in RAM and on disk, the target's features."""
+"""Caches: source latents in RAM and on disk, and the target's features."""

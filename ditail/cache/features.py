@@ -1,4 +1,4 @@
-"""Hot features: what the target U-Net computed on the source latents, kept for the next generation."""
+"""Feature cache: what the target U-Net computed on the source latents, for later generations."""
 
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping
@@ -11,8 +11,8 @@ from torch import Tensor
 class FeatureCache:
     """Features per key and step, the least recently used keys dropped first once they exceed `budget` bytes.
 
-    A step is kept whole or not at all, so a key that doesn't fit is kept as far as it does: the steps that are missing
-    are computed. device: where the tensors are kept. Any thread may call any method.
+    A step is kept whole or not at all. If not all steps of a key fit, the others are computed each time. device: where
+    the tensors are kept. Thread-safe.
     """
 
     def __init__(self, budget: int, device: str | torch.device = "cpu"):
@@ -30,17 +30,17 @@ class FeatureCache:
         return Features(self, key)
 
     def get(self, key: Hashable, step: Hashable) -> Mapping[str, Tensor] | None:
-        """What is kept of a step, by layer."""
+        """The tensors of a step by layer, or None."""
         with self._lock:
             if key in self._entries:
                 self._entries.move_to_end(key)
             return self._entries.get(key, {}).get(step)
 
     def put(self, key: Hashable, step: Hashable, tensors: Mapping[str, Tensor]) -> bool:
-        """Keep a copy of a step's tensors, at the cost of other keys; False where it doesn't fit."""
+        """Keep a copy of a step's tensors, dropping other keys for it; returns False if it doesn't fit."""
         size = _nbytes(tensors)
         with self._lock:
-            self._forget_step(key, step)
+            self._drop_step(key, step)
             room = self.budget - _nbytes_of_steps(self._entries.get(key, {}))
             if size > room:
                 return False
@@ -50,14 +50,14 @@ class FeatureCache:
             try:
                 copies = {n: t.detach().to(self.device, copy=True) for n, t in tensors.items()}
             except torch.cuda.OutOfMemoryError:
-                self.clear()  # the image itself needs the memory
+                self.clear()  # generating the image needs the memory
                 return False
             self._entries[key][step] = copies
             self.nbytes += size
             return True
 
     def resize(self, budget: int, device: str | torch.device) -> None:
-        """Change the budget, dropping what exceeds it, and the place, where nothing is kept yet."""
+        """Change budget and device: what exceeds the budget is dropped, and everything if the device is another."""
         with self._lock:
             if torch.device(device) != self.device:
                 self.clear()
@@ -65,7 +65,7 @@ class FeatureCache:
             self._make_room(budget)
 
     def drop(self, key: Hashable) -> None:
-        """Forget all steps of a key; nothing happens where there are none."""
+        """Drop all steps of a key, if there are any."""
         with self._lock:
             self.nbytes -= _nbytes_of_steps(self._entries.pop(key, {}))
 
@@ -78,17 +78,17 @@ class FeatureCache:
         while self.nbytes > budget:
             self.drop(next(iter(self._entries)))
 
-    def _forget_step(self, key: Hashable, step: Hashable) -> None:
+    def _drop_step(self, key: Hashable, step: Hashable) -> None:
         self.nbytes -= _nbytes(self._entries.get(key, {}).pop(step, {}))
 
 
 class Features:
-    """One key's part of a `FeatureCache`, to be handed to an `Injection`.
+    """The part of a `FeatureCache` for one key, as an `Injection` takes it.
 
     The key must cover: the target's weights with LoRAs and their weights, hypernetworks, token merging, precision, the
-    source latents (their own key; of a mix each one's, in order), the null prompt and its size conditioning. The
-    injection itself adds timestep, size, dtype, layers and which sources of a mix take part, and keeps nothing while
-    others' hooks or an inpainting model's own channels are at work.
+    source latents (their cache keys, for a mix in order), the null prompt and its size conditioning. The injection
+    itself adds timestep, size, dtype, device, layers and the sources that take part, and keeps nothing while the U-Net
+    has hooks of others or an inpainting model's additional channels.
     """
 
     def __init__(self, cache: FeatureCache, key: Hashable):

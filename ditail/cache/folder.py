@@ -17,7 +17,7 @@ log = logging.getLogger("ditail")
 
 NAME = re.compile(r"[0-9a-f]{64}\.safetensors")
 PART = re.compile(NAME.pattern + r"\.[0-9a-f]{32}\.part")
-# A file that is still being written is younger.
+# A partial file that is older was left by a crash; one that is being written is younger.
 PART_SECONDS = 3600
 
 
@@ -25,8 +25,8 @@ class LatentFolder:
     """Source latents as files named by their keys (see `cache_key`), the least recently used deleted first once they
     exceed `budget` bytes.
 
-    Only what a name and a file's header say is ours is ever deleted. What goes wrong with the disk is a warning in the
-    log, once for each file and once for the folder; the caller computes what it doesn't get.
+    Only files whose name and header are Ditail's are deleted. Disk errors are logged as warnings, once for each file
+    and once for the folder; nothing is raised.
     """
 
     def __init__(self, path: str | Path, budget: int):
@@ -41,7 +41,7 @@ class LatentFolder:
         return sum(size for _, size, _ in self._files())
 
     def get(self, key: str) -> SourceLatents | None:
-        """An entry, or None; what is damaged or misnamed is deleted."""
+        """An entry, or None; a damaged or misnamed file is deleted."""
         path = self._path(key)
         try:
             latents, metadata = SourceLatents.load(path)
@@ -60,7 +60,7 @@ class LatentFolder:
         return None
 
     def put(self, key: str, latents: SourceLatents, metadata: Mapping[str, str]) -> None:
-        """Keep an entry, at the cost of others; one over the whole budget is not kept."""
+        """Keep an entry, deleting others for it; one larger than the whole budget is not kept."""
         path = self._path(key)
         if latents.nbytes > self.budget or _is_foreign(path):
             return
@@ -77,7 +77,7 @@ class LatentFolder:
             os.utime(self._path(key))
 
     def trim(self) -> None:
-        """Delete what exceeds the budget, and what crashes left."""
+        """Delete what exceeds the budget, and partial files that crashes left."""
         self._delete_down_to(self.budget)
 
     def clear(self) -> None:
@@ -100,7 +100,7 @@ class LatentFolder:
             total -= size
 
     def _files(self) -> list[tuple[float, int, Path]]:
-        """(time of last use, bytes, path) of every entry; nothing is read but the folder's listing."""
+        """(time of last use, bytes, path) of every entry, without opening the files."""
         entries: list[tuple[float, int, Path]] = []
         try:
             listing = list(os.scandir(self.path))
@@ -127,18 +127,18 @@ class LatentFolder:
 
 
 def _delete(path: Path) -> None:
-    """Delete a file under one of our names, unless it is somebody else's."""
+    """Delete a file with a name of ours, unless it is of another format."""
     if not _is_foreign(path):
         with suppress(OSError):
             path.unlink()
 
 
 def _is_foreign(path: Path) -> bool:
-    """Whether a file under one of our names is somebody else's: readable, and of another format."""
+    """Whether a file with a name of ours can be read and is of another format."""
     try:
         with safe_open(str(path), "pt") as file:
             return not (file.metadata() or {}).get("format", "").startswith(FORMAT.rstrip(" 0123456789"))
     except SafetensorError:
         return False
-    except (OSError, RuntimeError):  # RuntimeError is torch's, which opens it once more
+    except (OSError, RuntimeError):  # safe_open calls torch, which raises RuntimeError
         return os.path.exists(path)

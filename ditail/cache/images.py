@@ -1,6 +1,6 @@
-"""Images by their hash in a folder, within a budget: what an image was made from, so that its settings come back whole.
+"""A folder of images by their hash, within a budget: the images that infotext can only name.
 
-The folder is shared: another process may add to it or empty it at any time.
+Another process may add to the folder or empty it at any time.
 """
 
 import os
@@ -14,7 +14,7 @@ HASH = re.compile(r"[0-9a-f]{10}")
 
 
 class ImageFolder:
-    """PNG files named by hash. budget: bytes, 0 = nothing is kept; those used longest ago go first."""
+    """PNG files named by hash. budget: bytes, 0 = nothing is kept; the least recently used are deleted first."""
 
     def __init__(self, path: Path, budget: int):
         self.path, self.budget = Path(path), budget
@@ -37,7 +37,7 @@ class ImageFolder:
         self.trim()
 
     def get(self, name: str) -> Image.Image | None:
-        """The image of a hash; None if it is not kept, or its file can't be read."""
+        """The image of a hash; None if there is none, or its file can't be read."""
         try:
             with Image.open(self._file(name)) as image:
                 image.load()
@@ -58,7 +58,7 @@ class ImageFolder:
             excess -= size
 
     def clear(self) -> None:
-        """Delete all of them."""
+        """Delete every image."""
         for file, _, _ in self._files():
             with suppress(OSError):
                 file.unlink()
@@ -72,7 +72,7 @@ class ImageFolder:
 
     def _file(self, name: str) -> Path:
         if not HASH.fullmatch(name):
-            raise ValueError(f"{name!r} is no hash of an image")
+            raise ValueError(f"{name!r} is not an image hash")
         return self.path / f"{name}.png"
 
     def _files(self) -> list[tuple[Path, float, int]]:

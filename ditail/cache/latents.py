@@ -1,4 +1,4 @@
-"""Source latents kept in RAM and, with a folder, on disk."""
+"""A cache of source latents in RAM and, with a folder, on disk."""
 
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ class LatentCache:
     """Source latents in RAM and, with a `folder`, on disk too.
 
     In RAM the least recently used are dropped first once they exceed `budget` bytes; the folder has its own budget.
-    Whoever changes a budget calls `trim`. Any thread may call any method.
+    Call `trim` after changing a budget. Thread-safe.
     """
 
     def __init__(self, budget: int, folder: LatentFolder | None = None):
@@ -30,7 +30,7 @@ class LatentCache:
             return sum(entry.nbytes for entry in self._entries.values())
 
     def get(self, key: str) -> SourceLatents | None:
-        """An entry from RAM, else from the folder (and then kept in RAM, too), else None."""
+        """An entry from RAM, or from the folder (then it is kept in RAM, too), or None."""
         with self._lock:
             entry = self._entries.get(key)
             if entry is not None:
@@ -42,7 +42,7 @@ class LatentCache:
             return entry
 
     def put(self, key: str, latents: SourceLatents, metadata: Mapping[str, str] | None = None) -> None:
-        """Keep an entry; one larger than a whole budget is not kept there. metadata: what its file is to say of it."""
+        """Keep an entry in RAM and on disk, where the budget is large enough. metadata: for its file's header."""
         with self._lock:
             self._keep(key, latents)
             if self.folder is not None:

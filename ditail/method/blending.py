@@ -1,4 +1,4 @@
-"""Several sources at once: what each has a share of, where, and when."""
+"""Mixing several sources: the share of each, by place and timestep."""
 
 import operator
 from collections.abc import Sequence
@@ -39,10 +39,10 @@ class Mixed:
 
 
 def as_mixed(source: SourceLatents | Sequence[Mixed]) -> tuple[Mixed, ...]:
-    """The sources of a mix; one alone is a mix of itself.
+    """The sources of a mix, as a tuple; a single one becomes a mix of one.
 
-    Raises DitailError for sources that can't be mixed: none, of different sizes or batches, weights or masks that make
-    no sense.
+    Raises DitailError if no source has a weight above 0, sizes or batch sizes differ, a weight is negative or not
+    finite, or a mask has another size than the latents.
     """
     mixed = (Mixed(source),) if isinstance(source, SourceLatents) else tuple(source)
     if not any(m.weight > 0 for m in mixed):
@@ -63,7 +63,7 @@ def as_mixed(source: SourceLatents | Sequence[Mixed]) -> tuple[Mixed, ...]:
 class Share:
     """The share of a source that is mixed over a first one.
 
-    weight: beside the first one's 1. mask: None or `[1, 1, h, w]` in 0..1. steps: a range, as fractions of the steps.
+    weight: relative to the first one's 1. mask: None or `[1, 1, h, w]` in 0..1. steps: its range, in fractions of them.
     """
 
     weight: float = 1.0
@@ -73,10 +73,10 @@ class Share:
 
 def mix_over(first: SourceLatents, further: Sequence[tuple[SourceLatents, Share]],
              timesteps: Sequence[float]) -> list[Mixed]:
-    """A first source with further ones over it, as what an `Injection` takes.
+    """A first source with further ones mixed over it, as the `source` of an `Injection`.
 
-    Where and when a further one has a mask or a range of steps of its own, it takes the first one's place; one with
-    neither shares every place and step with the first by weight. timesteps: the sampler's, in any order.
+    A further source with a mask or a range of steps replaces the first one there; one with neither is averaged with
+    the first one everywhere, by weight. timesteps: the sampler's, in any order.
     """
     mixed = [Mixed(latents, share.weight, share.mask, Window.of_steps(timesteps, *share.steps))
              for latents, share in further]
@@ -92,19 +92,19 @@ def mix_over(first: SourceLatents, further: Sequence[tuple[SourceLatents, Share]
 
 
 def images_of(mixed: Sequence[Mixed]) -> int:
-    """How many images the sources are for."""
+    """The number of images that the sources are for."""
     return max(m.rows for m in mixed)
 
 
 def active_at(mixed: Sequence[Mixed], timestep: float) -> tuple[int, ...]:
-    """The places of the sources that take part at a timestep."""
+    """The indices of the sources that take part at a timestep."""
     return tuple(i for i, m in enumerate(mixed) if m.weight > 0 and timestep in m.window)
 
 
 def shares(mixed: Sequence[Mixed]) -> tuple[list[Tensor | float], Tensor | None]:
-    """Each source's `w m / sum(w m)`, and where the sum is above 0: 1 there and 0 elsewhere, None for everywhere.
+    """(each source's share `w m / sum(w m)`, reach): reach is 1 where the sum is above 0, else 0; None = 1 everywhere.
 
-    Both `[1, 1, h, w]` where there are masks. Where the sum is 0, every share is 0.
+    Both are `[1, 1, h, w]` if any source has a mask. Where the sum is 0, every share is 0.
     """
     weights = [m.weight if m.mask is None else m.weight * m.mask.float() for m in mixed]
     total = sum(weights)
@@ -116,7 +116,7 @@ def shares(mixed: Sequence[Mixed]) -> tuple[list[Tensor | float], Tensor | None]
 
 
 def blend(outputs: Sequence[Tensor], parts: Sequence[Tensor | float], rows: int) -> Tensor:
-    """`sum(part * output)` `[rows, ...]`; parts must broadcast to the outputs, of which fewer rows are repeated."""
+    """`sum(part * output)` `[rows, ...]`. parts must broadcast to the outputs; outputs of fewer rows are repeated."""
     def weighted(output: Tensor, part: Tensor | float) -> Tensor:
         product = output * (part.to(output) if isinstance(part, Tensor) else part)
         return product.repeat(rows // len(output), *[1] * (output.ndim - 1))
@@ -127,17 +127,17 @@ def blend(outputs: Sequence[Tensor], parts: Sequence[Tensor | float], rows: int)
 def start_latent(source: SourceLatents | Sequence[Mixed], timestep: float) -> Tensor:
     """The VP latent `[b, c, h, w]` that sampling starts from at `timestep`, blended from the sources', float32.
 
-    The sources that take part at `timestep` (all, where none does) by their shares; where no mask reaches, by their
-    weights alone, as an injection's own mask leaves the start alone too.
+    The sources that take part at `timestep` (all, if none does) are blended by their shares; where every mask is 0, by
+    their weights alone, as the mask of an injection does not change the start either.
 
-    A latent of large `t` is nearly noise, and the mean of two independent noises has 0.7 of their deviation: less than
-    the model was trained to find at that `t`. So each channel's deviation from its mean is scaled to the mean of the
-    sources' deviations, by what the shares at that place lose: `sum(p_i s_i) / sqrt(sum(p_i p_j cov_ij))`. The
-    covariance is the measured one: latents of one image inverted with two models are alike and lose little, equal
-    ones lose nothing, and where one source is alone nothing changes.
+    A latent of large `t` is nearly noise, and the mean of two independent noises has 0.7 of their standard deviation,
+    less than the model was trained on at that `t`. So each channel's deviation from its mean is multiplied by
+    `sum(p_i s_i) / sqrt(sum(p_i p_j cov_ij))` with the shares `p` of each place, which gives it the mean of the
+    sources' standard deviations. `cov` is measured: the latents of one image inverted with two models are correlated
+    and change little, equal ones and places of a single source do not change.
     """
-    every = as_mixed(source)
-    mixed = [every[i] for i in active_at(every, timestep)] or [m for m in every if m.weight > 0]
+    sources = as_mixed(source)
+    mixed = [sources[i] for i in active_at(sources, timestep)] or [m for m in sources if m.weight > 0]
     count = images_of(mixed)
     z = torch.stack([m.latents.at(timestep).expand(count, -1, -1, -1) for m in mixed])
     if len(mixed) == 1:
@@ -150,8 +150,8 @@ def start_latent(source: SourceLatents | Sequence[Mixed], timestep: float) -> Te
     mean = z.mean((-2, -1), keepdim=True)
     deviation = z - mean
     covariance = torch.einsum("ibchw,jbchw->ijbc", deviation, deviation)[..., None, None] / z[0, 0, 0].numel()
-    wanted = (p * covariance.diagonal().movedim(-1, 0).sqrt()).sum(0)
+    expected = (p * covariance.diagonal().movedim(-1, 0).sqrt()).sum(0)
     variance = (p[:, None] * p[None] * covariance).sum((0, 1))
-    # Independent sources lose at most sqrt(len); more is lost only by sources that cancel each other.
-    variance = torch.maximum(variance, wanted**2 / (2 * len(mixed)))
-    return (p * mean).sum(0) + (p * deviation).sum(0) * torch.where(variance > 0, wanted / variance.sqrt(), 1)
+    # The mean of n independent sources has at least 1/n of their variance; only sources that cancel out have less.
+    variance = torch.maximum(variance, expected**2 / (2 * len(mixed)))
+    return (p * mean).sum(0) + (p * deviation).sum(0) * torch.where(variance > 0, expected / variance.sqrt(), 1)

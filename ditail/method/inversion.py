@@ -1,4 +1,4 @@
-"""Inversion: from a content image's `z_0` up the source model's own trajectory, and back down."""
+"""DDIM inversion of a content image's `z_0` with the source model, and DDIM sampling."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,14 +10,14 @@ from .latents import SourceLatents
 from .schedule import alphas_cumprod_at
 
 Denoiser = Callable[[Tensor, float], Tensor]
-# The tokens that CLIP encodes at once.
+# Tokens that CLIP encodes at a time.
 CHUNK = 77
 
 
 def combine_conds(alpha: float, cond: Tensor, beta: float, uncond: Tensor) -> Tensor:
     """`C = alpha * C_pos - beta * C_neg` (paper equation 5), embeddings `[b, tokens, width]`.
 
-    Where the prompts differ in chunks the shorter one repeats its last chunk, as CFG does in the WebUI.
+    The shorter prompt repeats its last chunk of tokens to the length of the longer one, as CFG does in the WebUI.
     """
     if cond.shape[1] != uncond.shape[1]:
         short, long = sorted((cond, uncond), key=lambda c: c.shape[1])
@@ -40,7 +40,7 @@ def invert(
     """DDIM inversion (paper section 3.2): the latents `z_t` of `z0` at each of `timesteps`.
 
     denoise: `(z [b, c, h, w], t) -> eps`, the source model with its conditioning (`combine_conds`) and no CFG.
-    progress: called after each step with its index and `z_t`; what it raises (an interrupt, say) ends the inversion.
+    progress: called after each step with its index and `z_t`; an exception that it raises ends the inversion.
     Raises DitailError as soon as a latent is not finite.
     """
     ascending = sorted(map(float, timesteps))
@@ -71,7 +71,7 @@ def sample_ddim(
 ) -> Tensor:
     """`z_0` `[b, c, h, w]` from the latent `z` of the last of `timesteps`, by deterministic DDIM.
 
-    With the denoiser of an inversion, its last latent and its timesteps, this is the way back: it ends at abar[0].
+    With the denoiser, timesteps and last latent of an inversion, it reconstructs `z_0`. It ends at abar[0].
     progress: as for `invert`.
     """
     ascending = sorted(map(float, timesteps))

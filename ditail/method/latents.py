@@ -1,4 +1,4 @@
-"""Source latents `z_t`: kept per timestep, looked up at any, saved with what they depend on."""
+"""Source latents `z_t`: one per timestep, interpolated between them, saved as safetensors files."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -21,9 +21,9 @@ class SourceLatents:
     """The VP latents of a source model, one per timestep.
 
     timesteps: `[N]`, ascending. latents: `[N, b, c, h, w]`, kept on the CPU in the dtype given.
-    alphas_cumprod: the source model's schedule, `[1000]`. image: what the source model's sampling of the latents ends
-    in, `[h, w, 3]` uint8: the image that it generated, or the reconstruction of the one that it inverted; None where
-    nobody wants it. z0: the latent that they begin (inversion) or end in (generation), `[b, c, h, w]`.
+    alphas_cumprod: the source model's schedule, `[1000]`. image: `[h, w, 3]` uint8, the image that the source model
+    generated, or its reconstruction of the image that it inverted; None if not needed. z0: `[b, c, h, w]`, the latent
+    that an inversion began with or a generation ended in.
     """
 
     def __init__(self, timesteps: Sequence[float], latents: Tensor, alphas_cumprod: Tensor, *,
@@ -48,7 +48,7 @@ class SourceLatents:
         return len(self.timesteps)
 
     def with_image(self, image: Tensor) -> "SourceLatents":
-        """The same latents with the image that sampling them ends in."""
+        """The same latents with `image` (see the class)."""
         return SourceLatents(self.timesteps.tolist(), self.latents, self.alphas_cumprod, image=image, z0=self.z0)
 
     @property
@@ -59,11 +59,11 @@ class SourceLatents:
         """`z_t` `[b, c, h, w]` at any timestep, float32; outside the stored range, the nearest stored latent.
 
         Between two stored steps, and between `z_0` and the first, `z_t / sqrt(abar_t)` is linear in `sigma_t`. That is
-        the DDIM equation itself with one eps (and so one x_0) in between: for inverted latents the result is what DDIM
-        inversion would have passed through.
+        the DDIM equation with one eps (and so one x_0) in between: for inverted latents the result is on the DDIM
+        inversion's own trajectory.
         """
         t = float(timestep)
-        # A sampler's float is not quite the stored one; latents that are there are not to be interpolated.
+        # A sampler's timesteps differ from the stored ones by rounding; a stored latent is returned exactly.
         high = int(torch.searchsorted(self.timesteps, torch.tensor(t, dtype=torch.float64)))
         for i in (high, high - 1):
             if 0 <= i < len(self) and abs(float(self.timesteps[i]) - t) < 1e-3:
@@ -77,7 +77,7 @@ class SourceLatents:
         return torch.lerp(low_z, high_z, min(max(weight, 0.0), 1.0)) * float(torch.sqrt(abar))
 
     def _unscaled(self, i: int) -> tuple[Tensor, float]:
-        """(`z_t / sqrt(abar_t)`, `sigma_t`) of stored step `i`; -1 is `z_0`, as the inversion has it: at abar[0]."""
+        """(`z_t / sqrt(abar_t)`, `sigma_t`) of stored step `i`; -1 is `z_0`, which is at abar[0] (see `invert`)."""
         if i < 0 and self.z0 is not None:
             abar = float(self.alphas_cumprod[0])
             return self.z0 / abar**0.5, ((1 - abar) / abar) ** 0.5
@@ -85,7 +85,7 @@ class SourceLatents:
         return self.latents[i].float() * (1 + sigma**2) ** 0.5, sigma
 
     def save(self, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
-        """Write a safetensors file, whole or not at all; readable in its header: `metadata`, format and checksum."""
+        """Write a safetensors file atomically. Its header has `metadata`, the format and a checksum."""
         tensors = {"timesteps": self.timesteps, "latents": self.latents, "alphas_cumprod": self.alphas_cumprod}
         tensors |= {name: x for name, x in (("image", self.image), ("z0", self.z0)) if x is not None}
         tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
@@ -100,7 +100,7 @@ class SourceLatents:
     def load(cls, path: str | Path) -> tuple["SourceLatents", dict[str, str]]:
         """Read what `save` wrote: (latents, metadata). Raises DitailError for anything else and for damaged files."""
         try:
-            data = Path(path).read_bytes()  # at once, as another process may replace or delete the file
+            data = Path(path).read_bytes()  # in one read: another process may replace or delete the file
             tensors = load(data)
             metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
             if metadata.pop("format", None) != FORMAT:
@@ -120,7 +120,7 @@ def _is_finite(x: Tensor | None) -> bool:
 
 
 def _are_sound(timesteps: Tensor, latents: Tensor, alphas_cumprod: Tensor) -> bool:
-    """Whether tensors from a file can be those of source latents."""
+    """Whether tensors from a file have the shapes of source latents and are finite."""
     return (
         (timesteps.ndim, latents.ndim, alphas_cumprod.shape) == (1, 5, (TRAINING_STEPS,))
         and all(map(_is_finite, (timesteps, latents, alphas_cumprod)))

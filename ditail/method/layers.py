@@ -1,7 +1,7 @@
 """Custom layer selection as one line of text: `f4 a4-8 a9-11@0-0.3`.
 
 Terms are separated by spaces (X/Y/Z axes split their values on commas). `f` stands for the feature of an output block's
-ResBlock, `a` for the queries and keys of its self-attentions; a number or `first-last` says which blocks; `@from-to` is
+ResBlock, `a` for the queries and keys of its self-attentions; a number or `first-last` gives the blocks; `@from-to` is
 their own range of the steps, as fractions from the first step (the largest timestep) on.
 """
 
@@ -20,7 +20,7 @@ NUMBER = re.compile(r"[0-9]+(\.[0-9]*)?|\.[0-9]+")
 
 @dataclass(frozen=True)
 class Layer:
-    """What one output block hands over: its feature (kind "f"), or q and k of its self-attentions ("a")."""
+    """What is injected in one output block: its feature (kind "f"), or q and k of its self-attentions ("a")."""
 
     kind: str
     block: int
@@ -31,14 +31,14 @@ Layers = Mapping[Layer, Steps | None]
 
 
 def parse_layers(text: str) -> Layers:
-    """The layers that a text names, each with its own range of the steps (None: the usual ratio's); none for "".
+    """The layers that a text names, each with its range of the steps (None = by the ratio of its kind); empty for "".
 
-    Raises DitailError naming the term that is wrong. Whether a U-Net has them is `sites.find_sites`'s to say.
+    Raises DitailError naming the term that is wrong. `sites.find_sites` checks that a U-Net has the layers.
     """
     if not isinstance(text, str):
         raise DitailError("layers", f"must be a text, got {type(text).__name__}")
     if len(text) > MAX_LENGTH:
-        raise DitailError("layers", f"has {len(text)} characters, at most {MAX_LENGTH} make sense")
+        raise DitailError("layers", f"has {len(text)} characters, at most {MAX_LENGTH} are possible")
     layers = {}
     for term in text.split():
         kind, blocks, steps = _parse_term(term)

@@ -1,4 +1,4 @@
-"""Timesteps, `alphas_cumprod`, and which steps are injected. All timesteps count SD's 1000."""
+"""Timesteps, `alphas_cumprod`, and which steps are injected. All timesteps are of SD's 1000."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from ..errors import DitailError, shown
 from .layers import ATTENTION, FEATURE, Layer, Layers
 
 TRAINING_STEPS = 1000
-# Of an inversion on a share of the sampler's timesteps, whatever their number: fewer lose style (docs/evaluation.md).
+# Fewest and most steps of an inversion on a share of the sampler's timesteps: fewer lose style (docs/evaluation.md).
 INVERSION_STEPS = (5, 25)
 
 
@@ -34,7 +34,7 @@ def inversion_timesteps(timesteps: Sequence[float], share: float) -> list[float]
     """The timesteps of the sampler at which the source model is called: `share` of them, evenly spread, ascending.
 
     The last one, where sampling starts, is always among them. A share of 1 is every timestep (the paper's way); a
-    smaller one is 5 to 25 of them. Those in between are read from `SourceLatents.at`.
+    smaller one is 5 to 25 of them. `SourceLatents.at` interpolates between them.
     """
     ascending = sorted(map(float, timesteps))
     if share >= 1:
@@ -47,7 +47,7 @@ def inversion_timesteps(timesteps: Sequence[float], share: float) -> list[float]
 def alphas_cumprod_at(alphas_cumprod: Tensor, timesteps: Tensor) -> Tensor:
     """`alphas_cumprod` at fractional timesteps, float64, by interpolating log sigma as k-diffusion does.
 
-    `sigma = sqrt((1 - abar) / abar)`. Timesteps outside the schedule take its ends.
+    `sigma = sqrt((1 - abar) / abar)`. Timesteps outside the schedule are clamped to it.
     """
     abar = alphas_cumprod.double().cpu()
     t = timesteps.double().cpu().clamp(0, len(abar) - 1)
@@ -76,9 +76,9 @@ class Window:
 
 @dataclass(frozen=True)
 class InjectionSteps:
-    """Above which timestep features and attention are injected (exclusive; `inf` never, `-inf` always).
+    """The timesteps above which features and attention are injected (exclusive; `inf` = never, `-inf` = always).
 
-    windows: a custom layer selection, each layer with its timesteps; empty = the architecture's layers, by those two.
+    windows: a custom layer selection, each layer with its timesteps; empty = the architecture's default layers.
     """
 
     features_above: float
@@ -88,9 +88,9 @@ class InjectionSteps:
     @classmethod
     def from_ratios(cls, timesteps: Sequence[float], conv_ratio: float, attn_ratio: float,
                     layers: Layers | None = None) -> "InjectionSteps":
-        """The first `int(ratio * N)` of the sampler's `N` timesteps, in any order.
+        """Injection at the first `int(ratio * N)` of the sampler's `N` timesteps, which may be in any order.
 
-        layers: a custom layer selection (see `parse_layers`); None or empty = the architecture's.
+        layers: a custom layer selection (see `parse_layers`); None or empty = the architecture's default.
         """
         ratios = {FEATURE: conv_ratio, ATTENTION: attn_ratio}
         windows = {layer: Window.of_steps(timesteps, *(steps or (0, ratios[layer.kind])))
@@ -111,7 +111,7 @@ class InjectionSteps:
             return any(layer.kind == FEATURE for layer in self.windows)
         return self.features_above < float("inf")
 
-    def wants(self, layer: Layer, timestep: float) -> bool:
+    def includes(self, layer: Layer, timestep: float) -> bool:
         """Whether a layer is injected at a timestep."""
         if self.windows:
             return layer in self.windows and timestep in self.windows[layer]
@@ -119,13 +119,13 @@ class InjectionSteps:
 
 
 def first_steps(timesteps: Sequence[float], ratio: float) -> float:
-    """The timestep that the first `int(ratio * N)` of `N` timesteps, in any order, are above."""
+    """A timestep that exactly the first `int(ratio * N)` of `N` timesteps, in any order, are above."""
     descending = sorted(map(float, timesteps), reverse=True)
     count = int(ratio * len(descending))
     if count <= 0:
         return float("inf")
     if count >= len(descending):
         return float("-inf")
-    # A sampler may ask between two timesteps (midpoints), and its floats are not quite ours (half precision rounds to
-    # half a timestep): the first step that is not injected begins a little above its own timestep.
+    # Samplers also call the U-Net between two timesteps (midpoints), and half precision rounds to half a timestep: the
+    # first step that is not injected begins a little above its own timestep.
     return descending[count] + 0.25 * (descending[count - 1] - descending[count])

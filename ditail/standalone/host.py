@@ -17,7 +17,7 @@ from ..colours import match_colours
 from ..content.presets import PRESETS
 from ..errors import DitailError
 from ..job.host import Checkpoint, Networks, Pass, Prompts, Row, SamplingPlan
-from ..keys import file_mark
+from ..keys import file_fingerprint
 from ..method.inversion import Denoiser, combine_conds
 from ..method.latents import SourceLatents
 from ..method.layers import Layers
@@ -103,7 +103,7 @@ class FileCheckpoints:
     def fingerprint(self, checkpoint: Checkpoint, vae_file: str | None, prompts: Prompts, networks: Networks) -> dict:
         config = Path(checkpoint.path).with_suffix(".yaml").read_bytes()
         # Rounding differs with the number of threads.
-        return {"checkpoint": file_mark(checkpoint.path), "config": hashlib.sha256(config).hexdigest(),
+        return {"checkpoint": file_fingerprint(checkpoint.path), "config": hashlib.sha256(config).hexdigest(),
                 "prompts": prompts, "threads": torch.get_num_threads()}
 
 
@@ -124,7 +124,7 @@ class FileJob:
         # This host's samplers begin at VP latents.
         return SamplingPlan(tuple(reversed(sampler.timesteps)), self.job.steps, 0, 1, 1)
 
-    def framed(self, image: Image.Image, resize_mode: str) -> Image.Image:
+    def sampled_part(self, image: Image.Image, resize_mode: str) -> Image.Image:
         return image
 
     def generation_fingerprint(self, image: int) -> dict:

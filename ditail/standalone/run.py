@@ -7,7 +7,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..content.images import LATENT_SCALE, tensor_to_images
-from ..job.finish import finished
+from ..job.finish import finish_image
 from ..job.host import Row
 from ..job.job import Job
 from .host import FileHost
@@ -37,7 +37,7 @@ def images_of(host: FileHost, ditail: Job, *, is_recorded: bool = False) -> Iter
         if is_recorded:
             ditail.keep_recorded(first, rows_of(latents_of(passed, z, model)))
         for i, image in enumerate(tensor_to_images(model.decode(z)), first):
-            yield finished(ditail, image, i)
+            yield finish_image(ditail, image, i)
 
 
 def _follow(host: FileHost, ditail: Job, first: int, rows: Sequence[Row]) -> None:

@@ -1,1 +1,1 @@
-"""An ldm U-Net: where Ditail injects, the hooks, and the work that they make needless."""
+"""An ldm U-Net: where Ditail injects, the hooks, and the computations that they save."""

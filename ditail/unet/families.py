@@ -1,4 +1,4 @@
-"""Families of models, told by their U-Net's parameters."""
+"""Families of models, recognised by the names and shapes of their U-Net's parameters."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,9 +15,9 @@ READS_AN_IMAGE = {5: "a depth model", 8: "InstructPix2Pix"}
 
 
 def family_of(shapes: Mapping[str, Sequence[int]]) -> str:
-    """The family of a U-Net by its parameters' names and shapes; "of no known family" for what is none.
+    """The family of a U-Net by its parameters' names and shapes; "of no known family" for any other.
 
-    SD 2.x is told from SD 1.x by the linear projections of its transformers, which are convolutions in SD 1.x.
+    SD 2.x has linear projections in its transformers, where SD 1.x has convolutions.
     """
     for name, mark in TRANSFORMERS.items():
         if mark in shapes:
@@ -42,7 +42,7 @@ def family_of_unet(unet: nn.Module) -> str:
 
 
 def family_of_file(path: str) -> str:
-    """The family of a safetensors checkpoint, by its header. Raises SafetensorError or OSError for what is none."""
+    """The family of a safetensors checkpoint, by its header. Raises SafetensorError or OSError if it can't be read."""
     return family_of(shapes_of_file(path))
 
 

@@ -1,13 +1,13 @@
 """Injection: hooks that put what the target U-Net computes on the source latents into the rows being denoised.
 
-Everything happens at the U-Net's border. When the U-Net is called at a timestep, it first runs on the source latent of
-that timestep with the null prompt, and hooks record q and k of the chosen self-attentions and the hidden state of the
-chosen ResBlock; in the run that was asked for, the same hooks replace those tensors in every row. Nothing is
-re-implemented, so LoRA, hypernetworks and every attention implementation that calls `to_q` and `to_k` keep working.
-`shortcuts.py` leaves out work that is not needed; it can be switched off without changing a result.
+When the U-Net is called at a timestep, a pre-hook first runs it on the source latent of that timestep with the null
+prompt, and hooks record q and k of the chosen self-attentions and the output of the chosen ResBlock's `out_layers`. In
+the call itself, the same hooks replace those tensors in every row. No layer is re-implemented, so LoRA, hypernetworks
+and every attention implementation that calls `to_q` and `to_k` keep working. `shortcuts.py` leaves out work that is not
+needed; it can be switched off without changing a result.
 
-Three lifetimes, three objects: `Injection` is what is asked for and never changes, `InjectionHooks` is one U-Net with
-its hooks, `Step` is one timestep.
+`Injection` is the configuration and never changes, `InjectionHooks` are the hooks on one U-Net, `Step` is the state at
+one timestep.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,29 +26,29 @@ from .shortcuts import Savings, is_untouched, shortcuts, spread
 from .sites import find_sites
 from .step import Step, mask_on_layer, mixed_at
 
-# Where a U-Net keeps what takes an injection off again.
+# The U-Net's attribute for the exit stack that removes an injection.
 INSTALLED = "_ditail_installed"
-# The source row of each row of a call with these keyword arguments; None for a row that nothing is injected into.
+# (number of rows, the call's keyword arguments) -> the source row of each row, None for a row without injection.
 RowImages = Callable[[int, Mapping], Sequence[int | None]]
 
 
 class _LastLayerReached(Exception):
-    """Ends the source run once every layer that is needed has been recorded."""
+    """Ends the source run once every needed layer is recorded."""
 
 
 @dataclass(frozen=True)
 class Injection:
-    """What is injected into a U-Net.
+    """The configuration of an injection into a U-Net.
 
-    source: the source latents, `b` rows (1 for one content image; one per image of a batch otherwise), or several of
-    them to mix: what is computed on each is blended by their shares before it is injected.
+    source: the source latents, `b` rows (1 for one content image; one per image of a batch otherwise), or several
+    sources to mix: the tensors computed on each are blended by their shares before they are injected.
     null: the U-Net's keyword arguments for the source rows, batch 1: `context` `[1, tokens, width]`, for SDXL also `y`.
     steps: which layers at which timesteps. mask: None or `[1, 1, h, w]` in 0..1 at the latents' size, 1 = inject.
-    row_images: for a run of `n` rows and the U-Net's keyword arguments, the source row of each, None for one that is
-    left alone (default: the rows repeat the source rows in order).
-    savings: which needless work is left out (exact, and cheaper).
-    features: where the source runs are kept for a later generation; None = nowhere.
-    around_source: a context for the source runs (a host may switch off what is meant for the image alone).
+    row_images: gives the source row of each row of a call, None for a row without injection (default: the rows repeat
+    the source rows in order).
+    savings: which unnecessary work is left out (the result is the same).
+    features: the cache for the source runs' tensors; None = they are not kept.
+    around_source: a context for the source runs (a host may switch off other extensions in it).
     """
 
     source: SourceLatents | Sequence[Mixed]
@@ -61,7 +61,7 @@ class Injection:
     around_source: Callable[[], AbstractContextManager] = nullcontext
 
     def install(self, unet: nn.Module) -> None:
-        """Hook `unet`, after removing whatever an earlier injection left on it; nothing is left if this raises."""
+        """Hook `unet`, after removing an earlier injection from it. If this raises, no hook remains."""
         remove(unet)
         with ExitStack() as installed:
             InjectionHooks(self, unet).install(installed)
@@ -69,12 +69,12 @@ class Injection:
 
 
 def remove(unet: nn.Module) -> None:
-    """Take every hook of Ditail off `unet`, also if taking off one of them raises; without any, nothing happens."""
+    """Remove every hook of Ditail from `unet`, also if removing one of them raises. Does nothing if there are none."""
     unet.__dict__.pop(INSTALLED, ExitStack()).close()
 
 
 def drop_hook(module: nn.Module, hook: Callable) -> None:
-    """Take a forward hook or pre-hook off a module; nothing happens if it is not there."""
+    """Remove a forward hook or pre-hook from a module. Does nothing if the module does not have it."""
     for hooks in (module._forward_hooks, module._forward_pre_hooks):
         for hook_id in [i for i, other in hooks.items() if other == hook]:
             del hooks[hook_id]
@@ -83,7 +83,7 @@ def drop_hook(module: nn.Module, hook: Callable) -> None:
 
 @contextmanager
 def inject(unet: nn.Module, injection: Injection) -> Iterator[Injection]:
-    """Run a block with `injection` installed on `unet`; the hooks go when it ends or raises."""
+    """A context with `injection` installed on `unet`; the hooks are removed when it ends or raises."""
     try:
         injection.install(unet)
         yield injection
@@ -92,7 +92,7 @@ def inject(unet: nn.Module, injection: Injection) -> Iterator[Injection]:
 
 
 class InjectionHooks:
-    """An injection on one U-Net: its hooks, the step at hand, and the rows of the call at hand."""
+    """The hooks of an injection on one U-Net, with the state of the current step and call."""
 
     def __init__(self, injection: Injection, unet: nn.Module):
         self.injection, self.unet = injection, unet
@@ -101,18 +101,18 @@ class InjectionHooks:
         self.sites = find_sites(unet, injection.steps.windows)
         self.layers = {site.name: site.layer for site in self.sites.features} | {
             f"{site.name}.{part}": site.layer for site in self.sites.attention for part in ("to_q", "to_k")}
-        # The step that is injected in the call at hand, and the last one that was recorded.
+        # The step that the current call injects, and the last one that was recorded.
         self._step: Step | None = None
         self._last: Step | None = None
         self._recording = False
         self._hook_ids: frozenset[int] = frozenset()
-        # Of the call at hand: height and width of its latents, and the image of each row.
+        # Of the current call: height and width of its latents, and the source row of each row.
         self._grid: tuple[int, int] = (0, 0)
         self._rows: Sequence[int | None] = ()
 
     def install(self, installed: ExitStack) -> None:
-        """Hook the U-Net; `installed` takes the hooks off again."""
-        # What undoes a step is kept before the step is taken, which may also raise after it has done its work.
+        """Hook the U-Net. installed: the stack that removes the hooks when it is closed."""
+        # The removal is registered first, as installing a hook may raise after the hook is in place.
         installed.callback(drop_hook, self.unet, self._before_unet)
         handles = [self.unet.register_forward_pre_hook(self._before_unet, with_kwargs=True)]
         for key in self.layers:
@@ -127,37 +127,38 @@ class InjectionHooks:
             shortcut.__enter__()
 
     def _before_unet(self, unet: nn.Module, args: tuple, kwargs: dict) -> None:
-        """Have the source run recorded for the timestep that the U-Net is called at."""
+        """Record the source run of the timestep that the U-Net is called at."""
         if self._recording:
             return
         x, timesteps = args[0], args[1] if len(args) > 1 else kwargs["timesteps"]
         self._grid = tuple(x.shape[-2:])
         self._rows = images_of_rows(len(x), images_of(self.mixed), self.injection.row_images, kwargs)
         t = float(timesteps.flatten()[0])
-        # Only rows that are left alone: no source run is needed.
-        places = active_at(self.mixed, t) if any(row is not None for row in self._rows) else ()
-        wanted = frozenset(key for key, layer in self.layers.items() if places and self.injection.steps.wants(layer, t))
+        # Without a row to inject into, no source run is needed.
+        indices = active_at(self.mixed, t) if any(row is not None for row in self._rows) else ()
+        layers = frozenset(key for key, layer in self.layers.items()
+                           if indices and self.injection.steps.includes(layer, t))
         self._step = None
         if self._last is not None and self._last.timestep != t:
             self._last = None
-        if not wanted:
+        if not layers:
             return
-        # cond and uncond in two calls, or a sampler that asks twice at one timestep, find the first call's record.
-        is_same = self._last is not None and self._last.wanted == wanted
-        # Not before it is recorded: after a source run that raised, the next call starts another.
+        # cond and uncond may be two calls, and some samplers call twice at one timestep: one source run is enough.
+        is_same = self._last is not None and self._last.layers == layers
+        # `_last` is set only after the recording, so that the call after a failed source run records again.
         if not is_same:
-            self._last = self._recorded_step(x, timesteps, mixed_at(self.mixed, t, wanted, places))
+            self._last = self._recorded_step(x, timesteps, mixed_at(self.mixed, t, layers, indices))
         self._step = self._last
 
     def _recorded_step(self, x: Tensor, timesteps: Tensor, step: Step) -> Step:
-        """`step` with what the source run records, or with what an earlier generation kept."""
+        """`step` with the source run's tensors, computed or from the feature cache."""
         features = self.injection.features
-        # An inpainting U-Net's further channels are the denoised rows' own.
+        # An inpainting U-Net has additional channels, which differ from image to image.
         has_own_channels = x.shape[1] != self.mixed[0].latents.latents.shape[2]
         if features is None or has_own_channels or not is_untouched(self.unet, self.savings.trusted, self):
             self._run_source(x, timesteps, step)
             return step
-        name = (step.timestep, tuple(x.shape[-2:]), x.dtype, x.device.type, step.places)
+        name = (step.timestep, tuple(x.shape[-2:]), x.dtype, x.device.type, step.indices)
         cached = features.get(name)
         if cached and step.layers_to_keep <= cached.keys():
             step.recall(cached, x.device, self._grid)
@@ -168,12 +169,12 @@ class InjectionHooks:
         return step
 
     def _run_source(self, x: Tensor, timesteps: Tensor, step: Step) -> None:
-        """Run the U-Net on the source latents, for the hooks to record what it computes."""
+        """Run the U-Net on the source latents while the hooks record its tensors in `step`."""
         z = torch.cat([source_rows(mixed.latents, step.timestep, x, self._rows) for mixed in step.active])
         null = {k: v.to(x.device).expand(len(z), *v.shape[1:]) for k, v in self.injection.null.items()}
         with self.injection.around_source(), self._recorded_into(step), suppress(_LastLayerReached):
             self.unet(z, timesteps.flatten()[:1].expand(len(z)), **null)
-        if missing := step.wanted - step.recorded.keys():
+        if missing := step.layers - step.recorded.keys():
             raise DitailError(None, f"injection: {min(missing)} was not called in the source run")
 
     @contextmanager
@@ -187,7 +188,7 @@ class InjectionHooks:
     def _hook(self, key: str):
         def hook(module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
             step = self._step
-            if step is None or key not in step.wanted:
+            if step is None or key not in step.layers:
                 return None
             if not self._recording:
                 return self._injected(step, output, self.recorded(key, module), key)
@@ -199,7 +200,7 @@ class InjectionHooks:
         return hook
 
     def _injected(self, step: Step, output: Tensor, recorded: Tensor, key: str) -> Tensor:
-        """`m * recorded + (1 - m) * output`, the recorded rows spread over the rows of `output`."""
+        """`m * recorded + (1 - m) * output`, each row of `output` with its image's row of `recorded`."""
         images = self.images(recorded, len(output))
         if images is None or output.shape[1:] != recorded.shape[1:]:
             raise DitailError(None, f"injection: {key} gave {tuple(recorded.shape)} for the source and "
@@ -209,37 +210,37 @@ class InjectionHooks:
             if mask is not None:
                 m = mask_on_layer(mask, output, self._grid, key).to(output)
                 source = m * source + (1 - m) * output
-        alone = self.left_alone(len(output))
-        if any(alone):
-            rows = torch.tensor(alone, device=output.device).view(-1, *[1] * (output.ndim - 1))
+        uninjected = self.uninjected(len(output))
+        if any(uninjected):
+            rows = torch.tensor(uninjected, device=output.device).view(-1, *[1] * (output.ndim - 1))
             source = torch.where(rows, output, source)
         return source
 
-    # What the shortcuts ask: see `shortcuts.Source`.
+    # The protocol `shortcuts.Source`.
 
     def replaces(self, *keys: str) -> bool:
         step = self._step
         return (step is not None and not self._recording and self.injection.mask is step.reach is None
-                and step.wanted.issuperset(keys))
+                and step.layers.issuperset(keys))
 
     def recorded(self, key: str, module: nn.Module) -> Tensor:
         step = self._step
         if step is None:
             raise RuntimeError("no layer is injected at this timestep")
         if key not in step.recorded:
-            # Of kept features, q and k are projected when they are first asked for.
+            # The feature cache has the input of q and k, which are projected when first needed.
             with self._recorded_into(step):
                 module(step.cached[key.rpartition(".")[0]])
         return step.recorded[key]
 
-    def is_fed_alike(self, attention: str) -> bool:
-        return self._step is not None and self._step.is_fed_alike(attention)
+    def has_common_input(self, attention: str) -> bool:
+        return self._step is not None and self._step.has_common_input(attention)
 
     def owns(self, hook_id: int) -> bool:
         return hook_id in self._hook_ids
 
     def images(self, recorded: Tensor, rows: int) -> Sequence[int] | None:
-        # Tiling extensions fold tiles into rows; a source row is then several rows, in the same order.
+        # Tiling extensions fold tiles into rows; a source row then becomes several rows, in the same order.
         tiles, rest = divmod(len(recorded), images_of(self.mixed))
         if rest or rows != tiles * len(self._rows):
             return None
@@ -257,7 +258,7 @@ class InjectionHooks:
         finally:
             self._rows, self._step = before, step
 
-    def left_alone(self, rows: int) -> list[bool]:
+    def uninjected(self, rows: int) -> list[bool]:
         if self._step is None or self._recording or not self._rows or rows % len(self._rows):
             return []
         tiles = rows // len(self._rows)
@@ -265,7 +266,7 @@ class InjectionHooks:
 
 
 def images_of_rows(rows: int, images: int, row_images: RowImages | None, call: Mapping) -> Sequence[int | None]:
-    """The image of each of `rows` rows; see `Injection.row_images`. Raises DitailError where they don't match."""
+    """The source row of each of `rows` rows (see `Injection.row_images`). Raises DitailError if they don't match."""
     numbers = list(row_images(rows, call)) if row_images else [i % images for i in range(rows)]
     if len(numbers) != rows or (row_images is None and rows % images):
         raise DitailError(None, f"injection: {rows} rows can't be matched with {images} source latents")
@@ -273,16 +274,16 @@ def images_of_rows(rows: int, images: int, row_images: RowImages | None, call: M
 
 
 def source_rows(latents: SourceLatents, timestep: float, x: Tensor, images: Sequence[int | None]) -> Tensor:
-    """The source's rows at a timestep, as the U-Net takes them beside rows `x` of these `images`.
+    """The source latents at a timestep as input of the U-Net, `[b, c, h, w]` with the channels of its other input `x`.
 
-    Raises DitailError for latents of another size.
+    images: the source row of each row of `x`. Raises DitailError for latents of another size.
     """
     z = latents.at(timestep).to(x)
     if z.shape[-2:] != x.shape[-2:]:
         raise DitailError(None, f"injection: the source latents are {tuple(z.shape[-2:])}, the sampler's "
                           f"{tuple(x.shape[-2:])} (height, width)")
     if x.shape[1] > z.shape[1]:
-        # An inpainting U-Net's further channels (mask, masked image) are the denoised rows' own.
+        # An inpainting U-Net has additional channels (mask, masked image), which are those of the denoised rows.
         first = [images.index(i) if i in images else 0 for i in range(len(z))]
         z = torch.cat([z, x[first, z.shape[1] :]], 1)
     return z

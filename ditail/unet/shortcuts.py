@@ -1,8 +1,8 @@
 """Savings: what a U-Net need not compute because injection overwrites it, or computes the same for every row.
 
-Hooks alone (`injection.py`) are always right; what is here only leaves work out. Each shortcut stands in for one
-module's `forward`, on that instance and until it is removed, and hands every call that it can't answer exactly to the
-class's own `forward`, after which the hook path does the job. So it is decided call by call and layer by layer.
+The hooks of `injection.py` alone give the right result; shortcuts only make it cheaper. Each one replaces the `forward`
+of one module instance until it is removed, and passes every call that it can't answer exactly to the class's own
+`forward`, so that the hooks handle it. This is decided for each call and each layer.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -14,19 +14,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Where no fused kernel takes values wider than the keys, the scores lie in memory: at most this many at once.
+# Without a fused kernel for values wider than the keys, the scores are kept in memory: at most this many at once.
 SCORES_AT_ONCE = 2**26
-# A ResBlock or CrossAttention of ldm's layout, whose class differs by host: known by its attributes.
+# A ResBlock or CrossAttention with ldm's attributes; its class differs by host.
 LdmModule = Any
 
 
 @dataclass(frozen=True)
 class Trusted:
-    """Whose functions a shortcut may stand in for, by the modules that they were written in; ldm's and sgm's own here.
+    """The Python modules whose functions a shortcut may replace; by default those of ldm and sgm.
 
     attention: its `forward` is softmax(q k^T / sqrt(d)) v, as `attend` computes it. resblock: its `forward` is
     `skip_connection(x) + out_layers(...)`. movers: their pre-hooks move modules between CPU and GPU, and change no
-    value. unread: an argument that both are handed for others, and the keys in it that change what a ResBlock does.
+    value. unread: the name of an argument that both get and do not read themselves, and the keys of it that do change
+    what a ResBlock computes.
     """
 
     attention: Collection[str] = ("ldm.modules.attention", "sgm.modules.attention")
@@ -38,13 +39,13 @@ class Trusted:
 
 @dataclass(frozen=True)
 class Savings:
-    """Which work is left out. Everything off is the plain hook path; the results are the same to rounding.
+    """Which work is left out. With everything off only the hooks work; the results are the same up to rounding.
 
     early_exit: the source run ends after the last layer that is needed.
     skip_dead: rows don't compute the q, k and feature that injection overwrites.
     share_attention: softmax(q k^T) is computed once for all rows that take it from one source row.
     upcast_attention: compute the shared attention in float32 (set it where the host's own attention does).
-    trusted: whose functions the work is left out of.
+    trusted: whose functions may be replaced.
     """
 
     early_exit: bool = True
@@ -55,38 +56,36 @@ class Savings:
 
 
 class Source(Protocol):
-    """What the shortcuts ask of an injection."""
+    """The injection as the shortcuts see it."""
 
     savings: Savings
 
     def replaces(self, *keys: str) -> bool:
-        """Whether the U-Net is now computing rows in which these layers are overwritten as a whole."""
+        """Whether the current call overwrites these layers completely (no mask)."""
 
     def recorded(self, key: str, module: nn.Module) -> Tensor:
-        """The source rows' output of a layer."""
+        """The recorded output of a layer for the source rows."""
 
     def images(self, recorded: Tensor, rows: int) -> Sequence[int] | None:
-        """The row of `recorded` that each of `rows` rows takes (any, where it is left alone); None where they don't
-        match.
-        """
+        """The row of `recorded` for each of `rows` rows (any, if it is uninjected); None if they don't match."""
 
-    def left_alone(self, rows: int) -> list[bool]:
-        """Whether nothing is injected into each of `rows` rows of the call at hand; empty where no row matters."""
+    def uninjected(self, rows: int) -> list[bool]:
+        """For each of `rows` rows of the current call, whether it is without injection; empty if no row is injected."""
 
     def only_rows(self, injected: bool) -> AbstractContextManager[None]:
-        """A context in which modules are called with those rows alone that are injected into, or with the others."""
+        """A context in which modules are called only with the injected rows, or only with the others."""
 
-    def is_fed_alike(self, name: str) -> bool:
-        """Whether an attention's to_q and to_k were handed one tensor, with nothing (a hypernetwork) in between."""
+    def has_common_input(self, attention: str) -> bool:
+        """Whether an attention's to_q and to_k were called with the same tensor (no hypernetwork in between)."""
 
     def owns(self, hook_id: int) -> bool:
         """Whether a hook is Ditail's."""
 
 
 class Shortcut:
-    """Stands in for `module.forward` as a context; `fast` gives the output, or None to compute it as usual.
+    """A context that replaces `module.forward`.
 
-    `fast` is called with the rows alone that are injected into; the others are computed as usual.
+    fast: called with the injected rows only; returns the output, or None to call the class's `forward` instead.
     """
 
     def __init__(self, source: Source, module: nn.Module, fast: Callable[..., Tensor | None]):
@@ -105,22 +104,23 @@ class Shortcut:
         return type(self.module).forward(self.module, *args, **kwargs)
 
     def _shortened(self, fast: Callable[..., Tensor | None], args: Sequence, kwargs: Mapping) -> Tensor | None:
-        alone = self.source.left_alone(len(args[0])) if args else []
-        if not any(alone):
+        uninjected = self.source.uninjected(len(args[0])) if args else []
+        if not any(uninjected):
             return fast(*args, **kwargs)
-        injected, others = ([i for i, is_alone in enumerate(alone) if is_alone == wanted] for wanted in (False, True))
+        injected = [i for i, is_uninjected in enumerate(uninjected) if not is_uninjected]
+        others = [i for i, is_uninjected in enumerate(uninjected) if is_uninjected]
         with self.source.only_rows(injected=True):
             output = fast(*_rows_of(args, injected), **_rows_of(kwargs, injected))
         if output is None:
             return None
         with self.source.only_rows(injected=False):
             rest = self._forward(_rows_of(args, others), _rows_of(kwargs, others))
-        joined = rest.new_empty(len(alone), *rest.shape[1:])
+        joined = rest.new_empty(len(uninjected), *rest.shape[1:])
         joined[injected], joined[others] = output, rest
         return joined
 
     def __exit__(self, *_) -> None:
-        """Give the module its `forward` back. Whoever wrapped this one meanwhile keeps a plain pass-through."""
+        """Restore `module.forward`. Should another extension have wrapped this object, it passes calls on."""
         self.fast = None
         if self.module.__dict__.get("forward") is self:
             del self.module.forward
@@ -128,25 +128,25 @@ class Shortcut:
 
 def shortcuts(source: Source, features: Sequence[tuple[str, nn.Module]],
               attention: Sequence[tuple[str, nn.Module]]) -> list:
-    """The shortcuts that `source.savings` asks for; each is a context, in place until it is left.
+    """The shortcuts that `source.savings` switches on; each is a context.
 
     features: (layer, the ResBlock whose `out_layers` it is). attention: (name, `attn1`); its layers are `<name>.to_q`
-    and `<name>.to_k`. A module whose `forward` somebody else has replaced gets none.
+    and `<name>.to_k`. A module whose `forward` another extension has replaced gets none.
     """
-    wanted = []
+    functions = []
     if source.savings.skip_dead:
-        wanted += [(block, _skip_main_path(source, block, key)) for key, block in features]
+        functions += [(block, _skip_main_path(source, block, key)) for key, block in features]
         for name, attn1 in attention:
             for part in ("to_q", "to_k"):
                 projection = getattr(attn1, part)
-                wanted.append((projection, _skip_projection(source, projection, f"{name}.{part}")))
+                functions.append((projection, _skip_projection(source, projection, f"{name}.{part}")))
     if source.savings.share_attention:
-        wanted += [(attn1, _share(source, attn1, name)) for name, attn1 in attention]
-    return [Shortcut(source, module, fast) for module, fast in wanted if "forward" not in module.__dict__]
+        functions += [(attn1, _share(source, attn1, name)) for name, attn1 in attention]
+    return [Shortcut(source, module, fast) for module, fast in functions if "forward" not in module.__dict__]
 
 
 def _rows_of(values, rows: Sequence[int]):
-    """A call's arguments for these of its rows; what is no tensor, and None, is for all of them."""
+    """A call's arguments for the given rows; arguments that are not tensors stay as they are."""
     if isinstance(values, Mapping):
         return {key: value[rows] if isinstance(value, Tensor) else value for key, value in values.items()}
     return [value[rows] if isinstance(value, Tensor) else value for value in values]
@@ -194,11 +194,11 @@ def _share(source: Source, attn1: LdmModule, name: str):
     def fast(x: Tensor, *args, **kwargs) -> Tensor | None:
         given = [*args, *(value for key, value in kwargs.items() if key != trusted.unread[0])]
         if not source.replaces(*keys) or any(map(is_given, given)):
-            return None  # a prompt, a mask, sgm's further tokens
+            return None  # a prompt, a mask, sgm's additional tokens
         if not is_from(type(attn1).forward, trusted.attention) or hooked(source, attn1.to_q, attn1.to_k):
             return None
-        # Elsewhere (MPS and others) values wider than keys are not everywhere supported.
-        if x.device.type not in ("cpu", "cuda", "meta") or not source.is_fed_alike(name):
+        # Some other devices (MPS) do not support values wider than the keys.
+        if x.device.type not in ("cpu", "cuda", "meta") or not source.has_common_input(name):
             return None
         q, k = source.recorded(keys[0], attn1.to_q), source.recorded(keys[1], attn1.to_k)
         images = source.images(q, len(x))
@@ -214,7 +214,7 @@ def _share(source: Source, attn1: LdmModule, name: str):
 
 def share_probabilities(q: Tensor, k: Tensor, v: Tensor, heads: int, images: Sequence[int], scale: float | None = None,
                         upcast: bool = False) -> Tensor:
-    """softmax(scale q k^T) v, the softmax once for all rows of `v` `[rows, n, c]` with one row of `q`, `k` `[b, n, c]`.
+    """softmax(scale q k^T) v, one softmax for all rows of `v` `[rows, n, c]` that share a row of `q`, `k` `[b, n, c]`.
 
     images: the row of `q` and `k` for each row of `v`. scale: default 1 / sqrt(c / heads). Returns `[rows, n, c]`.
     """
@@ -222,13 +222,13 @@ def share_probabilities(q: Tensor, k: Tensor, v: Tensor, heads: int, images: Seq
         return attend(q, k, v, heads, scale, upcast)
     out = torch.empty_like(v)
     for image in set(images):
-        rows = [row for row, own in enumerate(images) if own == image]
+        rows = [row for row, image_of_row in enumerate(images) if image_of_row == image]
         out[rows] = attend(q[image : image + 1], k[image : image + 1], v[rows], heads, scale, upcast)
     return out
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float | None, upcast: bool) -> Tensor:
-    """Attention of one `q`, `k` `[1, n, c]` on all rows of `v` `[rows, n, c]`, laid side by side in each head."""
+    """Attention with one `q`, `k` `[1, n, c]` for all rows of `v` `[rows, n, c]`, concatenated in each head."""
     # The CPU has no fused kernel here and would keep probabilities in 16 bits; CUDA's kernels keep them in 32.
     dtype = torch.float32 if upcast or q.device.type == "cpu" else v.dtype
     q, k = (x.to(dtype).unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k))
@@ -241,41 +241,41 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float | None, upc
 
 
 def spread(recorded: Tensor, images: Sequence[int]) -> Tensor:
-    """Row `images[i]` of `recorded` as row `i`; a single one without a copy."""
+    """A tensor whose row `i` is `recorded[images[i]]`; a view if `recorded` has one row."""
     if len(recorded) == 1:
         return recorded.expand(len(images), *recorded.shape[1:])
     return recorded[torch.tensor(images, device=recorded.device)]
 
 
 def is_given(value) -> bool:
-    """Whether an optional argument asks for anything (sgm passes its own as None and 0)."""
+    """Whether an optional argument has a value other than its default (sgm passes None and 0)."""
     return isinstance(value, Tensor) or bool(value)
 
 
 def is_from(function: Callable, modules: Collection[str]) -> bool:
-    """Whether a function was written in one of `modules`; its globals say so even where a wrapper took its name."""
+    """Whether a function was defined in one of `modules`, by its globals: a wrapper may have copied its name."""
     return getattr(function, "__globals__", {}).get("__name__") in modules
 
 
 def hooked(source: Source, *modules: nn.Module) -> bool:
-    """Whether somebody else has a forward hook or pre-hook on one of `modules`, which a shortcut would pass over."""
+    """Whether one of `modules` has a hook that is not Ditail's, which a shortcut would not call."""
     return any(not source.owns(i) for m in modules for hooks in (m._forward_hooks, m._forward_pre_hooks) for i in hooks)
 
 
 def is_untouched(unet: nn.Module, trusted: Trusted, source: Source | None = None) -> bool:
-    """Whether `unet` is as its weights and classes say: no hook and no replaced `forward` but Ditail's (`source`'s).
+    """Whether `unet` has no hook and no replaced `forward` but those of Ditail (`source`).
 
-    Others' may depend on what no cache key of ours knows (a ControlNet's image, a random tiling).
+    Those of others may depend on things that are not in a cache key (a ControlNet's image, a random tiling).
     """
     def foreign(hooks: Mapping[int, Callable]) -> list[Callable]:
         return [hook for i, hook in hooks.items() if not (source and source.owns(i))]
 
     for module in unet.modules():
-        own = module.__dict__
-        if "_forward" in own or not isinstance(own.get("forward", None), Shortcut | None):
+        attributes = module.__dict__
+        if "_forward" in attributes or not isinstance(attributes.get("forward", None), Shortcut | None):
             return False
-        if foreign(own["_forward_hooks"]):
+        if foreign(attributes["_forward_hooks"]):
             return False
-        if not all(is_from(hook, trusted.movers) for hook in foreign(own["_forward_pre_hooks"])):
+        if not all(is_from(hook, trusted.movers) for hook in foreign(attributes["_forward_pre_hooks"])):
             return False
     return True

@@ -1,4 +1,4 @@
-"""Where Ditail injects: which modules of an ldm U-Net, per architecture, as data that is checked."""
+"""The modules of an ldm U-Net that Ditail injects into, per architecture."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ from ..method.layers import ATTENTION, FEATURE, Layer, parse_layers
 class Architecture:
     """A family of ldm U-Nets.
 
-    blocks: how many `output_blocks` it has. layers: those that are injected by default (see `layers.py`). depth:
-    transformer blocks in each block with attention, where the family fixes it (SDXL's differ by level).
+    blocks: how many `output_blocks` it has. layers: the default layers (see `layers.py`). depth: transformer
+    blocks in each block with attention, None if it differs by level (SDXL).
     """
 
     name: str
@@ -24,12 +24,12 @@ class Architecture:
 
     @property
     def unit(self) -> int:
-        """What the sides of its latents must be multiples of: a level has three blocks and halves the sides."""
+        """The sides of its latents must be multiples of this: a level has three blocks and halves the sides."""
         return 2 ** (self.blocks // 3 - 1)
 
 
 # Paper section 3.3 and the authors' code for SD 1.x (diffusers' up_blocks[1].resnets[1], attentions of up_blocks 1..3
-# but the first); SDXL is the same place in its own numbering.
+# but the first); for SDXL the corresponding blocks.
 ARCHITECTURES = (
     Architecture("SD 1.x/2.x", blocks=12, layers="f4 a4-11", depth=1),
     Architecture("SDXL", blocks=9, layers="f1 a1-5"),
@@ -55,7 +55,7 @@ class Sites:
 
 
 def architecture_of(unet: nn.Module) -> Architecture:
-    """The family of a U-Net by the number of its `output_blocks`. Raises DitailError where there is none."""
+    """The family of a U-Net by the number of its `output_blocks`. Raises DitailError if it is not known."""
     count = len(getattr(unet, "output_blocks", ()))
     for architecture in ARCHITECTURES:
         if count == architecture.blocks:
@@ -66,20 +66,20 @@ def architecture_of(unet: nn.Module) -> Architecture:
 
 
 def latent_channels(unet: nn.Module) -> int | None:
-    """How many channels its latents have, None where it does not say."""
+    """The number of channels of its latents; None if unknown."""
     return getattr(unet, "in_channels", None)
 
 
 def context_width(unet: nn.Module) -> int | None:
-    """How many numbers a token of its prompts has (SD 1.x and SD 2.x differ), None where it does not say."""
+    """The width of its prompts' tokens (SD 1.x and SD 2.x differ); None if unknown."""
     keys = (m for name, m in unet.named_modules() if name.endswith("attn2.to_k"))
     return getattr(next(keys, None), "in_features", None)
 
 
 def find_sites(unet: nn.Module, layers: Iterable[Layer] = ()) -> Sites:
-    """The modules to hook for `layers` (none: the architecture's own).
+    """The modules to hook for `layers` (none: the architecture's default).
 
-    Raises DitailError if a block is not there, or lacks its ResBlock or the self-attentions that are expected.
+    Raises DitailError if a block does not exist, or lacks its ResBlock or the expected number of self-attentions.
     """
     architecture = architecture_of(unet)
     sites: dict[str, list[Site]] = {FEATURE: [], ATTENTION: []}

@@ -1,4 +1,4 @@
-"""What one timestep of an injection has: which layers and sources take part, and what the source run recorded."""
+"""The state of an injection at one timestep: its layers and sources, and what the source run recorded."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,65 +12,66 @@ from ..method.blending import Mixed, blend, images_of, shares
 
 @dataclass
 class Step:
-    """One timestep of one injection; a new one is made for each, so nothing of another step can be left in it.
+    """One timestep of one injection; each timestep has a new one, so no state of an earlier one remains.
 
-    wanted: the layers to inject, by the names of the modules that are hooked. active: which of the mixed sources take
-    part. recorded: the source rows' output of each layer, blended to one row an image. kept: an earlier generation's
-    tensors (see `layer_to_keep`), none where the source run was made. to_keep: those of this source run. fed_alike:
-    its attentions whose q and k came from one tensor; the others have none to keep.
+    layers: the names of the hooked modules that are injected. active: the sources that take part; indices: their
+    indices among all sources. images: the number of images. recorded: the source rows' output of each layer, blended to
+    one row per image. cached: tensors of an earlier generation (see `layer_to_keep`), empty if the source was run.
+    to_keep: the same of this source run. common_input: the attentions whose q and k were computed from one tensor; only
+    these can be kept.
     """
 
     timestep: float
-    wanted: frozenset[str]
+    layers: frozenset[str]
     active: Sequence[Mixed]
-    places: tuple[int, ...]
+    indices: tuple[int, ...]
     images: int
     recorded: dict[str, Tensor] = field(default_factory=dict)
     cached: Mapping[str, Tensor] = field(default_factory=dict)
     to_keep: dict[str, Tensor] = field(default_factory=dict)
-    fed_alike: set[str] = field(default_factory=set)
-    # What the last `to_q` was called with.
-    queried: Tensor | None = None
+    common_input: set[str] = field(default_factory=set)
+    # The input of the last `to_q`.
+    q_input: Tensor | None = None
 
     def __post_init__(self):
         self.shares, self.reach = shares(self.active)
 
     @property
     def is_recorded(self) -> bool:
-        return self.recorded.keys() >= self.wanted
+        return self.recorded.keys() >= self.layers
 
     @property
     def layers_to_keep(self) -> set[str]:
-        return {layer_to_keep(key) for key in self.wanted}
+        return {layer_to_keep(key) for key in self.layers}
 
     def record(self, key: str, layer_input: Tensor, output: Tensor, grid: tuple[int, int], *, keep: bool) -> None:
-        """Note a layer's output for the source rows, and the tensor to keep for a later generation.
+        """Record a layer's output for the source rows, and the tensor to keep for a later generation.
 
         grid: height and width of the latents. keep: whether features are kept at all.
         """
         self.recorded[key] = self._blended(key, output, grid)
         layer, part = layer_to_keep(key), key.rpartition(".")[2]
         if part == "to_q":
-            self.queried = layer_input
+            self.q_input = layer_input
         elif part == "out_layers":
             self.to_keep[layer] = output
-        elif self.queried is layer_input:
-            self.fed_alike.add(layer)
+        elif self.q_input is layer_input:
+            self.common_input.add(layer)
             if keep:
-                # Autocast hands the projection this very rounding of its input, at half the size.
+                # Under autocast the projection rounds its input like this anyway, and it takes half the memory.
                 self.to_keep[layer] = layer_input.to(output.dtype)
 
     def recall(self, cached: Mapping[str, Tensor], device, grid: tuple[int, int]) -> None:
-        """Take an earlier generation's tensors instead of a source run; q and k are projected when first asked for."""
+        """Use an earlier generation's tensors instead of a source run; q and k are projected when first needed."""
         self.cached = {layer: cached[layer].to(device) for layer in self.layers_to_keep}
-        self.recorded = {key: self._blended(key, self.cached[key], grid) for key in self.wanted & self.cached.keys()}
+        self.recorded = {key: self._blended(key, self.cached[key], grid) for key in self.layers & self.cached.keys()}
 
-    def is_fed_alike(self, attention: str) -> bool:
-        """Whether an attention's to_q and to_k were called with one tensor (no hypernetwork in between)."""
-        return bool(self.cached) or attention in self.fed_alike
+    def has_common_input(self, attention: str) -> bool:
+        """Whether an attention's to_q and to_k were called with the same tensor (no hypernetwork in between)."""
+        return bool(self.cached) or attention in self.common_input
 
     def _blended(self, key: str, output: Tensor, grid: tuple[int, int]) -> Tensor:
-        """What the active sources' rows gave, as one row an image."""
+        """The output of the active sources' rows, blended to one row per image."""
         if len(self.active) == 1 and self.active[0].rows == self.images:
             return output
         tiles, rest = divmod(len(output), sum(m.rows for m in self.active))
@@ -82,14 +83,14 @@ class Step:
 
 
 def layer_to_keep(key: str) -> str:
-    """The name under which a layer's tensor is kept: q and k come from one tensor, a feature is kept itself."""
+    """The name under which a layer's tensor is kept: the input of q and k, or a feature itself."""
     return key.removesuffix(".to_q").removesuffix(".to_k")
 
 
 def mask_on_layer(mask: Tensor, output: Tensor, grid: tuple[int, int], key: str) -> Tensor:
-    """A mask `[1, 1, h, w]` on a layer's grid: `[1, 1, h, w]` for features, `[1, tokens, 1]` for q and k.
+    """A mask `[1, 1, h, w]` at the size of a layer: `[1, 1, h, w]` for features, `[1, tokens, 1]` for q and k.
 
-    Raises DitailError for tokens that are no level of latents of the height and width `grid`.
+    grid: height and width of the latents. Raises DitailError if none of their levels has so many tokens.
     """
     if output.ndim == 4:
         return resize_mask(mask, output.shape[-2:])
@@ -98,15 +99,15 @@ def mask_on_layer(mask: Tensor, output: Tensor, grid: tuple[int, int], key: str)
         height, width = -(-height // 2), -(-width // 2)
     if height * width != output.shape[1]:
         raise DitailError(None, f"injection: {key} has {output.shape[1]} tokens, which no level of {grid} latents has, "
-                          "so the mask can't be laid over it")
+                          "so the mask can't be applied to it")
     return resize_mask(mask, (height, width)).flatten(2).transpose(1, 2)
 
 
 def resize_mask(mask: Tensor, size: Sequence[int]) -> Tensor:
-    """A mask `[1, 1, h, w]` at another size, each cell taking the value at its centre (as the authors' halves do)."""
+    """A mask `[1, 1, h, w]` at another size, each cell taking the value at its centre (like the authors' halving)."""
     return F.interpolate(mask.float(), tuple(size), mode="nearest-exact")
 
 
-def mixed_at(mixed: Sequence[Mixed], timestep: float, wanted: frozenset[str], places: tuple[int, ...]) -> Step:
-    """The step of a timestep; `places`: which of the mixed sources take part."""
-    return Step(timestep, wanted, [mixed[i] for i in places], places, images_of(mixed))
+def mixed_at(mixed: Sequence[Mixed], timestep: float, layers: frozenset[str], indices: tuple[int, ...]) -> Step:
+    """The step of a timestep. indices: of the sources that take part."""
+    return Step(timestep, layers, [mixed[i] for i in indices], indices, images_of(mixed))

@@ -35,8 +35,17 @@ def from_infotext(image: Image.Image) -> Description | None:
     params = infotext_utils.parse_generation_parameters(text, [])
     if not params.get("Prompt"):
         return None
-    info = sd_models.get_closet_checkpoint_match(params.get("Model hash", "") or params.get("Model", ""))
-    return params["Prompt"], params.get("Negative prompt", ""), info.title if info else None
+    return params["Prompt"], params.get("Negative prompt", ""), _title_of_checkpoint(text)
+
+
+def _title_of_checkpoint(text: str) -> str | None:
+    """The title of the checkpoint that infotext names; None for none that is there."""
+    # Read here, as Forge's parsed infotext lacks the name if that checkpoint is the one in use.
+    values = dict(infotext_utils.re_param.findall(text.strip().splitlines()[-1]))
+    for key in ("Model hash", "Model"):
+        if info := sd_models.get_closet_checkpoint_match(infotext_utils.unquote(values.get(key, ""))):
+            return info.title
+    return None
 
 
 def _said(caption: Callable[[Image.Image], str], image: Image.Image) -> str:

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from ..content.settings import BY_KEY
 from ..errors import DitailError, named
 from ..job.host import Checkpoint, Networks, Prompts
-from ..keys import file_mark
+from ..keys import file_fingerprint
 from ..unet.families import SUPPORTED, SUPPORTED_IN_WORDS, family_of_file, family_of_unet
 from . import loaded
 from .presets import all_presets
@@ -129,7 +129,7 @@ class WebuiCheckpoints:
 
     def fingerprint(self, checkpoint: Checkpoint, vae_file: str | None, prompts: Prompts, networks: Networks) -> dict:
         return {
-            "checkpoint": file_mark(checkpoint.path), "vae": file_mark(vae_file), "prompts": prompts,
+            "checkpoint": file_fingerprint(checkpoint.path), "vae": file_fingerprint(vae_file), "prompts": prompts,
             "options": options_that_count(), "networks": networks_of(networks),
             "embeddings": {name: e.checksum() for name, e in sd_hijack.model_hijack.embedding_db.word_embeddings.items()
                            if any(name in text for text in prompts)},
@@ -148,7 +148,7 @@ def options_that_count() -> dict:
 
 def networks_of(networks: Networks) -> dict:
     """Extra networks with their files, for a key."""
-    return {name: [[*map(str, n.items), file_mark(_network_file(n.items[0]))] for n in found]
+    return {name: [[*map(str, n.items), file_fingerprint(_network_file(n.items[0]))] for n in found]
             for name, found in networks.items()}
 
 

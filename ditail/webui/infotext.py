@@ -13,7 +13,7 @@ from ..content.infotext import SOURCES, has_settings, sources_from_infotext, to_
 from ..content.settings import BY_KEY, Field
 from ..errors import DitailError
 from ..job.plan import image_hash
-from ..job.request import Further, Request
+from ..job.request import FurtherRequest, Request
 from .controls import SHOWN_FOR_EMPTY
 from .kept_images import COLLAGE, IMAGE_HASH, IMAGE_NAME, MASK_HASH, collage_text
 
@@ -56,7 +56,7 @@ def _protected(key: str, value):
     return value
 
 
-def _described(part: Further) -> dict:
+def _described(part: FurtherRequest) -> dict:
     """A further source without its images, which infotext can't hold."""
     settings = part.request.settings
     entry = {"source": settings.source, "weight": part.weight, "steps": list(part.steps)}

@@ -65,7 +65,7 @@ def _titles(run, found: Preview) -> list[str]:
     source = run.job.sources[0].checkpoint.name
     titles = ["content image"]
     if found.reconstruction is not None:
-        share = max(0, round(100 * found.came_back))
+        share = max(0, round(100 * found.similarity))
         titles.append(f"{share} % of it comes back from {source}")
     if found.start is not None:
         titles.append(f"{shared.sd_model.sd_checkpoint_info.name_for_extra}, {STEPS} steps from the start alone")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..content.settings import warnings_of
 from ..errors import DitailError
-from ..job.finish import finished
+from ..job.finish import finish_image
 from ..job.host import Interrupted
 from ..job.job import Job
 from ..job.plan import image_hash, image_hashes
@@ -162,7 +162,7 @@ class Run:
     def finish(self, image: Image.Image) -> Image.Image:
         """An image of the batch, decoded, as the settings ask for it."""
         try:
-            return finished(self.job, image, self._first + self.p.batch_index)
+            return finish_image(self.job, image, self._first + self.p.batch_index)
         except DitailError as error:
             self.p.comment(f"Ditail: {in_words(error)}")
             return image

@@ -149,7 +149,7 @@ class WebuiJob:
     def plan(self, *, hires: bool) -> SamplingPlan | None:
         return plan_sampling(self.p, hires=hires)
 
-    def framed(self, image: Image.Image, resize_mode: str) -> Image.Image:
+    def sampled_part(self, image: Image.Image, resize_mode: str) -> Image.Image:
         if getattr(self.p, "paste_to", None) is None:
             return image
         x, y, width, height = self.p.paste_to

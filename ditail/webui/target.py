@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..cache.features import Features
 from ..errors import DitailError
 from ..job.host import Row
-from ..keys import cache_key, file_mark
+from ..keys import cache_key, file_fingerprint
 from ..method.layers import Layers
 from ..method.schedule import InjectionSteps
 from ..unet.shortcuts import Savings, Trusted, is_untouched
@@ -51,7 +51,7 @@ def describe_target(p) -> dict:
     unet = model.model.diffusion_model
     _put_loras_in(unet)
     return {
-        "checkpoint": file_mark(model.sd_checkpoint_info.filename), "weights": _some_weights(unet),
+        "checkpoint": file_fingerprint(model.sd_checkpoint_info.filename), "weights": _some_weights(unet),
         "networks": _networks(p), "scripts": other_scripts(p),
         "dtypes": [*map(str, (devices.dtype, devices.dtype_unet, devices.dtype_inference)), devices.unet_needs_upcast],
         "weight_dtypes": sorted({str(parameter.dtype) for parameter in unet.parameters()}),
@@ -109,7 +109,7 @@ def _networks(p) -> list:
         for kind, found in (tags or {}).items():
             if kind not in KNOWN_NETWORKS or not all(map(_has_plain_weights, found)):
                 raise ValueError(f"<{kind}:...> may be more than this extension knows of")
-    marks = [[lora.name, lora.mtime, file_mark(lora.network_on_disk.filename), lora.te_multiplier,
+    marks = [[lora.name, lora.mtime, file_fingerprint(lora.network_on_disk.filename), lora.te_multiplier,
               lora.unet_multiplier, lora.dyn_dim, _lora_functional()] for lora in _loras()]
     for network in shared.loaded_hypernetworks:
         layers = [layer for pair in network.layers.values() for layer in pair]

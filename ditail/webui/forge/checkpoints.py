@@ -7,7 +7,7 @@ from backend import attention
 from modules import devices, sd_models, sd_vae, shared
 
 from ...job.host import Checkpoint, Networks, Prompts
-from ...keys import file_mark
+from ...keys import file_fingerprint
 from ..checkpoints import WebuiCheckpoints, networks_of, options_that_count
 
 
@@ -41,8 +41,9 @@ class ForgeCheckpoints(WebuiCheckpoints):
         unet = shared.sd_model.forge_objects.unet.model
         embeddings = embeddings_of(shared.sd_model)
         return {
-            "host": "forge", "checkpoint": file_mark(checkpoint.path), "vae": file_mark(vae_file), "prompts": prompts,
-            "modules": [file_mark(path) for path in modules_in_place() if not is_vae(path)],
+            "host": "forge", "checkpoint": file_fingerprint(checkpoint.path), "vae": file_fingerprint(vae_file),
+            "prompts": prompts,
+            "modules": [file_fingerprint(path) for path in modules_in_place() if not is_vae(path)],
             "options": options_that_count(), "networks": networks_of(networks),
             "embeddings": {name: e.vec for name, e in embeddings.items() if any(name in text for text in prompts)},
             "dtypes": [str(unet.storage_dtype), str(unet.computation_dtype), str(devices.dtype_vae)],

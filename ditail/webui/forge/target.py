@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ...errors import DitailError
 from ...job.host import Row
-from ...keys import file_mark
+from ...keys import file_fingerprint
 from ...method.schedule import InjectionSteps
 from ...unet.shortcuts import Savings, is_untouched
 from .. import hijacks
@@ -69,8 +69,9 @@ class ForgeTarget(WebuiTarget):
             raise ValueError("something stands in for a part of the U-Net")
         model = patcher.model
         return {
-            "checkpoint": file_mark(shared.sd_model.sd_checkpoint_info.filename), "weights": _some_weights(model),
-            "networks": [[file_mark(filename), *rest] for filename, *rest in patcher.lora_patches],
+            "checkpoint": file_fingerprint(shared.sd_model.sd_checkpoint_info.filename),
+            "weights": _some_weights(model),
+            "networks": [[file_fingerprint(filename), *rest] for filename, *rest in patcher.lora_patches],
             "scripts": other_scripts(self.p), "dtypes": [str(model.storage_dtype), str(model.computation_dtype)],
             "attention": [attention.attention_function.__name__, str(attention.FORCE_UPCAST_ATTENTION_DTYPE)],
         }
