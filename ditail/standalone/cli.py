@@ -42,7 +42,7 @@ def add_demo(parser: argparse.ArgumentParser) -> None:
                         help="the content image's style (default: %(default)s)")
     parser.add_argument("--seed", type=number("--seed", 0, MOST_SEED, whole=True), default=1,
                         help="(default: %(default)s)")
-    parser.add_argument("--webui", type=Path, metavar="DIR", help="instead: copy the demo checkpoints into the models "
+    parser.add_argument("--webui", type=Path, metavar="DIR", help="instead: copy the demo checkpoints and a LoRA into the models "
                         "folder of this WebUI (or of its --data-dir)")
 
 

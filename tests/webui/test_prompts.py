@@ -7,8 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lab.gallery import draw_sheet
-from tests.webui.webui_helpers import difference, on
+from ditail.standalone import demo_checkpoints
+from lab.gallery import SCENES, draw_sheet
+from tests.webui.webui_helpers import difference, encode, on
 
 FOX = "a fox on pink"
 LONG = ", ".join(["a fox on pink"] * 30)
@@ -42,19 +43,21 @@ def latents_of(webui, ditail, **asked) -> list[str]:
     return webui.call("/ditail-test/latents").json
 
 
-def test_a_lora_is_a_model_of_its_own(webui, content, base64_content, tmp_path):
+def test_a_lora_is_a_model_of_its_own(webui, tmp_path):
     """The demo's LoRA makes of house-noto what house-ink is: one checkpoint is the source and, with it, the target.
 
     With SD_WEBUI_SCREENSHOTS set to a folder, the image of docs/gallery.md is kept there.
     """
-    with_lora = f"{FOX} <lora:house-ink-lora:1>"
+    scenes, number = demo_checkpoints.held_out(), SCENES["mushroom"]
+    content, prompt = scenes.images["noto"][number], scenes.captions[number]
+    with_lora = f"{prompt} <lora:house-ink-lora:1>"
     asked = {"steps": 20, **on("house-noto")}
     plain = webui.generate(prompt=with_lora, **asked).image
-    assert difference(plain, webui.generate(prompt=FOX, steps=20).image) < 2 < difference(
-        plain, webui.generate(prompt=FOX, **asked).image)
-    settings = {"image": base64_content, "preset": "Balanced"}
-    mixed = webui.generate({**settings, "source_prompt": FOX}, prompt=with_lora, **asked).image
-    of_two = webui.generate({**settings, "source_checkpoint": "house-noto"}, prompt=FOX, steps=20).image
+    assert difference(plain, webui.generate(prompt=prompt, steps=20).image) < 2 < difference(
+        plain, webui.generate(prompt=prompt, **asked).image)
+    settings = {"image": encode(content), "preset": "Balanced"}
+    mixed = webui.generate({**settings, "source_prompt": prompt}, prompt=with_lora, **asked).image
+    of_two = webui.generate({**settings, "source_checkpoint": "house-noto"}, prompt=prompt, steps=20).image
     assert difference(mixed, of_two) < 2 < difference(mixed, content)
     for name, image in (("content", content), ("mixed", mixed)):
         image.save(tmp_path / f"{name}.png")
