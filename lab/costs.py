@@ -91,6 +91,8 @@ def preset_costs() -> dict[str, dict[str, float]]:
 
 def row_cost(row: Row) -> float | None:
     """The cold cost of an image of a row, with SD 1.5's ratios; None if the row needs no U-Net."""
+    if row.way == "refiner":
+        return 1.0
     if row.way == "plain":
         return 2.0 if row.ditail.source == "generate" else 1.0
     if row.way == "img2img":
@@ -98,4 +100,4 @@ def row_cost(row: Row) -> float | None:
     if row.way == "diffstyler":
         # The source checkpoint runs on one row in the inversion and in each step.
         return 2.0
-    return cost_of(row.ditail, row.steps).cold if row.way == "ditail" else None
+    return cost_of(row.ditail, row.steps).cold if row.way in ("ditail", "anchored") else None
