@@ -63,7 +63,7 @@ def test_a_lora_is_a_model_of_its_own(webui, tmp_path):
         image.save(tmp_path / f"{name}.png")
     sheet = draw_sheet(tmp_path, [[("content", "content.png"), ("house-noto with the LoRA", "mixed.png")]])
     if folder := os.environ.get("SD_WEBUI_SCREENSHOTS"):
-        sheet.save(Path(folder) / "lora.png", optimize=True)
+        sheet.save(Path(folder) / "webui-lora.png", optimize=True)
 
 
 @pytest.mark.parametrize("main", ["a (fox:1.3) on [pink]", LONG, "a fox AND pink :0.5 AND a star", "a [fox:cat:0.5]",
