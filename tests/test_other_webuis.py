@@ -64,7 +64,7 @@ def test_a_fork_of_forge_without_a_needed_function(load, tmp_path, files, lacks)
         (tmp_path / name).write_text(text)
     done = load(ROOT)
     assert done.returncode == 0 and done.stdout == NO_SCRIPT_CLASS
-    assert done.stderr.startswith("Ditail is off: of the Forge family") and f"has no `{lacks}`." in done.stderr
+    assert done.stderr.startswith("Ditail is off: it needs lllyasviel's Forge") and f"has no `{lacks}`." in done.stderr
     assert done.stderr.count("\n") == 1
 
 
