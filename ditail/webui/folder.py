@@ -115,9 +115,12 @@ def run(p, values: dict, files: Sequence[ContentFile], prompts: str = NO_PROMPT)
                 return _joined(p, done, skipped)
             number += 1
             shared.state.job = f"{number} out of {len(files)}"
-            made = processing.process_images(_processing(p, job, requests[i + 1 :], f"{number} of {len(files)}"))
+            one = _processing(p, job, requests[i + 1 :], f"{number} of {len(files)}")
+            made = processing.process_images(one)
             if made.images:
                 done.append(made)
+            else:
+                p.comments.update(one.comments)  # why there is none
     return _joined(p, done, skipped)
 
 
@@ -163,7 +166,7 @@ def _joined(p, done: Sequence, skipped: Sequence[str]):
     comments = "".join(f"{line}\n" for line in dict.fromkeys(lines))
     if not done:
         nothing = processing.Processed(p, [], p.seed)
-        nothing.comments = comments
+        nothing.comments += comments
         return nothing
     joined = copy.copy(done[0])
     joined.comments = comments

@@ -92,6 +92,8 @@ def run(p, values: dict, names: Sequence[str], *, one_source: bool = False, marg
             processed = processing.process_images(job)
             if processed.images:
                 results[cell] = processed
+            else:
+                p.comments.update(job.comments)  # why there is none
         return _joined(p, cells, results, margin)
 
 
