@@ -93,9 +93,9 @@ def cut_into_units(rows: Sequence[Row], styles: Sequence[str], scenes: int, done
     for first in range(0, scenes, BATCH):
         for group in groups.values():
             for source in styles:
-                left = tuple(row for row in group if (row.name, source, first) not in done)
-                if left:
-                    units.append(Unit(source, left, tuple(range(first, min(first + BATCH, scenes)))))
+                missing = tuple(row for row in group if (row.name, source, first) not in done)
+                if missing:
+                    units.append(Unit(source, missing, tuple(range(first, min(first + BATCH, scenes)))))
     return units
 
 
@@ -194,12 +194,12 @@ class Evaluator:
         """Every metric of every image `[b, 3, h, w]` in -1..1; structure against what was `generated`, if anything."""
         index, truth = self.material.styles.index(target), self.tensors(target, unit.scenes)
         edges, similarity = self.reference(unit) if generated is None else self.structure(generated)
-        own_edges, own_similarity = self.structure(images)
+        image_edges, image_similarity = self.structure(images)
         columns = {"style": self.classifier.probabilities(images)[:, index].tolist(),
-                   "edge_f1": [metrics.edge_f1(a, b) for a, b in zip(own_edges, edges, strict=True)],
+                   "edge_f1": [metrics.edge_f1(a, b) for a, b in zip(image_edges, edges, strict=True)],
                    "l1": [metrics.l1(a, b) for a, b in zip(*map(metrics.to_arrays, (images, truth)), strict=True)]}
-        if similarity is not None and own_similarity is not None:
-            columns["distance"] = perceptual.distance(own_similarity, similarity)
+        if similarity is not None and image_similarity is not None:
+            columns["distance"] = perceptual.distance(image_similarity, similarity)
         return {name: [round(v, 5) for v in values] for name, values in columns.items()}
 
     def structure(self, images: Tensor) -> tuple[list[np.ndarray], Tensor | None]:
@@ -301,6 +301,6 @@ def run(out: Path, *, scenes: int = REPORTED, rows: str | None = None, progress:
         add_lines(path, [{"settings": key}])
     done = {(r["row"], r["source"], r["scenes"][0]) for r in records}
     units = cut_into_units(chosen, material.styles, scenes, done)
-    for made in run_units(units, material, progress, options or Options()) if units else ():
-        add_lines(path, made)
+    for records in run_units(units, material, progress, options or Options()) if units else ():
+        add_lines(path, records)
     return report.write_report(out, all_rows(), read_records(path, key), page)

@@ -132,8 +132,8 @@ def diffstyler(target: Model, source_model: Model, job: Job, source: SourceLaten
         recorded[name] = output
 
     def blend(kind: str, name: str, _module: nn.Module, _args: tuple, output: Tensor) -> Tensor:
-        own = recorded[name].repeat(len(output) // len(recorded[name]), *[1] * (output.ndim - 1))
-        return torch.lerp(output, own.to(output), recorded[kind].to(output))
+        source_output = recorded[name].repeat(len(output) // len(recorded[name]), *[1] * (output.ndim - 1))
+        return torch.lerp(output, source_output.to(output), recorded[kind].to(output))
 
     handles = [target.unet.register_forward_pre_hook(before_unet)]
     for _, name, module in _layers(source_model.unet):

@@ -61,23 +61,23 @@ class Results:
 
     def lines(self, row: Row) -> list[dict]:
         """A summary for each direction, then one over all of them; on the scenes of the row's table."""
-        lines, kept = [], set(self.scenes[row.table])
+        lines, scenes = [], set(self.scenes[row.table])
         every: dict[str, list[float]] = {}
         for direction in self.directions:
-            own = [r for r in self.records if r["row"] == row.name and (r["source"], r["target"]) == direction]
-            values = {name: [v for r in own if name in r for v, scene in zip(r[name], r["scenes"], strict=True)
-                             if scene in kept] for name in METRICS}
+            records = [r for r in self.records if r["row"] == row.name and (r["source"], r["target"]) == direction]
+            values = {name: [v for r in records if name in r for v, scene in zip(r[name], r["scenes"], strict=True)
+                             if scene in scenes] for name in METRICS}
             lines.append(_summary(row, " to ".join(direction), values))
-            for name, some in values.items():
-                every.setdefault(name, []).extend(some)
+            for name, column in values.items():
+                every.setdefault(name, []).extend(column)
         return [*lines, _summary(row, "all", every)]
 
 
 def _summary(row: Row, direction: str, values: Mapping[str, Sequence[float]]) -> dict:
     line: dict = {"row": row.name, "curve": row.curve, "table": row.table, "steps": row.steps, "CFG": row.omega,
                   "direction": direction, "images": len(values["style"])}
-    for name, own in values.items():
-        array = np.array(own or [np.nan])
+    for name, column in values.items():
+        array = np.array(column or [np.nan])
         line[name] = float(array.mean())
         line[f"{name}_error"] = float(array.std(ddof=1) / len(array) ** 0.5) if len(array) > 1 else float("nan")
     return line

@@ -105,12 +105,12 @@ def test_tasks_are_done_once_or_tried_again_then_named_and_nothing_is_left(optio
         tasks += [Task(7, "die", tmp_path / "7", times=1), Task(8, "die", tmp_path / "8", times=9)]
     try:
         with options.open(start, len(tasks)) as workers:
-            made = {task.number: result for task, result in fanout.fan_out(iter(tasks), workers)}
+            results = {task.number: result for task, result in fanout.fan_out(iter(tasks), workers)}
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
     assert dict(os.environ) == environment
-    assert made == {t.number: (t.number**2, 1, 1) for t in tasks if t.number not in (2, 3, 8)}
+    assert results == {t.number: (t.number**2, 1, 1) for t in tasks if t.number not in (2, 3, 8)}
     assert workers.failed.keys() == {t.name for t in tasks if t.number in (2, 3, 8)}
     assert (workers.failed["task 2"], workers.failed["task 3"]) == ("RuntimeError: no luck", "steps: 0 is too few")
     assert all(p.stat().st_size == 2 for p in tmp_path.iterdir())
@@ -170,7 +170,7 @@ def stamps(folder):
 
 
 @pytest.fixture(scope="module")
-def made(paths, tmp_path_factory):
+def base(paths, tmp_path_factory):
     """A matrix of one prompt and seed, made in this process."""
     out = tmp_path_factory.mktemp("matrix") / "made"
     assert main(arguments(paths, out)) == 0
@@ -178,12 +178,12 @@ def made(paths, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_cluster_with_a_killed_process_makes_the_same_matrix(cluster, dies, monkeypatch, paths, made, tmp_path):
+def test_a_cluster_with_a_killed_process_makes_the_same_matrix(cluster, dies, monkeypatch, paths, base, tmp_path):
     out = tmp_path / "out"
     monkeypatch.setattr(matrix, "CellTask", DyingCellTask)
     assert main(arguments(paths, out, "--seeds=0,1", f"--address={cluster}")) == 0
     assert dies.stat().st_size == 3
-    assert {f"{PROMPT}/seed 0/{name}": data for name, data in pngs(made).items()}.items() <= pngs(out).items()
+    assert {f"{PROMPT}/seed 0/{name}": data for name, data in pngs(base).items()}.items() <= pngs(out).items()
     assert len(pngs(out)) == 2 * 5
 
 
@@ -241,8 +241,8 @@ def test_a_content_image_is_inverted_once_a_checkpoint_and_prompt(calls, paths, 
     assert "made with other settings or checkpoints (image)" in capfd.readouterr().err
 
 
-def test_the_half_written_is_made_again_and_the_rest_kept(calls, made, paths, tmp_path, capfd):
-    out = shutil.copytree(made, tmp_path / "out")
+def test_the_half_written_is_made_again_and_the_rest_kept(calls, base, paths, tmp_path, capfd):
+    out = shutil.copytree(base, tmp_path / "out")
     before, data = stamps(out), pngs(out)
     cut, latents = out / "house-noto in house-ink.png", list((out / ".latents").iterdir())
     assert len(latents) == 4  # of each checkpoint, what was generated and its inversion
@@ -263,18 +263,18 @@ def test_the_half_written_is_made_again_and_the_rest_kept(calls, made, paths, tm
     assert "made with other settings or checkpoints (omega)" in capfd.readouterr().err
 
 
-def test_a_matrix_may_grow_by_seeds_and_prompts(calls, made, paths, tmp_path):
-    out = shutil.copytree(made, tmp_path / "out")
+def test_a_matrix_may_grow_by_seeds_and_prompts(calls, base, paths, tmp_path):
+    out = shutil.copytree(base, tmp_path / "out")
     assert main(arguments(paths, out, "--seeds=5,0", "--prompt=A fox: on pink?")) == 0
     assert calls["sample"] == 3 * 4 and calls["invert"] == 3 * 2
-    assert pngs(out / PROMPT / "seed 0") == pngs(made)
+    assert pngs(out / PROMPT / "seed 0") == pngs(base)
     assert (out / matrix_folder.folder_name("A fox: on pink?") / "seed 5" / "matrix.png").is_file()
     assert main(arguments(paths, out)) == 0
     assert calls["sample"] == 3 * 4 and calls["invert"] == 3 * 2
 
 
-def test_another_checkpoint_of_the_same_name_is_noticed(made, paths, tmp_path, capfd):
-    out = shutil.copytree(made, tmp_path / "out")
+def test_another_checkpoint_of_the_same_name_is_noticed(base, paths, tmp_path, capfd):
+    out = shutil.copytree(base, tmp_path / "out")
     for name in ("noto", "ink"):
         for suffix in (".safetensors", ".yaml"):
             (tmp_path / paths[name].with_suffix(suffix).name).symlink_to(paths[name].with_suffix(suffix))
@@ -292,7 +292,7 @@ def test_another_checkpoint_of_the_same_name_is_noticed(made, paths, tmp_path, c
     (False, "house-noto in house-ink", ["noto in house-ink"]),
     (True, "source house-ink", ["ink in house-ink", "ink in house-noto"]),
 ])
-def test_a_matrix_says_what_failed_and_the_next_run_makes_it(monkeypatch, made, paths, tmp_path, capfd, is_plain, named,
+def test_a_matrix_says_what_failed_and_the_next_run_makes_it(monkeypatch, base, paths, tmp_path, capfd, is_plain, named,
                                                              lost):
     out, works = tmp_path / "out", matrix.images_of
 
@@ -305,10 +305,10 @@ def test_a_matrix_says_what_failed_and_the_next_run_makes_it(monkeypatch, made, 
     assert main(arguments(paths, out)) == 1
     words = f'ditail: failed: {named} of "{PROMPT}" (RuntimeError: no memory); the rest is kept'
     assert capfd.readouterr().err.strip().splitlines()[-1].startswith(words)
-    assert pngs(out).keys() == pngs(made).keys() - {"matrix.png", *(f"house-{name}.png" for name in lost)}
+    assert pngs(out).keys() == pngs(base).keys() - {"matrix.png", *(f"house-{name}.png" for name in lost)}
     monkeypatch.setattr(matrix, "images_of", works)
     assert main(arguments(paths, out)) == 0
-    assert pngs(out) == pngs(made)
+    assert pngs(out) == pngs(base)
 
 
 @pytest.mark.parametrize(("change", "words"), [
@@ -342,9 +342,9 @@ def test_folders_of_prompts_differ_and_can_be_made(tmp_path):
         assert (tmp_path / name).parent == tmp_path and name not in (".", "..")
 
 
-def test_a_folder_of_an_older_version_is_refused(made, paths, tmp_path, capfd):
+def test_a_folder_of_an_older_version_is_refused(base, paths, tmp_path, capfd):
     """Its source latents were those that the generation passed through."""
-    out = shutil.copytree(made, tmp_path / "out")
+    out = shutil.copytree(base, tmp_path / "out")
     for path in out.glob("*.png"):
         save_image(Image.open(path), path, {"alpha": 3.0, "prompt": PROMPT, "seed": 0})
     before = pngs(out)
@@ -370,7 +370,7 @@ def settings(tmp_path):
     ["--preset=Balanced"], ["--layers=a4-6", "--start=noise"], ["--mask={}/left.png"], ["--source-latents=kept"],
     ["--source-prompt=a pear"],
 ], ids=" ".join)
-def test_settings_change_the_mixed_images_alone(made, paths, tmp_path, options):
+def test_settings_change_the_mixed_images_alone(base, paths, tmp_path, options):
     mask = Image.new("L", (64, 64))
     mask.paste(255, (0, 0, 32, 64))
     mask.save(tmp_path / "left.png")
@@ -378,7 +378,7 @@ def test_settings_change_the_mixed_images_alone(made, paths, tmp_path, options):
     for name in ("house-noto in house-ink", "house-ink in house-noto", "house-noto in house-noto",
                  "house-ink in house-ink"):
         source, target = name.split(" in ")
-        differs = Image.open(tmp_path / "out" / f"{name}.png").tobytes() != Image.open(made / f"{name}.png").tobytes()
+        differs = Image.open(tmp_path / "out" / f"{name}.png").tobytes() != Image.open(base / f"{name}.png").tobytes()
         assert differs == (source != target)
 
 
@@ -394,6 +394,6 @@ def test_further_sources_and_a_cache_elsewhere(calls, settings, paths, tmp_path)
     assert (calls["generate"], calls["invert"]) == (1, 3)
 
 
-def test_grids_show_every_image(made):
-    grid = Image.open(made / "matrix.png")
+def test_grids_show_every_image(base):
+    grid = Image.open(base / "matrix.png")
     assert grid.width > 2 * 64 and grid.height > 2 * 64
