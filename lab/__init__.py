@@ -1,1 +1,1 @@
-"""Evaluation, benchmark and the training of the demo checkpoints: nothing that a user of Ditail loads."""
+"""Evaluation, benchmark and training of the demo checkpoints; not used by the extension or the command line."""

@@ -1,4 +1,4 @@
-"""`python -m lab bench`: what Ditail costs beside plain generation, in FLOPs, time and memory."""
+"""`python -m lab bench`: the cost of Ditail relative to plain generation, in FLOPs, time and memory."""
 
 import contextlib
 import platform
@@ -24,47 +24,47 @@ WAYS = ("cold", "warm", "hot", "three chunks")
 LABELS = {"cold": "cold: inversion + sampling", "warm": "warm: source latents cached",
           "hot": "hot: source features cached too", "three chunks": "three chunks, as the authors' code"}
 COLOURS = {"cold": "#1f77b4", "warm": "#2ca02c", "hot": "#ff7f0e", "three chunks": "#999999"}
-# Topology and side in pixels.
+# (topology, side in pixels) whose FLOPs are counted.
 COUNTED = ((SD15, 512), (SD15, 768), (SDXL, 1024))
 BATCHES = (1, 4, 8)
-# A CPU takes about a second for a row of 192 pixels, and all of it has to end within ten minutes.
+# What is timed, by device. A CPU takes about a second for a row of 192 pixels; the total should be under ten minutes.
 TIMED = {"cpu": (((SD15, 192),), (1, 4)), "cuda": (((SD15, 512), (SDXL, 1024)), BATCHES)}
 MEMORY_STEPS = (2, 4, 8)
 
 
 def command(args: Namespace) -> None:
-    """See `lab.cli.add_bench`."""
+    """Run `python -m lab bench` (options: `lab.cli.add_bench`)."""
     run(args.out, args.rounds, args.pixels)
 
 
 def run(out: Path, rounds: int = 2, pixels: int | None = None, steps: int = 20) -> None:
-    """Count, time and weigh; write `bench.md`, `flops.csv`, `time.csv`, `memory.csv` and `bench.png` into `out`.
+    """Measure FLOPs, time and memory; write `bench.md`, `flops.csv`, `time.csv`, `memory.csv` and `bench.png` to `out`.
 
-    rounds: how often each kind of step is timed. pixels: another side than `TIMED`'s, a multiple of 64.
+    rounds: how often each kind of step is timed. pixels: the side, a multiple of 64; None for that of TIMED.
     """
     make_folder(out, "--out")
     device = default_device()
-    places, batches = TIMED["cuda" if device.type == "cuda" else "cpu"]
-    places = [(topology, pixels or side) for topology, side in places]
-    timed, weighed = [], []
-    rows = len(COUNTED) + len(places) * (len(batches) + 1)
-    # ldm prints as it builds.
+    settings, batches = TIMED["cuda" if device.type == "cuda" else "cpu"]
+    settings = [(topology, pixels or side) for topology, side in settings]
+    timed, memory = [], []
+    rows = len(COUNTED) + len(settings) * (len(batches) + 1)
+    # ldm prints messages when a U-Net is built.
     with tqdm(total=rows, desc="bench", unit="row") as bar, contextlib.redirect_stdout(None):
         counted = [line for topology, side in COUNTED for line in _counted(topology, side, steps, bar)]
-        for topology, side in places:
+        for topology, side in settings:
             unet = build(topology, device, default_dtype(device))
             for batch in batches:
                 timed.append(time_ratios(topology, unet, side, batch, rounds, steps))
                 bar.update()
-            weighed += source_pass_memory(topology, unet, side)
+            memory += source_pass_memory(topology, unet, side)
             bar.update()
             del unet
-    for name, lines in (("flops", counted), ("time", timed), ("memory", weighed)):
+    for name, lines in (("flops", counted), ("time", timed), ("memory", memory)):
         if lines:
             write_csv(out / f"{name}.csv", lines)
     with whole_file(out / "bench.md") as part:
-        part.write_text(tables(counted, timed, weighed, steps, rounds, device))
-    plot(out / "bench.png", counted, timed, weighed)
+        part.write_text(tables(counted, timed, memory, steps, rounds, device))
+    plot(out / "bench.png", counted, timed, memory)
     print(out / "bench.md")
 
 
@@ -78,20 +78,20 @@ def _counted(topology: Topology, side: int, steps: int, bar: tqdm) -> list[dict]
 
 
 def time_ratios(topology: Topology, unet: nn.Module, side: int, batch: int, rounds: int, steps: int) -> dict:
-    """Seconds of a plain evaluation and every way's ratio, on the device of `unet`.
+    """Seconds of a plain evaluation and the ratio of each of WAYS, on the device of `unet`.
 
-    Every kind of step is timed once a round, in turn, so that a busy machine slows all of them; the fastest counts.
+    Each round times every kind of step once, so that other load on the machine slows all of them. The fastest is used.
     """
     runs = Runs(topology, unet, (side // LATENT_SCALE,) * 2, batch, steps=steps)
     device = next(unet.parameters()).device
     kinds = runs.kinds()
     with _precision(unet):
         kinds["plain"]()
-        taken = {kind: [] for kind in kinds}
+        timings = {kind: [] for kind in kinds}
         for _ in range(rounds):
             for kind, step in kinds.items():
-                taken[kind].append(_seconds(step, device))
-    seconds = {kind: min(values) for kind, values in taken.items()}
+                timings[kind].append(_seconds(step, device))
+    seconds = {kind: min(values) for kind, values in timings.items()}
     return {"model": topology.name, "pixels": side, "batch": batch, "plain_seconds": seconds["plain"],
             **runs.ratios(seconds)}
 
@@ -114,7 +114,7 @@ def _seconds(step: Callable[[], None], device: torch.device) -> float:
 
 
 def source_pass_memory(topology: Topology, unet: nn.Module, side: int) -> list[dict]:
-    """Peak memory of an inversion above what is held before it, by its number of steps; none where it can't be seen."""
+    """Peak memory of inversions above that before them, by number of steps; empty if it can't be measured."""
     device, latent = next(unet.parameters()).device, side // LATENT_SCALE
     abar = scaled_linear_alphas_cumprod()
     context = Runs(topology, unet, (latent, latent), 1).arguments(1)
@@ -136,7 +136,7 @@ def source_pass_memory(topology: Topology, unet: nn.Module, side: int) -> list[d
 
 
 def _reset_peak(device: torch.device) -> int | None:
-    """Bytes in use now, from where the peak is counted; None where the system tells no peak that can be reset."""
+    """Reset the peak and return the bytes in use now; None if the system's peak can't be reset."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
@@ -156,21 +156,21 @@ def _process_bytes(name: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def tables(counted: Sequence[dict], timed: Sequence[dict], weighed: Sequence[dict], steps: int, rounds: int,
+def tables(counted: Sequence[dict], timed: Sequence[dict], memory: Sequence[dict], steps: int, rounds: int,
            device: torch.device) -> str:
     """The report in Markdown."""
-    where = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU thread(s)"
+    machine = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU thread(s)"
     text = [
         f"# Cost beside plain generation\n\n{steps} steps, 80 % with feature and 50 % with attention injection, CFG. "
-        f"`python -m lab bench`, torch {torch.__version__}, {platform.machine()}, {where}.\n",
+        f"`python -m lab bench`, torch {torch.__version__}, {platform.machine()}, {machine}.\n",
         "\n## U-Net FLOPs, counted\n\n", _ratios(counted, "plain_tflops", "plain evaluation, TFLOP"),
         f"\n## Time, measured (fastest of {rounds})\n\n", _ratios(timed, "plain_seconds", "plain evaluation, s"),
     ]
-    if weighed:
+    if memory:
         head = ["model", "pixels", "steps", "peak, MB", "latents kept, MB"]
         text += ["\n## Memory of the source pass, above the loaded model\n\n", markdown_table(head, [
-            [w["model"], str(w["pixels"]), str(w["steps"]), f"{w['peak_mb']:.0f}", f"{w['latents_mb']:.2f}"]
-            for w in weighed])]
+            [m["model"], str(m["pixels"]), str(m["steps"]), f"{m['peak_mb']:.0f}", f"{m['latents_mb']:.2f}"]
+            for m in memory])]
     text.append("\n![plot](bench.png)\n")
     return "".join(text)
 
@@ -181,8 +181,8 @@ def _ratios(lines: Sequence[dict], plain: str, plain_label: str) -> str:
                                   *(f"{line[way]:.2f}" for way in WAYS)] for line in lines])
 
 
-def plot(path: Path, counted: Sequence[dict], timed: Sequence[dict], weighed: Sequence[dict]) -> None:
-    """FLOPs, time and memory side by side, one PNG."""
+def plot(path: Path, counted: Sequence[dict], timed: Sequence[dict], memory: Sequence[dict]) -> None:
+    """Write a PNG with FLOPs, time and memory side by side."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -191,12 +191,12 @@ def plot(path: Path, counted: Sequence[dict], timed: Sequence[dict], weighed: Se
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(16, 5), width_ratios=(3, 2, 2))
     _bars(left, counted, "U-Net FLOPs / plain generation")
     _bars(middle, timed, "time / plain generation")
-    for model, side in sorted({(w["model"], w["pixels"]) for w in weighed}):
-        own = [w for w in weighed if (w["model"], w["pixels"]) == (model, side)]
-        right.plot([w["steps"] for w in own], [w["peak_mb"] for w in own], "o-", label=f"{model}, {side} px")
+    for model, side in sorted({(m["model"], m["pixels"]) for m in memory}):
+        points = [m for m in memory if (m["model"], m["pixels"]) == (model, side)]
+        right.plot([p["steps"] for p in points], [p["peak_mb"] for p in points], "o-", label=f"{model}, {side} px")
     right.set(xlabel="steps", ylabel="MB above the loaded model", title="peak memory of the source pass")
-    if weighed:
-        right.set_ylim(0, 1.25 * max(w["peak_mb"] for w in weighed) or 1)
+    if memory:
+        right.set_ylim(0, 1.25 * max(m["peak_mb"] for m in memory) or 1)
         right.legend(frameon=False)
     handles, labels = left.get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncols=4, frameon=False)
@@ -209,8 +209,8 @@ def plot(path: Path, counted: Sequence[dict], timed: Sequence[dict], weighed: Se
 def _bars(axes, lines: Sequence[dict], title: str) -> None:
     width = 0.8 / len(WAYS)
     for i, way in enumerate(WAYS):
-        places = [x + (i - (len(WAYS) - 1) / 2) * width for x in range(len(lines))]
-        axes.bar(places, [line[way] for line in lines], width, color=COLOURS[way], label=LABELS[way])
+        positions = [x + (i - (len(WAYS) - 1) / 2) * width for x in range(len(lines))]
+        axes.bar(positions, [line[way] for line in lines], width, color=COLOURS[way], label=LABELS[way])
     axes.axhline(1, color="black", linewidth=0.8)
     names = [f"{line['model']}\n{line['pixels']} px\nbatch {line['batch']}" for line in lines]
     axes.set_xticks(range(len(lines)), names, fontsize=7)

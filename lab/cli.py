@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def load_command(name: str) -> Callable[[argparse.Namespace], None]:
-    """A command's function. Raises DitailError where a package that it needs is not installed."""
+    """A command's function. Raises DitailError if a package that it needs is not installed."""
     from ditail.standalone.model import quiet
 
     quiet()

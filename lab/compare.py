@@ -1,7 +1,7 @@
-"""Methods beside each other at equal style and at equal structure, with paired bootstrap intervals over the scenes.
+"""Comparison of methods at equal style and at equal structure, with paired bootstrap intervals over the scenes.
 
-A method is a curve: its rows in the order of their knob, each a point (style, structure), joined by straight lines.
-Differences are paired: every sample draws scenes, the same ones for both methods and all directions.
+A method is a curve: its rows in the order of their parameter, each a point (style, structure), joined by straight
+lines. Differences are paired: every bootstrap sample has the same scenes for both methods and all directions.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,10 +19,10 @@ Direction = tuple[str, str]
 
 @dataclass(frozen=True)
 class Difference:
-    """An estimate with its interval. is_bound: the other curve does not reach the level at which it is compared.
+    """A difference with its interval. is_bound: the other curve does not reach the level of the comparison.
 
-    Then it is compared at the point where the curve comes nearest, which has more of the other quantity than it would
-    have at that level: the difference is at least this.
+    Then the curve's nearest point is used, which has more of the other quantity than the curve would have at that
+    level, so the difference is at least `value`.
     """
 
     value: float
@@ -37,26 +37,26 @@ class Scores:
     def __init__(self, records: Iterable[dict], structure: str = "edge_f1"):
         self.by_row: dict[str, dict[Direction, dict[int, tuple[float, float]]]] = {}
         for record in records:
-            # A distance counts the other way round.
+            # A smaller distance is better.
             sign = -1 if structure == "distance" else 1
             scenes = self.by_row.setdefault(record["row"], {}).setdefault((record["source"], record["target"]), {})
             values = zip(record["style"], (sign * v for v in record[structure]), strict=True)
             scenes.update(zip(record["scenes"], values, strict=True))
 
     def common_scenes(self, rows: Sequence[str], directions: Sequence[Direction]) -> list[int]:
-        """The scenes that every one of the rows has in every direction."""
+        """The scenes that all rows have in all directions."""
         sets = [set(self.by_row.get(row, {}).get(direction, ())) for row in rows for direction in directions]
         return sorted(set.intersection(*sets)) if sets else []
 
     def values(self, rows: Sequence[str], directions: Sequence[Direction], scenes: Sequence[int]) -> np.ndarray:
-        """`[rows, directions, scenes, 2]`."""
+        """(style, structure) as `[rows, directions, scenes, 2]`."""
         return np.array([[[self.by_row[row][d][scene] for scene in scenes] for d in directions] for row in rows])
 
 
 def sample_means(values: np.ndarray, samples: int = SAMPLES) -> np.ndarray:
-    """Means over the scenes of `[rows, directions, scenes, 2]`: `[1 + samples, rows, directions, 2]`.
+    """Means of `[rows, directions, scenes, 2]` over the scenes, `[1 + samples, rows, directions, 2]`.
 
-    The first is that of all scenes, the others of scenes drawn with replacement, the same for rows and directions.
+    The first is over all scenes, the others over scenes drawn with replacement, the same for all rows and directions.
     """
     count = values.shape[2]
     drawn = np.random.default_rng(SEED).multinomial(count, np.full(count, 1 / count), samples)
@@ -65,11 +65,11 @@ def sample_means(values: np.ndarray, samples: int = SAMPLES) -> np.ndarray:
 
 
 def at_least(curve: np.ndarray, level: np.ndarray, along: int) -> tuple[np.ndarray, np.ndarray]:
-    """The most that a curve has of one quantity where it has at least `level` of the other.
+    """The largest value of one quantity on a curve where the other one is at least `level`.
 
-    curve: `[n, points, directions, 2]`, in the order of the knob. level: `[n, directions]`, of the quantity `along`.
-    Returns (`[n, directions]`, whether the curve has that level at all); where it has not, the value at its nearest
-    point.
+    curve: `[n, points, directions, 2]`, in the order of the parameter. level: `[n, directions]`, of the quantity
+    `along`. Returns (values, whether the curve reaches the level), both `[n, directions]`; if it does not, the value is
+    that of its nearest point.
     """
     x, y = curve[..., along], curve[..., 1 - along]
     level = level[:, None]
@@ -86,26 +86,26 @@ def at_least(curve: np.ndarray, level: np.ndarray, along: int) -> tuple[np.ndarr
 
 
 def compare(point: np.ndarray, curve: np.ndarray, along: int) -> tuple[np.ndarray, np.ndarray]:
-    """How much more a method's point has than another's curve at the point's own `along`: `[n, directions]` each.
+    """The difference of a method's point and another's curve at the point's value of `along`.
 
-    point: `[n, 1, directions, 2]`, curve: `[n, points, directions, 2]`. Returns (differences, whether the curve
-    reaches that far).
+    point: `[n, 1, directions, 2]`. curve: `[n, points, directions, 2]`. Returns (differences, whether the curve reaches
+    that value), both `[n, directions]`.
     """
     other, reaches = at_least(curve, point[:, 0, :, along], along)
     return point[:, 0, :, 1 - along] - other, reaches
 
 
 def summary(differences: np.ndarray, reaches: np.ndarray) -> Difference:
-    """Of `[n]` differences, the first of all scenes."""
+    """The Difference of bootstrap differences `[n]`, of which the first is over all scenes. reaches: `[n]`."""
     low, high = np.percentile(differences[1:], [(100 - LEVEL) / 2, (100 + LEVEL) / 2])
     return Difference(float(differences[0]), float(low), float(high), not bool(reaches[0]))
 
 
 def point_against_curve(scores: Scores, row: str, rivals: Sequence[str], directions: Sequence[Direction],
                         along: int) -> list[Difference]:
-    """A row against a curve of others: a difference for each direction, then that of their mean.
+    """The differences of a row and the curve of `rivals`: one per direction, then that of the mean over directions.
 
-    Empty where there is nothing to compare: no rival, or no scene in common.
+    Empty if there is no rival or no scene in common.
     """
     scenes = scores.common_scenes([row, *rivals], directions)
     if not rivals or not scenes:
@@ -118,9 +118,9 @@ def point_against_curve(scores: Scores, row: str, rivals: Sequence[str], directi
 
 def curve_against_point(scores: Scores, rows: Sequence[str], rival: str, directions: Sequence[Direction],
                         along: int) -> list[Difference]:
-    """A curve against another's row, seen from that row: as `point_against_curve` with the sign turned.
+    """The differences of a curve and the row of a rival: those of `point_against_curve` with the opposite sign.
 
-    Here a curve that does not reach the row's level is behind by at least the difference.
+    If the curve does not reach the row's level, it is behind by at least the difference.
     """
-    turned = point_against_curve(scores, rival, rows, directions, along)
-    return [Difference(-d.value, -d.high, -d.low, d.is_bound) for d in turned]
+    differences = point_against_curve(scores, rival, rows, directions, along)
+    return [Difference(-d.value, -d.high, -d.low, d.is_bound) for d in differences]

@@ -1,7 +1,7 @@
-"""What presets and methods cost in FLOPs of the U-Net, beside plain generation of the same images.
+"""The cost of presets and methods in FLOPs of the U-Net, relative to plain generation of the same images.
 
 The presets are counted step by step on SD 1.5's topology at 512x512 without weights (`lab.counts`), batch 1: cold (with
-the source pass), warm (source latents cached) and hot (the source's features cached, too).
+the source pass), warm (with cached source latents) and hot (with cached features, too).
 """
 
 from functools import cache, cached_property
@@ -25,7 +25,7 @@ T = 501
 
 
 class StepCounts:
-    """FLOPs of the kinds of steps that a job of one image has; each is counted once."""
+    """FLOPs of the kinds of steps of a job of one image. Each kind is counted once and kept."""
 
     def __init__(self, topology: counts.Topology = counts.SD15, latent_hw: tuple[int, int] = LATENT_HW):
         self.topology, self.latent_hw = topology, latent_hw
@@ -34,11 +34,15 @@ class StepCounts:
 
     @cached_property
     def row(self) -> int:
-        """One evaluation of one row without injection."""
+        """FLOPs of one evaluation of one row without injection."""
         return counts.flops(lambda: counts.Runs(self.topology, self.unet, self.latent_hw, 1).plain(1))
 
     def injected(self, *, attention: bool, guided: bool, cond_only: bool, hot: bool) -> int:
-        """One step that takes features and, or not, attention, in the cond row and in the others that there are."""
+        """FLOPs of one step with injected features.
+
+        attention: with injected attention, too. guided: with an uncond row. cond_only: inject only into the cond row.
+        hot: with cached features.
+        """
         key = attention, guided, cond_only, hot
         if key not in self._counted:
             self._counted[key] = self._count(*key)
@@ -63,7 +67,7 @@ class StepCounts:
 
 
 def preset_cost(settings: DitailSettings, counted: StepCounts, steps: int = STEPS) -> dict[str, float]:
-    """The ratios "cold", "warm" and "hot" of one image of a content image to plain generation."""
+    """The cost of one image from a content image relative to plain generation: "cold", "warm" and "hot"."""
     warm, hot = (sum(_step(settings, i / steps, counted, hot=hot) for i in range(steps)) for hot in (False, True))
     plain = 2 * steps * counted.row
     calls = len(inversion_timesteps(range(steps), settings.inversion_steps)) + bool(settings.tone)
@@ -80,18 +84,20 @@ def _step(settings: DitailSettings, done: float, counted: StepCounts, *, hot: bo
 
 @cache
 def preset_costs() -> dict[str, dict[str, float]]:
-    """Every preset's cost."""
+    """`preset_cost` of every preset."""
     counted = StepCounts()
     return {name: preset_cost(DitailSettings.from_dict(values), counted) for name, values in PRESETS.items()}
 
 
 def row_cost(row: Row) -> float | None:
-    """The cost of an image of the row, cold, in SD 1.5's shares; None for what no U-Net makes."""
+    """The cold cost of an image of a row, with SD 1.5's ratios; None if the row needs no U-Net."""
+    if row.way == "refiner":
+        return 1.0
     if row.way == "plain":
         return 2.0 if row.ditail.source == "generate" else 1.0
     if row.way == "img2img":
         return int(row.steps * row.strength) / row.steps
     if row.way == "diffstyler":
-        # A row of the source checkpoint in the inversion and in each step.
+        # The source checkpoint runs on one row in the inversion and in each step.
         return 2.0
-    return cost_of(row.ditail, row.steps).cold if row.way == "ditail" else None
+    return cost_of(row.ditail, row.steps).cold if row.way in ("ditail", "anchored") else None

@@ -1,7 +1,7 @@
-"""U-Nets of the real topologies without weights, and the FLOPs that Ditail costs on them beside plain generation.
+"""U-Nets of the real topologies without weights, and the FLOPs of Ditail on them relative to plain generation.
 
-A FLOP counter needs no arithmetic, so everything is on torch's meta device and takes seconds. The counter sees matrix
-products and convolutions; both ldm's einsum attention and Ditail's shared attention are matrix products to it.
+The FLOP counter needs no values, so everything is on torch's meta device and takes seconds. It counts matrix products
+and convolutions, which include ldm's einsum attention and Ditail's shared attention.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ COMMON = {"in_channels": 4, "out_channels": 4, "model_channels": 320, "num_res_b
 
 @dataclass(frozen=True)
 class Topology:
-    """A U-Net by ldm's arguments. depths: transformer blocks by the factor by which a level is smaller."""
+    """A U-Net. config: ldm's arguments. depths: the number of transformer blocks by a level's downsampling factor."""
 
     name: str
     config: dict
@@ -39,20 +39,20 @@ class Topology:
 
 SD15 = Topology("SD 1.5", {**COMMON, "channel_mult": [1, 2, 4, 4], "attention_resolutions": [4, 2, 1], "num_heads": 8,
                            "context_dim": 768}, {1: 1, 2: 1, 4: 1, 8: 1})
-# sgm's SDXL in ldm's modules: three levels, deeper transformers on the lower two, a vector of size conditioning.
+# sgm's SDXL built from ldm's modules: three levels, deeper transformers on the lower two, size conditioning.
 SDXL = Topology("SDXL", {**COMMON, "channel_mult": [1, 2, 4], "attention_resolutions": [4, 2], "num_head_channels": 64,
                          "num_heads": -1, "context_dim": 2048, "use_linear_in_transformer": True},
                 {2: 2, 4: 10}, label_width=2816)
 
 
 def build(topology: Topology, device: str | torch.device = "meta", dtype: torch.dtype = torch.float32) -> nn.Module:
-    """A U-Net of the topology; weights are random on a real device (their values cost the same as trained ones)."""
+    """A U-Net of the topology. On a real device its weights are random, which take the same time as trained ones."""
     from ldm.modules.diffusionmodules.openaimodel import UNetModel
 
     deepest = max(topology.depths.values())
 
     class Unet(UNetModel):
-        """Takes one context for all depths, as sgm's does."""
+        """Takes one context for all transformer blocks, like sgm's U-Net."""
 
         def forward(self, x, timesteps, context, **kwargs):
             return super().forward(x, timesteps, context=[context] * deepest, **kwargs)
@@ -99,9 +99,9 @@ def _fill(module: nn.Module) -> None:
 
 
 class Runs:
-    """Every kind of step of a run on one U-Net, at one size and batch size, to be counted or timed.
+    """Every kind of step of a job on one U-Net, at one size and batch size, to be counted or timed.
 
-    A job of `steps` steps is the sum of its kinds of step: `RUNS` says how many of each.
+    The cost of a job of `steps` steps is the sum over its kinds of step (see `ratios`).
     """
 
     def __init__(self, topology: Topology, unet: nn.Module, latent_hw: tuple[int, int], batch: int,
@@ -113,11 +113,11 @@ class Runs:
         self.like = {"device": weight.device, "dtype": weight.dtype}
         self.steps = steps
         self.both, self.features = int(attn_ratio * steps), int(conv_ratio * steps) - int(attn_ratio * steps)
-        # Three timesteps stand for the three kinds of step, in the order in which sampling meets them.
+        # One timestep for each of the three kinds of step, in ascending order: plain, features alone, both.
         abar = scaled_linear_alphas_cumprod()
         self.source = SourceLatents([101, 501, 901], torch.zeros(3, 1, 4, *latent_hw), abar)
         self.injected = InjectionSteps(features_above=300, attention_above=700)
-        # Features on the device and without a limit: how they are kept is not what is counted.
+        # Features stay on the device without a limit, as the cost of copying them is not measured here.
         self.cache = FeatureCache(EVERYTHING, weight.device) if cache is None else cache
         self.filled = len(self.cache) == 2
 
@@ -136,12 +136,13 @@ class Runs:
         self.unet(x, torch.full((rows,), t, device=on), **self.arguments(rows))
 
     def injection(self, t: int, hot: bool = False) -> Callable[[], None]:
-        """One injected step at `t`; `hot` takes the source's features from an earlier one."""
+        """A function that runs one injected step at `t`. hot: with the features of an earlier step."""
         features = self.cache.under("bench") if hot else None
 
         def run() -> None:
-            made = Injection(self.source, self.arguments(1), self.injected, savings=self.savings, features=features)
-            with torch.no_grad(), inject(self.unet, made):
+            injection = Injection(self.source, self.arguments(1), self.injected, savings=self.savings,
+                                  features=features)
+            with torch.no_grad(), inject(self.unet, injection):
                 self._evaluate(t, 2 * self.batch)
 
         if hot and not self.filled:
@@ -149,7 +150,7 @@ class Runs:
         return run
 
     def kinds(self) -> dict[str, Callable[[], None]]:
-        """What each kind of step runs."""
+        """A function for each kind of step."""
         return {
             "plain": lambda: self.plain(2 * self.batch),
             "invert": lambda: self.plain(1),
@@ -162,7 +163,7 @@ class Runs:
         }
 
     def ratios(self, cost: dict[str, float]) -> dict[str, float]:
-        """Each way's cost over that of plain generation, from the costs of the kinds of step."""
+        """The costs of a job relative to plain generation, from the costs of the kinds of step."""
         rest = (self.steps - self.both - self.features) * cost["plain"]
         warm = self.both * cost["both"] + self.features * cost["feature"] + rest
         plain = self.steps * cost["plain"]
@@ -175,16 +176,16 @@ class Runs:
 
 
 def flops(run: Callable[[], None]) -> int:
-    """The FLOPs of one call."""
+    """The FLOPs of one call of `run`."""
     with FlopCounterMode(display=False) as counter:
         run()
     return counter.get_total_flops()
 
 
 def flop_ratios(topology: Topology, latent_hw: tuple[int, int], batches: Sequence[int], **settings) -> list[dict]:
-    """One row a batch size: FLOPs of a plain evaluation, and every way's ratio. `settings`: see `Runs`."""
+    """For each batch size, the FLOPs of a plain evaluation and the `Runs.ratios`. settings: see `Runs`."""
     unet = build(topology)
-    # Without injection the FLOPs are the rows' sum.
+    # Without injection, FLOPs are proportional to the number of rows.
     row = flops(lambda: Runs(topology, unet, latent_hw, 1).plain(1))
     rows, cache = [], FeatureCache(EVERYTHING, "meta")
     for batch in batches:

@@ -182,6 +182,10 @@ class Evaluator:
             return methods.plain(target, job, z0)
         if row.way == "img2img":
             return image_to_image(target, job, z0, row.strength)
+        if row.way == "refiner":
+            return methods.refine(target, job, source, row.strength)
+        if row.way == "anchored":
+            return methods.anchored(target, self.models[style], job, row.ditail, z0)
         if row.way == "diffstyler":
             return methods.diffstyler(target, self.models[style], job, source, row.gain)
         return methods.ditail(target, job, row.ditail, source, z0)

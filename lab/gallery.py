@@ -1,4 +1,4 @@
-"""Makes the images of the documentation by running the commands that the pages print.
+"""Generates the images of the documentation with the commands that are printed on the pages.
 
 A page's recipe is a block of commands (```sh) and, below it, a comment and the image that it describes:
 
@@ -25,7 +25,7 @@ from ditail.standalone import cli, demo_checkpoints
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 PAGES = (DOCS / "gallery.md", DOCS / "tuning.md")
-# Held-out scenes under the names that the pages' commands use.
+# Held-out scenes by the names in the pages' commands.
 SCENES = {"fox": 44, "castle": 18, "mushroom": 34, "rabbit": 57, "teapot": 48, "pig": 114, "bear": 27, "car": 105,
           "house": 113, "cactus": 61, "star": 21}
 RECIPE = re.compile(r"```sh\n(?P<commands>.*?)```|```json (?P<file>\S+)\n(?P<text>.*?)```|"
@@ -35,21 +35,21 @@ CELL, GAP, LINE = 224, 8, 24
 
 
 class File(NamedTuple):
-    """A file that the commands after it read."""
+    """A file for the commands that follow it."""
 
     name: str
     text: str
 
 
 class Sheet(NamedTuple):
-    """An image of a page: its file, and rows of (label, file in the working folder)."""
+    """An image of a page. rows: (label, file in the working folder) of each cell."""
 
     path: Path
     rows: list[list[tuple[str, str]]]
 
 
 def command(args: Namespace) -> None:
-    """Run the commands of every page and write the images that are beside them."""
+    """Run `python -m lab gallery`: the commands of every page, then write the pages' images."""
     main(args.out)
 
 
@@ -68,16 +68,16 @@ def main(folder: Path) -> None:
 
 
 def recipes(page: Path) -> Iterator[list[str] | File | Sheet]:
-    """The commands of a page, as arguments of `python -m ditail`, its files and its sheets, in their order."""
-    for found in RECIPE.finditer(page.read_text(encoding="utf-8")):
-        if found["file"]:
-            yield File(found["file"], found["text"])
+    """The commands of a page, as arguments of `python -m ditail`, its files and its sheets, in order."""
+    for match in RECIPE.finditer(page.read_text(encoding="utf-8")):
+        if match["file"]:
+            yield File(match["file"], match["text"])
             continue
-        if found["commands"] is None:
-            rows = [[_cell(cell) for cell in line.split("|")] for line in found["cells"].strip().splitlines()]
-            yield Sheet(page.parent / found["image"], rows)
+        if match["commands"] is None:
+            rows = [[_cell(cell) for cell in line.split("|")] for line in match["cells"].strip().splitlines()]
+            yield Sheet(page.parent / match["image"], rows)
             continue
-        for line in found["commands"].replace("\\\n", " ").splitlines():
+        for line in match["commands"].replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
             if words[:len(COMMAND)] == COMMAND:
                 yield words[len(COMMAND):]
@@ -89,8 +89,8 @@ def _cell(text: str) -> tuple[str, str]:
 
 
 def write_content(folder: Path) -> None:
-    """The demo checkpoints, and the scenes as content images with prompts beside them: in `content` those in the style
-    noto, in `content/ink` those in ink."""
+    """Write the demo checkpoints, and SCENES as content images with prompts: in the style noto to `content`, in the
+    style ink to `content/ink`."""
     demo_checkpoints.write_checkpoints(folder)
     scenes = demo_checkpoints.held_out()
     for style, content in (("noto", folder / "content"), ("ink", folder / "content" / "ink")):
@@ -101,7 +101,7 @@ def write_content(folder: Path) -> None:
 
 
 def run(arguments: Sequence[str], folder: Path) -> None:
-    """A command of `python -m ditail` in the working folder. Raises DitailError if it fails."""
+    """Run a command of `python -m ditail` in the working folder. Raises DitailError if it fails."""
     with working_in(folder):
         code = cli.main(arguments)
     if code:
@@ -119,7 +119,7 @@ def working_in(folder: Path) -> Iterator[None]:
 
 
 def draw_sheet(folder: Path, rows: Sequence[Sequence[tuple[str, str]]]) -> Image.Image:
-    """Rows of images, each cell with its label above it. A single cell keeps its image's own size."""
+    """Rows of images with their labels. An image that is alone keeps its size and has no label."""
     if [len(row) for row in rows] == [1]:
         return Image.open(folder / rows[0][0][1])
     columns = max(len(row) for row in rows)

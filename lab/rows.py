@@ -11,11 +11,12 @@ from ditail.errors import DitailError
 
 STEPS, OMEGA = 10, 5.0
 FEW_STEPS, MORE_STEPS = (4, 6, 8), 20
-MAIN, GENERATED, BY_STEPS = "main", "generated", "steps"
+MAIN, GENERATED, BY_STEPS, TRIED = "main", "generated", "steps", "tried"
 
 TRUTH, CONTENT = "true target image", "content through the VAE"
 PLAIN, IMG2IMG, PAPER, OURS, DRAFT = "plain", "img2img", "Paper", "Balance", "Draft"
 DDIB, PNP, DIFFSTYLER, PAPER_CFG_3 = "DDIB", "PnP", "DiffStyler", "Paper CFG 3"
+ANCHORED, REFINER = "Anchored", "refiner"
 SAME_NOISE = "same noise without injection"
 
 
@@ -92,7 +93,18 @@ def generated_rows() -> list[Row]:
         _ditail("generated: Balanced latents kept", "kept", {**PRESETS["Balanced"], **generate,
                                                               "source_latents": "kept"}),
     ]
+    rows += [Row(f"generated: refiner after {round(10 * (1 - s)) / 10:g} of the steps", REFINER, "refiner", 1 - s,
+                 settings=(*generate.items(), ("source_latents", "kept")), strength=s) for s in (0.8, 0.6, 0.4, 0.2)]
     return [replace(row, table=GENERATED) for row in rows]
+
+
+def tried_rows() -> list[Row]:
+    """Methods that were tried and are not in Ditail."""
+    start = {"alpha": 1.0, "beta": 0.0, "conv_ratio": 0.0, "attn_ratio": 0.0}
+    injected = {"alpha": 1.0, "beta": 0.0, "inject": "cond"}
+    return [Row(f"{name} CFG {w:g}", ANCHORED, "anchored", w, TRIED, tuple(values.items()), w)
+            for name, values, weights in (("Anchored", start, (5.0, 2.0)),
+                                          ("Anchored and injected", injected, (5.0, 3.0))) for w in weights]
 
 
 def step_rows() -> list[Row]:
@@ -106,7 +118,7 @@ def step_rows() -> list[Row]:
 
 
 def all_rows() -> list[Row]:
-    return [*main_rows(), *generated_rows(), *step_rows()]
+    return [*main_rows(), *generated_rows(), *step_rows(), *tried_rows()]
 
 
 def choose_rows(only: str | None) -> list[Row]:

@@ -1,7 +1,7 @@
 """Which alpha, beta and CFG scale burn the colours: `python -m lab.safe_region OUT.jsonl`.
 
-Measured on the demo checkpoints through the command line's host, 10 DDIM steps, bf16 autocast on the CPU. OUT gets one
-record an image as it is made, and a second run makes what is left. At the end the tables are printed.
+Measured on the demo checkpoints with 10 DDIM steps and bf16 autocast on the CPU. OUT gets one record per image, and a
+second run continues it. At the end the tables are printed.
 """
 
 import json
@@ -40,7 +40,7 @@ CFG_ALPHAS = (1.0, 3.0, 6.0, 10.0)
 
 @dataclass(frozen=True)
 class Image:
-    """One image to make: a scene of the source style in the target's, or (source "") plain generation."""
+    """An image to generate: a scene of the source style in the target's, or (source "") plain generation."""
 
     scene: int
     source: str
@@ -51,7 +51,7 @@ class Image:
 
 
 def plan() -> list[Image]:
-    """All images, by source, target and CFG scale; each direction has a scene of its own."""
+    """All images, sorted by source, target and CFG scale; each direction has one scene."""
     plain = [Image(scene, "", target, cfg) for target, cfg in product(demo_checkpoints.STYLES, CFGS)
              for scene in range(PLAIN_SCENES if cfg == USUAL_CFG else BATCH)]
     directions = [(s, t) for s, t in product(demo_checkpoints.STYLES, demo_checkpoints.STYLES) if s != t]
@@ -75,22 +75,22 @@ def measure(images: Tensor) -> list[dict]:
             for c, s, b in zip(clipped, chroma, brightest, strict=True)]
 
 
-class Maker:
-    """The demo checkpoints and the scenes, and what is made with them."""
+class Generator:
+    """Generates and measures images with the demo checkpoints."""
 
     def __init__(self):
         self.models = {style: load_model(path) for style, path in demo_checkpoints.paths().items()}
         self.scenes = demo_checkpoints.held_out()
 
     def records(self, images: Sequence[Image]) -> list[dict]:
-        """What is measured of images that have source, target and CFG scale in common."""
+        """The records of images with the same source, target and CFG scale."""
         try:
             with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
                 pixels = self.models[images[0].target].decode(self.latents(images))
         except DitailError as error:
             if "finite" not in str(error):
                 raise
-            # One image that is not finite ends its batch.
+            # One image that is not finite raises for its whole batch.
             return [asdict(images[0]) | {"finite": False}] if len(images) == 1 else [
                 record for image in images for record in self.records([image])]
         return [asdict(image) | {"finite": True} | values
@@ -102,10 +102,10 @@ class Maker:
         job = Job(prompts, NEGATIVE, tuple(image.scene for image in images), STEPS, omega=first.cfg)
         if not first.source:
             return generate(target, job, demo_checkpoints.SIDE, demo_checkpoints.SIDE)[0]
-        source = self.inverted(job, images)
+        source = self.source_latents(job, images)
         return methods.ditail(target, job, DitailSettings(), source, source.z0)
 
-    def inverted(self, job: Job, images: Sequence[Image]) -> SourceLatents:
+    def source_latents(self, job: Job, images: Sequence[Image]) -> SourceLatents:
         model = self.models[images[0].source]
         held_out = self.scenes.images[images[0].source]
         z0 = model.encode(torch.cat([image_to_tensor(held_out[image.scene]) for image in images]))
@@ -124,38 +124,38 @@ def batches(images: Sequence[Image]) -> Iterator[list[Image]]:
         yield from (group[i : i + BATCH] for i in range(0, len(group), BATCH))
 
 
-def make_missing(path: Path) -> list[dict]:
-    """All records, those that `path` lacks made and added to it."""
+def complete_records(path: Path) -> list[dict]:
+    """All records; those that `path` lacks are generated and appended to it."""
     records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     done = {Image(**{key: record[key] for key in Image.__annotations__}) for record in records}
     missing = [image for image in plan() if image not in done]
-    maker = Maker() if missing else None
+    generator = Generator() if missing else None
     for batch in batches(missing):
-        made = maker.records(batch)
-        records += made
+        new = generator.records(batch)
+        records += new
         with path.open("a") as out:
-            out.writelines(json.dumps(record) + "\n" for record in made)
+            out.writelines(json.dumps(record) + "\n" for record in new)
     return records
 
 
 def over_plain(records: Sequence[dict]) -> list[bool]:
-    """Which images are burnt by the measure of plain ones: black, or clipped share or chroma above the 99th percentile
-    of the target's plain images at the usual CFG scale."""
-    most = {(style, key): _quantile([r[key] for r in records if not r["source"] and r["finite"] and
-                                     (r["target"], r["cfg"]) == (style, USUAL_CFG)])
-            for style, key in product(demo_checkpoints.STYLES, ("clipped", "chroma"))}
-    return [r["finite"] and (r["black"] or any(r[key] > most[r["target"], key] for key in ("clipped", "chroma")))
+    """Whether each image is burnt compared with plain ones: black, or its clipped share or chroma is above the 99th
+    percentile of the target's plain images at the usual CFG scale."""
+    limits = {(style, key): _quantile([r[key] for r in records if not r["source"] and r["finite"] and
+                                       (r["target"], r["cfg"]) == (style, USUAL_CFG)])
+              for style, key in product(demo_checkpoints.STYLES, ("clipped", "chroma"))}
+    return [r["finite"] and (r["black"] or any(r[key] > limits[r["target"], key] for key in ("clipped", "chroma")))
             for r in records]
 
 
 def over_true(records: Sequence[dict]) -> list[bool]:
-    """Which images are burnt by the measure of true ones: black, or the clipped share over CLIPPED_MORE above that of
-    the scene's true image in the target style, or the chroma above the 99th percentile of that style's true images."""
+    """Whether each image is burnt compared with true ones: black, or its clipped share is over CLIPPED_MORE above that
+    of the scene's true image in the target style, or its chroma is above the 99th percentile of that style's."""
     true = {(style, number): measure(image_to_tensor(image))[0]
             for style, images in demo_checkpoints.held_out().images.items() for number, image in enumerate(images)}
-    most = {style: _quantile([m["chroma"] for (s, _), m in true.items() if s == style])
-            for style in demo_checkpoints.STYLES}
-    return [r["finite"] and (r["black"] or r["chroma"] > most[r["target"]] or
+    limits = {style: _quantile([m["chroma"] for (s, _), m in true.items() if s == style])
+              for style in demo_checkpoints.STYLES}
+    return [r["finite"] and (r["black"] or r["chroma"] > limits[r["target"]] or
                              r["clipped"] > true[r["target"], r["scene"]]["clipped"] + CLIPPED_MORE) for r in records]
 
 
@@ -163,16 +163,16 @@ def _quantile(values: Sequence[float]) -> float:
     return float(torch.tensor(values).quantile(0.99))
 
 
-def share(records: Sequence[dict], wanted: Callable[[dict], bool]) -> str:
-    """Burnt images in per cent of the finite ones among the wanted, and the number of those that are not finite."""
-    chosen = [record for record in records if wanted(record)]
+def burnt_share(records: Sequence[dict], condition: Callable[[dict], bool]) -> str:
+    """Burnt images in per cent of the finite ones that meet a condition, and the number that is not finite."""
+    chosen = [record for record in records if condition(record)]
     finite = [record for record in chosen if record["finite"]]
     burnt = f"{100 * sum(record['burnt'] for record in finite) / len(finite):.0f}" if finite else "-"
     return burnt + (f" ({len(chosen) - len(finite)} not finite)" if len(finite) < len(chosen) else "")
 
 
 def tables(records: Sequence[dict]) -> str:
-    """All tables as Markdown, by both measures of what is burnt."""
+    """All tables as Markdown, for both definitions of burnt images."""
     parts = []
     for name, judge in (("plain images", over_plain), ("true images", over_true)):
         judged = [r | {"burnt": burnt} for r, burnt in zip(records, judge(records), strict=True)]
@@ -185,8 +185,8 @@ def _alpha_table(records: Sequence[dict]) -> str:
     lines = ["| alpha | " + " | ".join(f"beta {b:g}" for b in BETAS) + " | all |", "|---" * (len(BETAS) + 2) + "|"]
     mixed = [r for r in records if r["source"] and r["cfg"] == USUAL_CFG and r["beta"] in BETAS]
     for a in ALPHAS:
-        cells = [share(mixed, lambda r, a=a, b=b: (r["alpha"], r["beta"]) == (a, b)) for b in BETAS]
-        lines.append(f"| {a:g} | " + " | ".join([*cells, share(mixed, lambda r, a=a: r["alpha"] == a)]) + " |")
+        cells = [burnt_share(mixed, lambda r, a=a, b=b: (r["alpha"], r["beta"]) == (a, b)) for b in BETAS]
+        lines.append(f"| {a:g} | " + " | ".join([*cells, burnt_share(mixed, lambda r, a=a: r["alpha"] == a)]) + " |")
     return "\n".join(lines)
 
 
@@ -194,14 +194,15 @@ def _cfg_table(records: Sequence[dict]) -> str:
     lines = ["| CFG scale | plain | " + " | ".join(f"alpha {a:g}" for a in CFG_ALPHAS) + " | all alphas |",
              "|---" * (len(CFG_ALPHAS) + 3) + "|"]
     for c in CFGS:
-        here = [r for r in records if r["cfg"] == c]
-        mixed = [r for r in here if r["source"] and r["beta"] == USUAL_BETA and r["alpha"] in CFG_ALPHAS]
-        cells = [share(here, lambda r: not r["source"])]
-        cells += [share(mixed, lambda r, a=a: r["alpha"] == a) for a in CFG_ALPHAS] + [share(mixed, lambda _: True)]
+        of_scale = [r for r in records if r["cfg"] == c]
+        mixed = [r for r in of_scale if r["source"] and r["beta"] == USUAL_BETA and r["alpha"] in CFG_ALPHAS]
+        cells = [burnt_share(of_scale, lambda r: not r["source"])]
+        cells += [burnt_share(mixed, lambda r, a=a: r["alpha"] == a) for a in CFG_ALPHAS]
+        cells.append(burnt_share(mixed, lambda _: True))
         lines.append(f"| {c:g} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
     quiet()
-    print(tables(make_missing(Path(sys.argv[1]))))
+    print(tables(complete_records(Path(sys.argv[1]))))

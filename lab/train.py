@@ -1,6 +1,6 @@
-"""`python -m lab train`: remakes the demo checkpoints and everything else under `ditail/standalone/assets`.
+"""`python -m lab train`: trains the demo checkpoints and writes `ditail/standalone/assets`.
 
-Takes under two hours on two cores. A stage whose file is in the build folder is not done again.
+Takes under two hours on two cores. A stage whose file is in the build folder is skipped.
 """
 
 import argparse
@@ -24,7 +24,7 @@ HELD_OUT = 120
 
 
 def command(args: argparse.Namespace) -> None:
-    """Every stage that is not done, then the assets; for `args` see `lab.cli.add_train`."""
+    """Run `python -m lab train` (options: `lab.cli.add_train`): the stages that are not done, then the assets."""
     torch.set_flush_denormal(True)
     torch.manual_seed(0)
     args.build.mkdir(parents=True, exist_ok=True)
@@ -71,7 +71,7 @@ def base_stage(args, latents: unet.Latents) -> dict:
 
 
 def style_stage(args, latents: unet.Latents, base: dict, style: int) -> dict:
-    """The low-rank difference of one style, `{weight name: (up, down)}`."""
+    """The low-rank difference of a style, `{weight name: (up, down)}`."""
     name = list(STYLES)[style]
     path = args.build / f"{name}.pt"
     if not path.exists():
@@ -84,7 +84,7 @@ def style_stage(args, latents: unet.Latents, base: dict, style: int) -> dict:
 
 
 def decoder_stage(args, art: Art, autoencoder: vae.Autoencoder) -> None:
-    """Train the decoder on, alone: the latents that the U-Nets know stay what they are."""
+    """Train only the decoder further, so that the latents on which the U-Nets were trained do not change."""
     path = args.build / "decoder.pt"
     if not path.exists():
         vae.train_decoder(autoencoder, art, args.minutes_decoder, random.Random(6))
@@ -93,7 +93,7 @@ def decoder_stage(args, art: Art, autoencoder: vae.Autoencoder) -> None:
 
 
 def write_assets(folder: Path, text_folder: Path, art: Art, autoencoder, base: dict, differences: dict) -> None:
-    """Everything that `ditail.standalone.demo_checkpoints` reads, the weights in float16."""
+    """Write everything that `ditail.standalone.demo_checkpoints` reads, with weights in float16."""
     plain = unet.plain_state(base["unet"])
     state = {f"model.diffusion_model.{k}": v for k, v in plain.items()}
     state |= {f"first_stage_model.{k}": v for k, v in autoencoder.state_dict().items()}
@@ -118,7 +118,7 @@ def save_half(state: dict, path: Path) -> None:
 
 
 def ldm_config() -> dict:
-    """The yaml of an SD 1.x checkpoint, with the demo models' sizes."""
+    """The config of an SD 1.x checkpoint with the sizes of the demo checkpoints."""
     return {"model": {"base_learning_rate": 1.0e-4, "target": "ldm.models.diffusion.ddpm.LatentDiffusion", "params": {
         "linear_start": 0.00085, "linear_end": 0.0120, "num_timesteps_cond": 1, "log_every_t": 200, "timesteps": 1000,
         "first_stage_key": "jpg", "cond_stage_key": "txt", "image_size": 16, "channels": 4,

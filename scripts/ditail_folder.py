@@ -1,4 +1,4 @@
-"""The Ditail folder in the Script dropdown. All it does is in `ditail.webui.folder`."""
+"""The Ditail folder in the Script dropdown. The implementation is in `ditail.webui.folder`."""
 
 from modules import scripts
 

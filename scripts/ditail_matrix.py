@@ -1,4 +1,4 @@
-"""The Ditail matrix in the Script dropdown. All it does is in `ditail.webui.matrix`."""
+"""The Ditail matrix in the Script dropdown. The implementation is in `ditail.webui.matrix`."""
 
 from modules import scripts
 

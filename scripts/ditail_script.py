@@ -1,4 +1,4 @@
-"""Ditail as an always-on script of the WebUI. All it does is in `ditail.webui`."""
+"""Ditail as an always-on script of the WebUI. The implementation is in `ditail.webui`."""
 
 import logging
 from pathlib import Path
@@ -9,7 +9,7 @@ import ditail
 
 
 def check_package() -> None:
-    """Raise ImportError, with a sentence for the user, if `ditail` is another extension's."""
+    """Raise ImportError with a message for the user if `ditail` is the package of another extension."""
     package = Path(ditail.__file__).resolve().parent
     if not package.is_relative_to(Path(scripts.basedir()).resolve()):
         raise ImportError(
@@ -19,7 +19,7 @@ def check_package() -> None:
 
 
 def warn_of_namesakes() -> None:
-    """Name the extensions that can't load because their package has the name of this one's, which came first."""
+    """Log an error for each extension with a package named `ditail`: it gets this one's, which was loaded first."""
     ours = Path(ditail.__file__).resolve()
     for extension in extensions.active():
         theirs = Path(extension.path, "ditail", "__init__.py")
@@ -52,16 +52,16 @@ else:
             return f"{'img2img' if self.is_img2img else 'txt2img'}_ditail_{item_id}"
 
         def after_component(self, component, **kwargs):
-            # Most are made before this script's controls; what Generate is going to do depends on them.
+            # The live line depends on these components, most of which are created before this script's controls.
             tab, _, name = str(kwargs.get("elem_id")).partition("_")
-            if tab == ("img2img" if self.is_img2img else "txt2img") and name in live_line.HOSTS:
-                self.hosts = {**getattr(self, "hosts", {}), name: component}
+            if tab == ("img2img" if self.is_img2img else "txt2img") and name in live_line.WEBUI_CONTROLS:
+                self.webui_controls = {**getattr(self, "webui_controls", {}), name: component}
 
         def ui(self, is_img2img):
-            made = ui.build(self.elem_id, is_img2img=is_img2img, hosts=getattr(self, "hosts", {}))
-            # "Send to" takes nothing along (no `paste_field_names`): the mixed image would be inverted again.
-            self.infotext_fields = made.infotext_fields
-            return made.controls
+            tab = ui.build(self.elem_id, is_img2img=is_img2img, webui_controls=getattr(self, "webui_controls", {}))
+            # Without `paste_field_names`, as "Send to" with the settings would invert the mixed image again.
+            self.infotext_fields = tab.infotext_fields
+            return tab.controls
 
         def before_process(self, p, *args):
             script.before_process(p, args)

@@ -8,7 +8,7 @@ from PIL import Image
 from skimage.color import rgb2lab
 
 from ditail.colours import match_colours
-from ditail.job.finish import finished
+from ditail.job.finish import finish_image
 
 
 def lab(image: Image.Image) -> np.ndarray:
@@ -41,10 +41,10 @@ def test_the_same_image_stays_and_an_even_one_gets_no_noise():
     ("style", None, False), ("content", None, True), ("content", Image.new("L", (24, 24), 0), False)])
 def test_a_job_gets_them_where_it_is_asked_to(colours, mask, changed):
     content = even(170, 110, 90, 2)
-    host = SimpleNamespace(job=SimpleNamespace(match_colours=match_colours, framed=lambda image, mode: image))
+    host = SimpleNamespace(job=SimpleNamespace(match_colours=match_colours, sampled_part=lambda image, mode: image))
     source = SimpleNamespace(content_image=lambda latents: content)
     job = SimpleNamespace(
         request=SimpleNamespace(settings=SimpleNamespace(colours=colours, resize_mode="crop"), mask=mask),
         is_plain=False, samplings={False: SimpleNamespace(sources=[source])}, latents={}, host=host)
     image = even(120, 140, 120, 1)
-    assert (finished(job, image, 0).tobytes() != image.tobytes()) is changed
+    assert (finish_image(job, image, 0).tobytes() != image.tobytes()) is changed

@@ -13,7 +13,7 @@ from ditail.errors import DitailError
 from ditail.job.cost import cost_of
 from lab import compare, costs, evaluate, report
 from lab.compare import STRUCTURE, STYLE
-from lab.rows import BY_STEPS, CONTENT, GENERATED, MAIN, OURS, PAPER, PLAIN, TRUTH, all_rows, choose_rows
+from lab.rows import BY_STEPS, CONTENT, GENERATED, MAIN, OURS, PAPER, PLAIN, TRIED, TRUTH, all_rows, choose_rows
 
 DIRECTIONS = [("ink", "noto"), ("noto", "ink")]
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "evaluation.md"
@@ -31,7 +31,7 @@ def counted(monkeypatch):
 def test_rows_have_names_of_their_own_and_every_method_a_colour():
     rows = all_rows()
     assert len({row.name for row in rows}) == len(rows)
-    assert {row.table for row in rows} == {MAIN, GENERATED, BY_STEPS}
+    assert {row.table for row in rows} == {MAIN, GENERATED, BY_STEPS, TRIED}
     assert {row.curve for row in rows if row.table == MAIN} == set(report.COLOURS) | {TRUTH, CONTENT, PLAIN}
 
 

@@ -21,7 +21,7 @@ from ditail.standalone import demo_checkpoints, fanout, host, matrix, matrix_fol
 from ditail.standalone.cli import main
 from ditail.standalone.files import save_image
 from lab import cli as lab_cli
-from lab import evaluate
+from lab import costs, evaluate
 from tests.fanout_tasks import Task, count, start
 from tests.processes import Marked
 
@@ -188,7 +188,9 @@ def test_a_cluster_with_a_killed_process_makes_the_same_matrix(cluster, dies, mo
 
 
 @pytest.mark.slow
-def test_evaluate_gives_the_same_numbers_on_a_cluster(cluster, tmp_path):
+def test_evaluate_gives_the_same_numbers_on_a_cluster(cluster, tmp_path, monkeypatch):
+    # Counting the presets' FLOPs takes seconds and is tested elsewhere.
+    monkeypatch.setattr(costs, "preset_costs", dict)
     command = ["evaluate", "--scenes=1", "--rows=plain"]
     assert lab_cli.main([*command, f"--out={tmp_path / 'here'}", "--workers=1"]) == 0
     assert lab_cli.main([*command, f"--out={tmp_path / 'ray'}", f"--address={cluster}"]) == 0

@@ -1,5 +1,7 @@
 """The compared methods on the demo checkpoints: batches give what the job layer gives, and each method does its own."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -15,7 +17,7 @@ from ditail.standalone import demo_checkpoints
 from ditail.standalone.host import FileHost, FileLibrary, LoadedModels
 from ditail.standalone.model import load_model
 from ditail.standalone.run import images_of
-from ditail.standalone.sampling import Job
+from ditail.standalone.sampling import Job, generate
 from lab import evaluate, methods
 from lab.rows import choose_rows
 
@@ -83,9 +85,26 @@ def test_diffstyler_without_weight_injects_features_alone_and_takes_its_hooks_of
                    for name in ("ink", "noto") for module in models[name].unet.modules())
 
 
+def test_anchored_sampling_of_the_source_model_itself_gives_the_content_back(models, z0):
+    """With CFG 1, nothing injected, and the noise of the last step, with which DDIM ends."""
+    settings = DitailSettings(alpha=1.0, beta=0.0, conv_ratio=0, attn_ratio=0)
+    job = JOB.with_(steps=3, omega=1.0)
+    for target, is_back in (("noto", True), ("ink", False)):
+        image = methods.anchored(models[target], models["noto"], job, settings, z0)
+        assert ((image - z0).abs().mean() < 0.03) == is_back
+
+
+def test_a_refiner_of_the_same_model_changes_nothing(models):
+    job = JOB.with_(steps=4)
+    z, passed = generate(models["noto"], job, 64, 64)
+    assert torch.allclose(methods.refine(models["noto"], job, passed, 0.5), z, atol=1e-3)
+    assert not torch.allclose(methods.refine(models["ink"], job, passed, 0.5), z, atol=0.1)
+
+
 def test_every_method_is_measured(evaluator):
-    names = "true,content,plain,img2img 0.6,balanced,ddib cfg 5,pnp attention 0.5,diffstyler weight 1,generated: bal"
-    rows = choose_rows(names)
+    names = ("true,content,plain,img2img 0.6,balanced,ddib cfg 5,pnp attention 0.5,diffstyler weight 1,generated: bal,"
+             "generated: refiner after 0.6,anchored cfg 2")
+    rows = [dataclasses.replace(row, steps=4) for row in choose_rows(names)]
     units = [unit for unit in evaluate.cut_into_units(rows, evaluator.material.styles, 2, set())
              if unit.source == "noto"]
     records = {(r["row"], r["target"]): r for unit in units for r in evaluator.run(unit)}

@@ -280,7 +280,7 @@ def test_a_text_encoder_that_is_nowhere_is_told_at_once(paths, content, tmp_path
     assert len(error) == 1 and "other.yaml: " in error[0] and words in error[0]
 
 
-def test_a_image_too_large_to_make_needs_a_size(paths, tmp_path, capfd):
+def test_an_image_that_is_too_large_needs_a_size(paths, tmp_path, capfd):
     Image.new("1", (4000, 3000)).save(tmp_path / "photo.png")
     arguments = mix_arguments(paths, tmp_path / "photo.png", tmp_path / "out.png", steps=1)
     assert main(arguments) == 2

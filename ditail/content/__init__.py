@@ -1,1 +1,1 @@
-"""What a user asks for: settings, images, collages, further sources."""
+"""The user's input: settings, images, collages, further sources, infotext."""

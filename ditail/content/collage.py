@@ -1,4 +1,4 @@
-"""Collage: several images laid out into one, to be inverted as one, and the mask of where they lie."""
+"""Collage: several images composed into one content image, and the mask of the area that they cover."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from .images import fit, image_to_tensor, tensor_to_images
 from .lists import check_fractions, check_image, check_mask, check_setting, parse_objects
 
 MAX_PIECES = 16
-# Thirds and their like may add up to a little over 1.
+# Rounded fractions (thirds) may add up to a little over 1.
 ROUNDING = 1e-6
 Box = tuple[float, float, float, float]
 
@@ -21,8 +21,8 @@ Box = tuple[float, float, float, float]
 class Piece:
     """One image of a collage.
 
-    box: left, top, width and height as fractions of the whole. mask: which part of the box is covered (white = here,
-    soft edges blend), None for all of it. Image and mask are made to fit the box by `resize_mode`.
+    box: left, top, width and height as fractions of the whole. mask: white where the box is covered (grey blends), None
+    for all of it. Image and mask are resized to the box by `resize_mode`.
     """
 
     image: Image.Image
@@ -32,7 +32,7 @@ class Piece:
 
 
 def parse_collage(values) -> tuple[Piece, ...]:
-    """The pieces of a list of objects; none for None. Raises DitailError naming which one and what."""
+    """The pieces of a list of objects; empty for None. Raises DitailError naming the entry and its key."""
     pieces = []
     for i, keys in enumerate(parse_objects(values, "collage", CHECKS, MAX_PIECES)):
         keys = {key: value for key, value in keys.items() if value is not None}
@@ -46,43 +46,43 @@ def parse_collage(values) -> tuple[Piece, ...]:
 
 def compose(pieces: Sequence[Piece], width: int, height: int,
             background: Image.Image | None = None) -> tuple[Image.Image, Image.Image]:
-    """(RGB image of `width` x `height`, grayscale mask of where pieces lie); later pieces lie over earlier ones.
+    """(RGB image of `width` x `height`, grayscale mask of the covered area); later pieces cover earlier ones.
 
-    With a `background` (scaled to cover) the mask is white. Without one, the ground has the mean colour of what is seen
-    of the pieces: of all colours it has the least contrast to them, so it adds the least outline to invert, and it
-    leaves the image's mean, which the last source latent hands on, as the pieces make it.
+    With a `background` (scaled to cover) the mask is white. Without one, the background has the mean colour of the
+    visible pieces: of all colours this has the least contrast to them, so it adds the faintest outlines, and it does
+    not change the image's mean, which the last source latent keeps.
     Raises DitailError if there are no pieces or a mask leaves nothing of its piece.
     """
     if not pieces:
         raise DitailError("collage", "has no pieces")
-    # Colours in -1..1, already weighted by how much of the ground they cover.
+    # Colours in -1..1, multiplied by how much of the background they cover.
     colours, cover = torch.zeros(1, 3, height, width), torch.zeros(1, 1, height, width)
     for i, piece in enumerate(pieces):
         rows, columns = _span(piece.box[1], piece.box[3], height), _span(piece.box[0], piece.box[2], width)
         size = columns.stop - columns.start, rows.stop - rows.start
-        here = _cover(piece.mask, size, piece.resize_mode)
-        if not here.any():
+        alpha = _cover(piece.mask, size, piece.resize_mode)
+        if not alpha.any():
             raise DitailError(f"collage[{i}].mask", f"leaves nothing of the piece at {size[0]}x{size[1]}")
         colour = image_to_tensor(fit(piece.image, *size, piece.resize_mode))
-        colours[..., rows, columns] = here * colour + (1 - here) * colours[..., rows, columns]
-        cover[..., rows, columns] = here + (1 - here) * cover[..., rows, columns]
+        colours[..., rows, columns] = alpha * colour + (1 - alpha) * colours[..., rows, columns]
+        cover[..., rows, columns] = alpha + (1 - alpha) * cover[..., rows, columns]
     if background is None:
-        ground = colours.sum((2, 3), keepdim=True) / cover.sum()
+        under = colours.sum((2, 3), keepdim=True) / cover.sum()
         mask = tensor_to_images(cover.expand(-1, 3, -1, -1) * 2 - 1)[0].convert("L")
     else:
-        ground, mask = image_to_tensor(fit(background, width, height)), Image.new("L", (width, height), 255)
-    return tensor_to_images(colours + (1 - cover) * ground)[0], mask
+        under, mask = image_to_tensor(fit(background, width, height)), Image.new("L", (width, height), 255)
+    return tensor_to_images(colours + (1 - cover) * under)[0], mask
 
 
 def _cover(mask: Image.Image | None, size: tuple[int, int], resize_mode: str) -> Tensor:
-    """`[1, 1, h, w]` in 0..1."""
+    """The opacity `[1, 1, h, w]` in 0..1 of a piece of `size` (width, height)."""
     if mask is None:
         return torch.ones(1, 1, size[1], size[0])
     return (image_to_tensor(fit(mask, *size, resize_mode))[:, :1] + 1) / 2
 
 
 def _span(start: float, length: float, side: int) -> slice:
-    """The pixels of one side of a box, at least one."""
+    """The pixels that a box covers along one axis, at least one."""
     first = min(round(start * side), side - 1)
     return slice(first, min(max(round((start + length) * side), first + 1), side))
 

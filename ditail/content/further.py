@@ -13,10 +13,10 @@ MAX_SOURCES = 8
 
 @dataclass(frozen=True)
 class FurtherSource:
-    """A source beside the main one; the keys that the main one has too mean the same.
+    """A further source. The keys of the main source's settings have the same meaning here.
 
-    image: None for the main content image. weight: beside the main source's. mask: white = here, None = everywhere.
-    steps: its range of the steps, as fractions from the first step on.
+    image: None for the main content image. weight: relative to the main source's 1. mask: white = this source, None =
+    everywhere. steps: its range of the steps, as fractions counted from the first step.
     """
 
     source: str = DitailSettings.source
@@ -34,7 +34,7 @@ WEIGHT = table_of(FurtherSource)["weight"]
 
 
 def parse_sources(values) -> tuple[FurtherSource, ...]:
-    """The further sources of a list of objects; none for None. Raises DitailError naming which one and what."""
+    """The further sources of a list of objects; empty for None. Raises DitailError naming the entry and its key."""
     return tuple(FurtherSource(**keys) for keys in parse_objects(values, "sources", CHECKS, MAX_SOURCES))
 
 

@@ -1,4 +1,4 @@
-"""Images in and out: reading what users bring, fitting it to a size, tensors."""
+"""Images: reading the user's, resizing them, and converting them to and from tensors."""
 
 import base64
 import binascii
@@ -19,9 +19,9 @@ BACKGROUND = (255, 255, 255)
 
 
 def read_image(source: str | Path | bytes | Image.Image, key: str = "image") -> Image.Image:
-    """RGB image from a path, bytes or a PIL image: upright (EXIF), transparency laid over white.
+    """RGB image from a path, bytes or a PIL image: rotated as its EXIF data says, transparent parts over white.
 
-    Raises DitailError naming `key` for what can't be read or has over 100 megapixels.
+    Raises DitailError naming `key` if the image can't be read or has over 100 megapixels.
     """
     return _read(source, key, BACKGROUND, "RGB")
 
@@ -39,10 +39,11 @@ def decode_base64(text: str, key: str = "image") -> bytes:
         raise DitailError(key, f"is not base64 ({error})") from error
 
 
-def _read(source: str | Path | bytes | Image.Image, key: str, ground: tuple[int, int, int], mode: str) -> Image.Image:
+def _read(source: str | Path | bytes | Image.Image, key: str, background: tuple[int, int, int],
+          mode: str) -> Image.Image:
     name = f"{source}" if isinstance(source, str | Path) else "it"
     try:
-        return _opaque(_upright(source, key), ground).convert(mode)
+        return _opaque(_upright(source, key), background).convert(mode)
     except DitailError:
         raise
     except FileNotFoundError as error:
@@ -51,7 +52,7 @@ def _read(source: str | Path | bytes | Image.Image, key: str, ground: tuple[int,
         raise DitailError(key, f"{name} is not an image that can be read") from error
     except Image.DecompressionBombError as error:
         raise DitailError(key, f"{name} is over {MAX_PIXELS // 10**6} megapixels; scale it down") from error
-    except Exception as error:  # a decoder stumbles over damaged data in any way: struct.error, KeyError, ...
+    except Exception as error:  # decoders raise anything for damaged data: struct.error, KeyError, ...
         raise DitailError(key, f"{name} can't be read as an image ({error})") from error
 
 
@@ -66,11 +67,11 @@ def _upright(source: str | Path | bytes | Image.Image, key: str) -> Image.Image:
     return ImageOps.exif_transpose(image)
 
 
-def _opaque(image: Image.Image, ground: tuple[int, int, int]) -> Image.Image:
-    """An image laid over an even ground, if it has anything transparent."""
+def _opaque(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+    """An image over a background of one colour, if it has an alpha channel or a transparent colour."""
     if image.mode not in ("RGBA", "LA", "PA") and "transparency" not in image.info:
         return image
-    return Image.alpha_composite(Image.new("RGBA", image.size, (*ground, 255)), image.convert("RGBA"))
+    return Image.alpha_composite(Image.new("RGBA", image.size, (*background, 255)), image.convert("RGBA"))
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
@@ -83,8 +84,8 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
 def fit(image: Image.Image, width: int, height: int, resize_mode: str = "crop") -> Image.Image:
     """An image of exactly `width` x `height` pixels.
 
-    "crop": scaled to cover, the rest cut off evenly. "fill": scaled to fit inside, the border repeats its edge.
-    "stretch": proportions given up.
+    "crop": scaled to cover, and cut off equally on both sides. "fill": scaled to fit inside, the border repeats its
+    edge. "stretch": scaled without keeping proportions.
     """
     image = _reduced(image, width, height)
     if resize_mode == "crop":
@@ -97,7 +98,7 @@ def fit(image: Image.Image, width: int, height: int, resize_mode: str = "crop") 
 
 
 def _reduced(image: Image.Image, width: int, height: int) -> Image.Image:
-    """An image far larger than `width` x `height`, averaged down: Lanczos would need gigabytes for its weights."""
+    """An image, averaged down if it is far larger than `width` x `height`: Lanczos would need gigabytes."""
     factors = (max(1, image.width // (MAX_SHRINKING * width)), max(1, image.height // (MAX_SHRINKING * height)))
     return image.reduce(factors) if max(factors) > 1 else image
 
@@ -125,7 +126,7 @@ def image_to_tensor(image: Image.Image) -> Tensor:
 
 
 def tensor_to_images(x: Tensor) -> list[Image.Image]:
-    """RGB images of `[b, 3, h, w]` in -1..1; values outside are cut off."""
+    """RGB images of `[b, 3, h, w]` in -1..1; values outside are clamped."""
     data = ((x.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().contiguous()
     return [Image.fromarray(row.numpy(), "RGB") for row in data]
 

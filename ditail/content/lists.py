@@ -1,4 +1,4 @@
-"""Settings that are lists of objects: each object's keys checked, and errors that name which one is wrong."""
+"""Validation of list-valued settings: lists of objects, with errors that name the entry and its key."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -9,14 +9,14 @@ from ..errors import DitailError, shown
 from .images import decode_base64, read_image, read_mask
 from .settings import BY_KEY
 
-# (name for the error, value) -> the value as it is used; raises DitailError.
+# (name for the error, value) -> the checked value; raises DitailError.
 Check = Callable[[str, object], object]
 
 
 def parse_objects(values, key: str, checks: Mapping[str, Check], limit: int) -> list[dict]:
     """The checked keys of each object of the list `values` of the setting `key`; None is an empty list.
 
-    Raises DitailError whose key is the place, as in `sources[1].weight`.
+    Raises DitailError with a key such as `sources[1].weight`.
     """
     values = [] if values is None else values
     if not isinstance(values, list | tuple):
@@ -36,17 +36,17 @@ def _parse_object(value, name: str, checks: Mapping[str, Check]) -> dict:
 
 
 def check_setting(name: str, value):
-    """`value` as the setting of the same key takes it."""
+    """`value` checked as the setting that `name` ends in."""
     return replace(BY_KEY[name.rpartition(".")[2]], key=name).check(value)
 
 
 def check_image(name: str, value) -> Image.Image | None:
-    """RGB image of a base64 text or a PIL image; None for null and "", which both mean that there is none."""
+    """RGB image from a base64 text or a PIL image; None for null and ""."""
     return _read(name, value, read_image)
 
 
 def check_mask(name: str, value) -> Image.Image | None:
-    """Grayscale image of a base64 text or a PIL image; None for null and "", as in `check_image`."""
+    """Grayscale image from a base64 text or a PIL image; None for null and ""."""
     return _read(name, value, read_mask)
 
 

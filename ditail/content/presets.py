@@ -1,4 +1,4 @@
-"""Presets: values of several settings under one name, as the evaluation found them (docs/evaluation.md)."""
+"""Presets: named values of several settings, chosen by the evaluation (docs/evaluation.md)."""
 
 from collections.abc import Mapping
 
@@ -12,12 +12,12 @@ PRESETS: Mapping[str, Mapping[str, float | str]] = {
               "tone": 1.0},
     "Draft": {"inversion_steps": 0.25, "inject": "cond", "guidance_until": 0.5, "attn_ratio": 0.3, "conv_ratio": 0.3},
 }
-# What the tab and the demo begin with; a request without a preset has the paper's values.
+# The default of the tab and the demo. A request without a preset has the paper's values.
 DEFAULT_PRESET = "Balanced"
 
 
 def preset_of(name, presets: Mapping[str, Mapping] = PRESETS) -> Mapping:
-    """The settings by key of a preset; none for "". Raises DitailError for a name that there is not."""
+    """The settings of a preset by key; empty for "". Raises DitailError for an unknown name."""
     if not isinstance(name, str):
         raise DitailError("preset", f"must be a text, got {shown(name)}")
     if name and name not in presets:

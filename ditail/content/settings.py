@@ -17,8 +17,8 @@ MAX_NAME = 4096
 class Field:
     """One setting. `low` and `high` bound a number; `choices` lists what a text may be (None: any text).
 
-    `infotext` is the key in an image's infotext (None: not written there). `parse` raises DitailError for a text that
-    makes no sense. `max_length` bounds a text's characters (None: any).
+    `infotext` is the key in an image's infotext (None: not written there). `parse` raises DitailError for an invalid
+    text. `max_length` bounds a text's number of characters (None: any).
     """
 
     key: str
@@ -87,13 +87,13 @@ T = TypeVar("T")
 
 
 def setting(default: T, label: str, help: str, infotext: str | None = None, **others: Any) -> T:
-    """A dataclass's field that carries its row of the table; others: further attributes of `Field`."""
+    """A dataclass field with the attributes of its `Field` as metadata."""
     return field(default=default, metadata={
         "default": default, "label": label, "help": help, "infotext": infotext, **others})
 
 
 def table_of(data_class: type) -> dict[str, Field]:
-    """The settings that a dataclass declares with `setting`, by key, in their order."""
+    """The settings that a dataclass declares with `setting`, by key, in order."""
     return {f.name: Field(f.name, **f.metadata) for f in fields(data_class) if f.metadata}
 
 
@@ -161,13 +161,13 @@ class DitailSettings:
                                "everywhere.")
 
     def __post_init__(self):
-        for key, row in BY_KEY.items():
-            # Frozen: the checked value (an int given for a float, say) replaces what came in.
-            object.__setattr__(self, key, row.check(getattr(self, key)))
+        for key, checked in BY_KEY.items():
+            # The dataclass is frozen, and the check may convert the value (an int to a float).
+            object.__setattr__(self, key, checked.check(getattr(self, key)))
 
     @classmethod
     def from_dict(cls, values: Mapping, presets: Mapping[str, Mapping] = PRESETS) -> "DitailSettings":
-        """Settings from an API's or a file's mapping, over those of its preset; DitailError names an unknown key.
+        """Settings from a mapping of the API or a file, over those of its preset. DitailError names an unknown key.
 
         presets: settings by key, by the preset's name.
         """
@@ -182,14 +182,14 @@ class DitailSettings:
 BY_KEY = table_of(DitailSettings)
 FIELDS = tuple(BY_KEY.values())
 
-# (name, key, lowest, highest) of the numbers outside of which burnt colours were more common on the demo checkpoints,
-# by two measures: docs/reliability.md has the tables, `lab.safe_region` makes them. By neither do alpha and beta burn
-# more than plain generation does, so they have no bound here.
+# (name, key, lowest, highest): outside this range burnt colours were more common on the demo checkpoints, by two
+# measures (tables in docs/reliability.md, made by `lab.safe_region`). Alpha and beta have no range, as with neither
+# measure burnt colours were more common than in plain generation.
 SAFE_REGION = (("CFG scale", "cfg_scale", 0.0, 10.0),)
 
 
 def warnings_of(**values: float | None) -> list[str]:
-    """A sentence for each of the `values`, by the keys of SAFE_REGION, that is outside it; None: not known."""
+    """A sentence for each of the `values` (by key, None = unknown) that is outside its range in SAFE_REGION."""
     sentences = []
     for name, key, lowest, highest in SAFE_REGION:
         value = values.get(key)

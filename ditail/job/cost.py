@@ -1,4 +1,4 @@
-"""What a job costs beside plain generation of the same images, in FLOPs of the U-Net, before anything is loaded."""
+"""The cost of a job relative to plain generation of the same images, in FLOPs of the U-Net, without loading a model."""
 
 from dataclasses import dataclass
 
@@ -8,14 +8,14 @@ from ..method.schedule import inversion_timesteps
 
 @dataclass(frozen=True)
 class InjectedStep:
-    """An injected step in evaluations of one row. source: a row of a source; row: a row that takes its features."""
+    """Cost of an injected step, in plain evaluations of one row. source: a source row; row: a row that is injected."""
 
     source: float
     row: float
 
 
-# By family: (steps with attention, steps with features alone), as `lab.counts` counts them, SD 1.x and 2.x at 512x512,
-# SDXL at 1024x1024. The shares hardly change with the size.
+# By family: (steps with attention, steps with features alone), counted by `lab.counts` for SD 1.x and 2.x at 512x512
+# and SDXL at 1024x1024. The ratios hardly change with the size.
 USUAL_FAMILY = "SD 1.x"
 STEPS = {
     USUAL_FAMILY: (InjectedStep(1.000, 0.910), InjectedStep(0.438, 0.972)),
@@ -35,27 +35,27 @@ def cost_of(settings: DitailSettings, steps: int, batch: int = 1, count: int = 1
     """The cost of `count` batches of `batch` images each. family: as `unet.families` names it."""
     plain = 2 * batch * steps
     sampling = sum(_step(settings, i / steps, batch, family) for i in range(steps))
-    # Generated sources differ from image to image; a content image is one for all of them.
+    # Each image has its own generated source; a content image is shared by all of them.
     sources = batch if settings.source == "generate" else 1 / count
-    # One call of the target, which is cached by prompt.
+    # One call of the target, cached by prompt.
     tone = 1 / count if settings.tone and settings.start == "source" else 0
     return Cost((sources * _source(settings, steps) + tone + sampling) / plain, sampling / plain)
 
 
 def _step(settings: DitailSettings, done: float, batch: int, family: str) -> float:
-    """Evaluations of one row in the step that begins when a share of `done` is."""
+    """Evaluations of one row in a step. done: the share of the steps before it."""
     unconditional = batch if done < settings.guidance_until else 0
     if done >= max(settings.conv_ratio, settings.attn_ratio):
         return batch + unconditional
     with_attention, features_alone = STEPS.get(family, STEPS[USUAL_FAMILY])
     kind = with_attention if done < settings.attn_ratio else features_alone
     sources = batch if settings.source == "generate" else 1
-    left_alone = unconditional if settings.inject == "cond" else 0
-    return sources * kind.source + (batch + unconditional - left_alone) * kind.row + left_alone
+    uninjected = unconditional if settings.inject == "cond" else 0
+    return sources * kind.source + (batch + unconditional - uninjected) * kind.row + uninjected
 
 
 def _source(settings: DitailSettings, steps: int) -> float:
-    """Evaluations of one row that a source takes to make."""
+    """Evaluations of one row for computing a source."""
     inverted = len(inversion_timesteps(range(steps), settings.inversion_steps))
     if settings.source == "image":
         return inverted

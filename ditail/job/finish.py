@@ -1,4 +1,4 @@
-"""What is done to a job's images once they are decoded."""
+"""Post-processing of a job's decoded images."""
 
 from PIL import Image
 
@@ -6,10 +6,10 @@ from ..content.images import fit
 from .job import Job
 
 
-def finished(job: Job, image: Image.Image, number: int) -> Image.Image:
-    """The image of this number in the job with the colours that the settings ask for; within the mask, if there is one.
+def finish_image(job: Job, image: Image.Image, number: int) -> Image.Image:
+    """An image with the colours that the settings ask for, inside the mask if there is one.
 
-    Raises DitailError where the host can't match colours.
+    number: the image's number in the job. Raises DitailError if the host can't match colours.
     """
     settings = job.request.settings
     if settings.colours == "style" or job.is_plain or not job.samplings:
@@ -18,5 +18,5 @@ def finished(job: Job, image: Image.Image, number: int) -> Image.Image:
     matched = job.host.job.match_colours(image, source.content_image(job.latents))
     if job.request.mask is None:
         return matched
-    mask = fit(job.host.job.framed(job.request.mask, settings.resize_mode), *image.size, settings.resize_mode)
+    mask = fit(job.host.job.sampled_part(job.request.mask, settings.resize_mode), *image.size, settings.resize_mode)
     return Image.composite(matched, image.convert("RGB"), mask)

@@ -1,4 +1,4 @@
-"""What the job layer asks of a host: the WebUI, or the command line."""
+"""The protocols that a host (the WebUI, the command line) implements for the job layer."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -16,7 +16,7 @@ from ..method.layers import Layers
 from ..method.schedule import InjectionSteps
 from ..unet.shortcuts import Savings
 
-# A loaded model, and a prompt's extra networks: the host's own objects, which the job layer only passes on.
+# A loaded model, and a prompt's extra networks. Both are the host's own objects, which the job layer only passes on.
 Model = Any
 Networks = Mapping[str, Sequence]
 Prompts = tuple[str, str]
@@ -33,7 +33,7 @@ class Checkpoint:
 
 
 class Row(NamedTuple):
-    """A row of a call of the U-Net: of which image of the batch, and whether it is one of the prompt's (cond)."""
+    """A row of a U-Net call. image: its image's number in the batch. is_cond: whether it is of the prompt."""
 
     image: int
     is_cond: bool
@@ -41,9 +41,9 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Pass:
-    """A sampling that a job may do: `size` is (width, height) in pixels; hires: the second pass of the hires fix.
+    """A sampling pass of a job. hires: the second pass of the hires fix. size: (width, height) in pixels.
 
-    is_sampled: False where the host starts from an image of this size instead.
+    is_sampled: False if the host starts from a given image of this size instead.
     """
 
     hires: bool
@@ -53,11 +53,11 @@ class Pass:
 
 @dataclass(frozen=True)
 class SamplingPlan:
-    """What the host's sampler is going to do.
+    """What the host's sampler will do in a pass.
 
-    timesteps: where the U-Net will be called, ascending; sampling starts at the last one. steps: what the progress bar
-    counts. The sampler begins at `image_scale * x + noise_scale * noise`; the VP latent `z` of the first timestep is
-    `start_scale * z` there. is_adaptive: the sampler takes other steps on a real model.
+    timesteps: where the U-Net will be called, ascending; sampling starts at the last one. steps: for the progress bar.
+    The sampler begins at `image_scale * x + noise_scale * noise`; the VP latent `z` of the first timestep is
+    `start_scale * z` there. is_adaptive: the sampler chooses its steps by the model's output.
     """
 
     timesteps: tuple[float, ...]
@@ -68,7 +68,7 @@ class SamplingPlan:
     is_adaptive: bool = False
 
     def start_from(self, z: Tensor, x: Tensor, noise: Tensor) -> None:
-        """Overwrite `noise` so that the sampler begins at the VP latent `z`; `x` (the init latent) stays."""
+        """Overwrite `noise` so that the sampler begins at the VP latent `z`; `x` (the init latent) is not changed."""
         start = self.start_scale * z.to(noise)
         # In txt2img x and noise may be one tensor, and image_scale is 0.
         noise.copy_((start - self.image_scale * x.to(noise)) / self.noise_scale)
@@ -79,39 +79,39 @@ class Interrupted(Exception):
 
 
 class Progress(Protocol):
-    """The source pass as the host shows it. Every method raises Interrupted once the user has ended the job."""
+    """Shows the progress of the source pass. Every method raises Interrupted once the user has ended the job."""
 
     def show(self, text: str) -> None:
-        """Say what is being done."""
+        """Show what is being done."""
 
     def begin(self, steps: int, text: str) -> None:
-        """A batch of sources begins that takes so many steps."""
+        """Begin a batch of sources that takes this many steps."""
 
     def step(self, index: int, z: Tensor) -> None:
-        """Step `index` of a batch is done, with latents `z`."""
+        """Report that step `index` of a batch is done, with latents `z`."""
 
     def check(self) -> None:
-        """Nothing new."""
+        """Report nothing; only raises Interrupted."""
 
     def end(self) -> None:
-        """A batch is done."""
+        """Report that a batch is done."""
 
 
 class Library(Protocol):
-    """A host's checkpoints and VAEs by their names."""
+    """Looks up a host's checkpoints, VAEs and presets by name."""
 
     def find_checkpoint(self, name: str) -> Checkpoint | None:
         """The checkpoint of a name; None for "". Raises DitailError if there is none."""
 
     def find_vae(self, name: str) -> str:
-        """A VAE's name as the host writes it. Raises DitailError if there is none."""
+        """A VAE's name in the host's spelling. Raises DitailError if there is none."""
 
     def presets(self) -> Mapping[str, Mapping]:
-        """The presets that a request may name: settings by key."""
+        """The settings by key of each preset that a request may name."""
 
 
 class Checkpoints(Protocol):
-    """The checkpoints of a job, and what sources that are made with them depend on."""
+    """The checkpoints of a job, and fingerprints of them for cache keys."""
 
     def target(self) -> Checkpoint:
         """The checkpoint that the job samples with."""
@@ -120,17 +120,17 @@ class Checkpoints(Protocol):
         """Raise DitailError unless a checkpoint is of the target's architecture."""
 
     def vae_file(self, checkpoint: Checkpoint, vae: str) -> str | None:
-        """The file of the VAE that a source uses; None for the checkpoint's own. vae: "" keeps the one in place."""
+        """The file of the VAE that a source uses; None for the checkpoint's own. vae: "" = the loaded one."""
 
     def parse_prompt(self, text: str) -> tuple[str, Networks]:
-        """A prompt without its extra networks' tags, and those."""
+        """(prompt without the tags of extra networks, those networks)."""
 
     def fingerprint(self, checkpoint: Checkpoint, vae_file: str | None, prompts: Prompts, networks: Networks) -> dict:
-        """What a source model's answers depend on, for a cache key."""
+        """Everything that a source model's output depends on, for a cache key."""
 
 
 class HostJob(Protocol):
-    """The job as the host has it."""
+    """The host's job: its prompts, passes and images."""
 
     batch_size: int
 
@@ -138,51 +138,52 @@ class HostJob(Protocol):
         """(prompt, negative prompt) of each image of the job."""
 
     def passes(self) -> Sequence[Pass]:
-        """The samplings of the job, in their order."""
+        """The sampling passes of the job, in order."""
 
     def plan(self, *, hires: bool) -> SamplingPlan | None:
-        """What the sampler of a pass is going to do with the target; None where it takes no step."""
+        """The plan of a pass with the target; None if it takes no step."""
 
-    def framed(self, image: Image.Image, resize_mode: str) -> Image.Image:
-        """The part of an image over the whole init image that is sampled (inpainting "only masked")."""
+    def sampled_part(self, image: Image.Image, resize_mode: str) -> Image.Image:
+        """The part of `image` that is sampled, if it covers the whole init image (inpainting "only masked")."""
 
     def generation_fingerprint(self, image: int) -> dict:
-        """What generating the job's image of this number depends on besides model, prompts and size; for a key."""
+        """What generating image number `image` depends on besides model, prompts and size, for a cache key."""
 
     def generation_metadata(self, image: int) -> dict[str, str]:
-        """Metadata of that for a cache entry, "seed" among it."""
+        """Metadata of that generation for a cache entry, including "seed"."""
 
     def match_colours(self, image: Image.Image, content: Image.Image) -> Image.Image:
-        """An image in the colours of its content image. Raises DitailError where that can't be done."""
+        """An image in the colours of its content image. Raises DitailError if the host can't do that."""
 
     def comment(self, text: str) -> None:
-        """Tell the user something beside the images."""
+        """Show the user a message with the images."""
 
 
 class SourceModels(Protocol):
-    """The source pass: source models in place, and what is made with them."""
+    """Source models: loading them, and encoding, inverting, generating and decoding with them."""
 
     @property
     def device(self) -> torch.device:
-        """Where latents are while they are inverted."""
+        """The device on which latents are inverted."""
 
     def source_pass(self, steps: Sequence[int]) -> AbstractContextManager[Progress]:
-        """A context for making sources in batches of so many steps each.
+        """A context for computing sources. steps: the number of steps of each batch.
 
-        In it other extensions leave the U-Net alone and the attention is whole; random state is as before afterwards.
+        In it other extensions do not change the U-Net, and attention is not shortened (token merging, tiles). The state
+        of random generators is restored afterwards.
         """
 
     def borrowed_models(self) -> AbstractContextManager[Callable[..., AbstractContextManager[Model]]]:
-        """A context that gives `borrow(checkpoint, vae_file, networks, why)`, a context with that model in place.
+        """A context that yields `borrow(checkpoint, vae_file, networks, why)`, itself a context that yields that model.
 
-        Raises DitailError for what can't be loaded. The target is back in place afterwards, whatever happened.
+        Raises DitailError if a model can't be loaded. Afterwards the target is loaded again, also after an exception.
         """
 
     def encode(self, model: Model, pixels: Tensor, latent_hw: tuple[int, int]) -> Tensor:
         """`z_0` `[1, 4, h, w]` of pixels `[1, 3, H, W]` in -1..1, float32."""
 
     def decode(self, model: Model, z0: Tensor) -> Tensor:
-        """The image `[h, w, 3]` uint8, on the CPU, of `z_0` `[1, 4, h / 8, w / 8]`."""
+        """The image `[H, W, 3]` uint8, on the CPU, of `z_0` `[1, 4, H / 8, W / 8]`."""
 
     def denoiser(self, model: Model, prompts: Prompts, alpha: float, beta: float, size: tuple[int, int],
                  timesteps: Sequence[float]) -> Denoiser:
@@ -193,10 +194,10 @@ class SourceModels(Protocol):
 
     def generate(self, model: Model, images: Sequence[tuple[Prompts, int]], size: tuple[int, int], plan: SamplingPlan,
                  check: Callable[[], None], *, decoded: bool) -> list[SourceLatents]:
-        """The latents that the model passes through as it generates images, one for each (prompts, number in the job).
+        """The latents of the model's sampling of each of `images`, given as (prompts, number in the job).
 
-        They have the `z_0` that they end in. check: called before each call of the U-Net. decoded: with the images that
-        they end in. Raises DitailError if the sampling ends early.
+        They include `z_0`. check: called before each call of the U-Net. decoded: include the decoded images, too.
+        Raises DitailError if the sampling ends early.
         """
 
 
@@ -204,39 +205,39 @@ class Target(Protocol):
     """The target's U-Net while the host samples."""
 
     def unet(self) -> nn.Module:
-        """As it is now: a refiner may have replaced it."""
+        """The current U-Net; a refiner may replace it during sampling."""
 
     def check_layers(self, layers: Layers) -> None:
-        """Raise DitailError for layers that it lacks; none = its architecture's own."""
+        """Raise DitailError for layers that the U-Net lacks; empty = its architecture's default."""
 
     def is_plain(self) -> bool:
-        """Whether nothing but the target's weights is at work in it."""
+        """Whether the U-Net is unchanged: no hooks or patches of others, no shortened attention."""
 
     def keep_attention_whole(self) -> None:
-        """For the rest of the job, let the host shorten no attention of the target (token merging, tiles)."""
+        """Switch off whatever shortens the target's attention (token merging, tiles) for the rest of the job."""
 
     def check_injection(self, steps: InjectionSteps) -> None:
-        """Raise DitailError where something else rewrites what is to be injected; asked at each step."""
+        """Raise DitailError if another extension rewrites the layers that `steps` injects; called at each step."""
 
     def rows_of(self, count: int, call: Mapping) -> Sequence[Row]:
-        """What the `count` rows of a call of the U-Net are. call: its keyword arguments."""
+        """The image and kind of each of the `count` rows of a U-Net call. call: its keyword arguments."""
 
     def null(self, size: tuple[int, int]) -> Mapping[str, Tensor]:
-        """The U-Net's keyword arguments for the empty prompt: see `Injection`."""
+        """The U-Net's keyword arguments for the empty prompt (see `Injection`)."""
 
     def savings(self) -> Savings:
-        """Which shortcuts can be taken."""
+        """Which shortcuts may be used."""
 
     def features(self, source_keys: Sequence[str], null: Mapping[str, Tensor],
                  size: tuple[int, int]) -> Features | None:
-        """Where the target's features are kept; None for nowhere."""
+        """The cache of the target's features for these sources; None = they are not kept."""
 
     def without_others(self) -> AbstractContextManager:
-        """A context in which other extensions leave the U-Net alone."""
+        """A context in which other extensions do not change the U-Net."""
 
 
 class Host(Protocol):
-    """A host with one job. Whatever it changes of its own state is undone when the context that it is in ends."""
+    """A host with one job. Its contexts undo every change of the host's state when they end."""
 
     @property
     def checkpoints(self) -> Checkpoints: ...

@@ -17,18 +17,18 @@ from .host import Host
 from .plan import Sampling, plan_job
 from .request import Request
 from .source import Source, distinct
-from .source_pass import Wanted, look_up, make_sources, sources_along
+from .source_pass import ImageNeeds, look_up, make_sources, sources_of_later_jobs
 
 
 class Job:
     """Ditail in one job of a host.
 
     The host calls `prepare` once, then for each sampling `attach` before it, `follow` at each step and `detach` after
-    it, whatever happened in it.
+    it, also if it raised.
 
-    sweep: the requests of later jobs, whose sources are made along where they need the same loading. is_plain: the job
-    is a plain image (the diagonal of a matrix): its sources are made with the target, its sampling is left alone.
-    is_preview: the host samples nothing, `preview` shows what the sources are; they get their reconstructions.
+    sweep: the requests of later jobs; their sources are computed with this job's if a source model is loaded anyway.
+    is_plain: the job generates a plain image (the diagonal of a matrix), so nothing is injected; its sources are only
+    computed for the cache. is_preview: the host does not sample; `preview` shows the sources and their reconstructions.
     """
 
     def __init__(self, host: Host, request: Request, cache: LatentCache, *, sweep: Sequence[Request] = (),
@@ -42,24 +42,24 @@ class Job:
         self._steps: InjectionSteps | None = None
 
     def prepare(self, init_images: Sequence[Tensor], *, can_record: bool = False) -> bool:
-        """The source pass: source latents for every sampling of the job, from the cache or by making them.
+        """The source pass: get source latents for every sampling of the job, from the cache or by computing them.
 
-        init_images: `[1, 3, H, W]` each, the content images where the request has none. can_record: the host can record
-        its plain sampling; returns whether it shall, since that makes the source that is missing.
-        Raises DitailError, and Interrupted if the user ends it.
+        init_images: `[1, 3, H, W]` each, the content images if the request has none. can_record: the host can record
+        its plain sampling. Returns whether it has to, because that sampling computes the missing source.
+        Raises DitailError, and Interrupted if the user ends the job.
         """
         missing = self.plan(init_images)
         if can_record and self._is_its_own_source and any(source.kind == "generate" for source in missing):
             return True
         if missing:
-            missing += sources_along(self.host, self.cache, self.sweep, list(self.samplings.values()), missing)
+            missing += sources_of_later_jobs(self.host, self.cache, self.sweep, list(self.samplings.values()), missing)
             self._make(missing)
         return False
 
     def prepare_ahead(self, init_images: Sequence[Tensor]) -> None:
-        """Cache what other models than the target make, for `prepare` to find.
+        """Compute the sources of models other than the target, so that `prepare` finds them in the cache.
 
-        A host that has several jobs to do calls this of each before the first `prepare`, and so loads each model once.
+        A host with several jobs calls this for each before the first `prepare`, and so loads each model once.
         """
         target = self.host.checkpoints.target()
         others = [source for source in self.plan(init_images) if source.checkpoint.path != target.path]
@@ -68,64 +68,66 @@ class Job:
         self.latents = {}
 
     def plan(self, init_images: Sequence[Tensor]) -> list[Source]:
-        """Set `samplings` and the `latents` that are cached; the sources that are missing are returned."""
+        """Set `samplings` and the cached ones of `latents`. Returns the missing sources."""
         host, settings = self.host, self.request.settings
         host.checkpoints.check_family(self.request.checkpoint or host.checkpoints.target())
         host.target.check_layers(parse_layers(settings.layers))
         if not self.is_plain:
             host.target.keep_attention_whole()
         self.samplings = plan_job(host, self.request, init_images, is_plain=self.is_plain)
-        wanted = Wanted(self._wants_images, self.is_preview)
-        self.latents, missing = look_up(self.cache, self.sources, wanted)
+        needs = ImageNeeds(self._needs_images, self.is_preview)
+        self.latents, missing = look_up(self.cache, self.sources, needs)
         return missing
 
     def _make(self, missing: Sequence[Source]) -> None:
-        needs_images = any(source.needs_image for source in missing)
-        wanted = Wanted(self._wants_images or needs_images, self.is_preview)
-        self.latents |= make_sources(self.host, self.cache, missing, self.latents, wanted)
+        is_inverted = any(source.needs_image for source in missing)
+        needs = ImageNeeds(self._needs_images or is_inverted, self.is_preview)
+        self.latents |= make_sources(self.host, self.cache, missing, self.latents, needs)
 
     @property
-    def _wants_images(self) -> bool:
+    def _needs_images(self) -> bool:
+        """Whether the sources' images are needed after the source pass."""
         settings = self.request.settings
         return settings.show_source or settings.colours == "content" or self.is_preview
 
     @property
     def sources(self) -> list[Source]:
-        """Every source of the job, once."""
+        """The distinct sources of the job."""
         by_key = {source.key: source for sampling in self.samplings.values() for source in sampling.all_sources}
         return list(by_key.values())
 
     @property
     def _is_its_own_source(self) -> bool:
-        """Whether the plain sampling is the generation of its source, and nothing but the latents is needed."""
+        """Whether the plain sampling is also the generation of the source, and only its latents are needed."""
         settings = self.request.settings
-        if not self.is_plain or settings.source != "generate" or self._wants_images:
+        if not self.is_plain or settings.source != "generate" or self._needs_images:
             return False
-        own_prompts = all(texts == (settings.source_prompt or texts[0], settings.source_negative_prompt or texts[1])
-                          for texts in self.host.job.prompts())
-        return own_prompts and self.host.target.is_plain()
+        has_same_prompts = all(
+            texts == (settings.source_prompt or texts[0], settings.source_negative_prompt or texts[1])
+            for texts in self.host.job.prompts())
+        return has_same_prompts and self.host.target.is_plain()
 
     def keep_recorded(self, first: int, latents: Sequence[SourceLatents]) -> None:
-        """Cache what the plain sampling of the images from number `first` on passed through, by image, and invert it.
+        """Cache the recorded latents of the plain sampling of the images from number `first` on, and invert the images.
 
-        The model that made them is in place now; a later job would have to load it again.
+        latents: one per image. This is done now because the model is loaded; a later job would have to load it again.
         """
         sources = self.samplings[False].sources[first : first + self.host.job.batch_size]
         generated = [source.origin for source in sources]
-        # Only of a batch that is what the source pass would have sampled at once.
+        # Only a batch that the source pass would have sampled in the same way gives the same latents.
         if [source.key for source in generated] != list(generated[0].batch):
             return
-        for source, one in zip(generated, latents, strict=True):
-            self.cache.put(source.key, one, source.metadata(self.host))
-            self.latents[source.key] = one
+        for source, recorded in zip(generated, latents, strict=True):
+            self.cache.put(source.key, recorded, source.metadata(self.host))
+            self.latents[source.key] = recorded
         missing = [source for source in distinct(sources) if source.key not in self.latents]
         if missing:
             self._make(missing)
 
     def attach(self, x: Tensor, noise: Tensor, *, hires: bool, first: int) -> None:
-        """Hook the U-Net for the sampling that is about to begin, and set where it starts.
+        """Hook the U-Net for the sampling that is about to begin, and set its start latent.
 
-        x, noise: the tensors that the sampler is about to read (see `SamplingPlan`). first: its first image's number.
+        x, noise: the tensors that the sampler will read (see `SamplingPlan`). first: the number of its first image.
         """
         self.detach()
         sampling = self.samplings.get(hires)
@@ -136,7 +138,7 @@ class Job:
             sampling.plan.start_from(self.start_of(sampling, first), x, noise)
 
     def start_of(self, sampling: Sampling, first: int) -> Tensor:
-        """The VP latents `[b, c, h, w]` that the images from number `first` on start from."""
+        """The VP latents `[b, c, h, w]` at which the sampling of the images from number `first` on starts."""
         mixed, order, _ = sampling.mixed(first, self.host.job.batch_size, self.latents)
         timestep = sampling.plan.timesteps[-1]
         start = start_latent(mixed, timestep)[order]
@@ -149,23 +151,23 @@ class Job:
         return start + abar**0.5 * tone_shift(z0[order], torch.cat(tones), self.request.settings.tone)
 
     def guided_above(self, *, hires: bool) -> float:
-        """The timestep up to which the host samples with a CFG scale of 1; `-inf` for none."""
+        """At timesteps up to this one the host uses a CFG scale of 1; `-inf` = never."""
         sampling = self.samplings.get(hires)
         if sampling is None or self.is_plain:
             return float("-inf")
         return first_steps(sampling.plan.timesteps, self.request.settings.guidance_until)
 
     def follow(self, *, hires: bool, first: int) -> None:
-        """Called at each step, before the U-Net is."""
+        """Hook a U-Net that was replaced during sampling (refiner). Called at each step before the U-Net is."""
         if self._unet is None:
             return
         if self.host.target.unet() is not self._unet:
             self._hook(self.samplings[hires], first)
         elif self._steps is not None:
-            self.host.target.check_injection(self._steps)  # what others do to it, they may have begun since
+            self.host.target.check_injection(self._steps)  # other extensions may have begun to change it
 
     def detach(self) -> None:
-        """Take the hooks off every U-Net that has them."""
+        """Remove the hooks from every U-Net that has them."""
         self._unet = None
         self._hooks.close()
 

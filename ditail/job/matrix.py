@@ -1,4 +1,4 @@
-"""The m x m matrix: content of each row's model, style of each column's (paper figure 1), the diagonal plain."""
+"""The m x m matrix (paper figure 1): content of the row's model, style of the column's; the diagonal is plain."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from .host import Checkpoint
 
 @dataclass(frozen=True)
 class MatrixModel:
-    """A checkpoint, with extra networks' tags if it has any."""
+    """A checkpoint with the tags of extra networks, if any."""
 
     checkpoint: Checkpoint
     tags: str = ""
@@ -20,7 +20,7 @@ class MatrixModel:
 
 @dataclass(frozen=True)
 class Cell:
-    """Content of `source`, style of `target`, at a place of the grid."""
+    """One cell of the matrix: content of `source`, style of `target`."""
 
     row: int
     column: int
@@ -33,16 +33,16 @@ class Cell:
 
 
 def cells_of(models: Sequence[MatrixModel], source: MatrixModel | None = None) -> list[Cell]:
-    """All cells, row by row; one row if all have one `source`."""
+    """All cells, row by row; a single row if `source` is given."""
     rows = [source] if source else models
     return [Cell(i, j, row, column) for i, row in enumerate(rows) for j, column in enumerate(models)]
 
 
 def in_loading_order(cells: Sequence[Cell]) -> list[Cell]:
-    """The order that loads each model twice at the most.
+    """The cells in an order that loads each model at most twice.
 
-    First each model's own image, which leaves its latents in the cache; then what the models make of others' content,
-    beginning with the model that is in place by then. Those with one checkpoint follow one another.
+    First the plain images, whose latents go into the cache; then the others by target, beginning with the model that is
+    loaded by then. Cells with the same target checkpoint follow one another.
     """
     plain = sorted((c for c in cells if c.is_plain), key=lambda c: c.target.checkpoint.path)
     mixed = sorted((c for c in cells if not c.is_plain), key=lambda c: c.target.checkpoint.path, reverse=bool(plain))

@@ -13,15 +13,15 @@ from ..errors import DitailError
 from ..method.blending import Mixed, Share, mix_over
 from ..method.latents import SourceLatents
 from .host import Host, Pass, SamplingPlan
-from .request import Further, Request
-from .source import Source, distinct, sources_of, stacked, tones_of
+from .request import FurtherRequest, Request
+from .source import Source, distinct, sources_of, stack_latents, tones_of
 
 WHITE = (255, 255)
 
 
 @dataclass(frozen=True)
 class FurtherSources:
-    """A further source of a mix in one sampling: its sources by image of the job, and its mask for the latents."""
+    """A further source of a mix in one sampling. sources: one per image of the job."""
 
     share: Share
     sources: list[Source]
@@ -29,11 +29,11 @@ class FurtherSources:
 
 @dataclass(frozen=True)
 class Sampling:
-    """One sampling of a job, and where each image of it takes its content from.
+    """One sampling of a job, with the sources of its images.
 
-    size: (width, height) in pixels. mask: see `Injection`. contents: the content images `[1, 3, H, W]`, which the
-    images of the job take in turn; empty if they are generated. sources: by image of the job; further: those mixed
-    over them; tones: what the start takes its tone from, by image of the job.
+    size: (width, height) in pixels. mask: see `Injection`. contents: the content images `[1, 3, H, W]`, assigned to
+    the images of the job in turn; empty if they are generated. sources: one per image of the job. further: the sources
+    mixed over them. tones: the estimates for the start's tone, one per image of the job.
     """
 
     hires: bool
@@ -47,20 +47,20 @@ class Sampling:
 
     @property
     def all_sources(self) -> list[Source]:
-        """Every source whose latents the sampling reads, once."""
+        """The distinct sources whose latents the sampling needs."""
         further = (source for further in self.further for source in further.sources)
         return distinct([*self.sources, *further, *self.tones])
 
     def mixed(self, first: int, count: int, latents: Mapping[str, SourceLatents],
               ) -> tuple[list[Mixed], list[int], list[str]]:
-        """What is injected into `count` images from number `first` on, as an `Injection` takes it; for each of these
-        images its row in the latents; and what the mix depends on. latents: by source key.
+        """(sources for an `Injection` into `count` images from number `first` on, each image's row in their latents,
+        cache keys of what the mix depends on). latents: by source key.
         """
         columns = [self.sources, *(further.sources for further in self.further)]
         images = [tuple(column[i].key for column in columns)
                   for i in range(first, min(first + count, len(self.sources)))]
         rows = list(dict.fromkeys(images))
-        parts = [stacked([latents[row[k]] for row in rows]) for k in range(len(columns))]
+        parts = [stack_latents([latents[row[k]] for row in rows]) for k in range(len(columns))]
         shares = [further.share for further in self.further]
         mixed = mix_over(parts[0], list(zip(parts[1:], shares, strict=True)), self.plan.timesteps)
         keys = [key for row in rows for key in row]
@@ -69,24 +69,24 @@ class Sampling:
 
 
 def plan_job(host: Host, request: Request, init_images: Sequence[Tensor], *, is_plain: bool) -> dict[bool, Sampling]:
-    """The job's samplings with Ditail, by whether they are the hires pass.
+    """The samplings of the job that Ditail takes part in; the key is True for the hires pass.
 
-    init_images: `[1, 3, H, W]` each, the content images where the request has none. is_plain: the job is a plain image,
-    and only its sources are wanted. Raises DitailError for what the request and the job don't allow.
+    init_images: `[1, 3, H, W]` each, the content images if the request has none. is_plain: see `Job`. Raises
+    DitailError if the request does not fit the job.
     """
     settings = request.settings
     samplings: dict[bool, Sampling] = {}
     is_generated = settings.source == "generate"
     for a_pass in host.job.passes():
-        is_wanted = settings.hires and not is_plain if a_pass.hires else is_generated or a_pass.is_sampled
-        # A generated source has no latents at the second pass's size: its image is inverted there.
+        is_ours = settings.hires and not is_plain if a_pass.hires else is_generated or a_pass.is_sampled
+        # A generated source has no latents at the second pass's size, so its image is inverted there.
         parents = ([source.origin for source in samplings[False].sources]
                    if a_pass.hires and is_generated and False in samplings else [])
-        plan = host.job.plan(hires=a_pass.hires) if is_wanted else None
+        plan = host.job.plan(hires=a_pass.hires) if is_ours else None
         if plan is not None:
             sampling = _plan_sampling(host, request, a_pass, plan, init_images, parents)
             samplings[a_pass.hires] = replace(sampling, tones=[]) if is_plain else sampling
-        elif is_wanted:
+        elif is_ours:
             host.job.comment("Ditail: nothing to do, as the denoising strength leaves no step")
     return samplings
 
@@ -94,14 +94,14 @@ def plan_job(host: Host, request: Request, init_images: Sequence[Tensor], *, is_
 def _plan_sampling(host: Host, request: Request, a_pass: Pass, plan: SamplingPlan, init_images: Sequence[Tensor],
                    parents: Sequence[Source]) -> Sampling:
     settings, size = request.settings, a_pass.size
-    mask = request.mask and fit(host.job.framed(request.mask, settings.resize_mode), *size, settings.resize_mode)
+    mask = request.mask and fit(host.job.sampled_part(request.mask, settings.resize_mode), *size, settings.resize_mode)
     contents: Sequence[Tensor] = []
     if settings.source == "image":
         contents = _contents(host, request, size, init_images)
         if request.collage:
             contents, covered = _composed(request, contents, size)
             mask = ImageChops.multiply(mask, covered) if mask else covered
-    # White everywhere is none: masks cost the shortcuts that take a layer as a whole.
+    # A mask that is white everywhere is dropped, as most shortcuts need a layer without a mask.
     latent_mask = mask_to_latent(mask, *size) if mask and mask.getextrema() != WHITE else None
     sources = sources_of(host, request, size, plan, contents, parents)
     further = [_further_sources(host, part, i, a_pass, plan, contents) for i, part in enumerate(request.further)]
@@ -111,26 +111,27 @@ def _plan_sampling(host: Host, request: Request, a_pass: Pass, plan: SamplingPla
 
 def _contents(host: Host, request: Request, size: tuple[int, int], init_images: Sequence[Tensor]) -> Sequence[Tensor]:
     if request.image is not None:
-        return [fitted(host, request.image, size, request.settings.resize_mode)]
+        return [content_tensor(host, request.image, size, request.settings.resize_mode)]
     if not init_images and not request.collage:
         raise DitailError("image", "a content image is needed in txt2img")
     return init_images
 
 
-def fitted(host: Host, image: Image.Image, size: tuple[int, int], resize_mode: str) -> Tensor:
-    return image_to_tensor(fit(host.job.framed(image, resize_mode), *size, resize_mode))
+def content_tensor(host: Host, image: Image.Image, size: tuple[int, int], resize_mode: str) -> Tensor:
+    """A content image at the size of a sampling, `[1, 3, H, W]` in -1..1."""
+    return image_to_tensor(fit(host.job.sampled_part(image, resize_mode), *size, resize_mode))
 
 
-def _composed(request: Request, grounds: Sequence[Tensor], size: tuple[int, int]) -> tuple[list[Tensor], Image.Image]:
-    """The collage over each content image (or over none), and the mask of where its pieces lie."""
-    drawn = [tensor_to_images(ground)[0] for ground in grounds]
-    composed = [compose(request.collage, *size, ground) for ground in drawn or (None,)]
+def _composed(request: Request, contents: Sequence[Tensor], size: tuple[int, int]) -> tuple[list[Tensor], Image.Image]:
+    """(the collage over each content image, or without one; the mask of the area that it covers)."""
+    backgrounds = [tensor_to_images(content)[0] for content in contents]
+    composed = [compose(request.collage, *size, background) for background in backgrounds or (None,)]
     return [image_to_tensor(image) for image, _ in composed], composed[0][1]
 
 
-def _further_sources(host: Host, part: Further, number: int, a_pass: Pass, plan: SamplingPlan,
+def _further_sources(host: Host, part: FurtherRequest, number: int, a_pass: Pass, plan: SamplingPlan,
                      contents: Sequence[Tensor]) -> FurtherSources:
-    """A further source of a mix; one to be inverted without an image of its own takes the first one's."""
+    """A further source of a mix; without an image of its own it inverts that of the first source."""
     request, size, resize_mode = part.request, a_pass.size, part.request.settings.resize_mode
     if request.checkpoint is not None:
         host.checkpoints.check_family(request.checkpoint)
@@ -139,15 +140,16 @@ def _further_sources(host: Host, part: Further, number: int, a_pass: Pass, plan:
             raise DitailError("sources", "none that is generated can be mixed in the hires pass; switch `hires` off")
         contents = []
     else:
-        contents = [fitted(host, request.image, size, resize_mode)] if request.image is not None else contents
+        if request.image is not None:
+            contents = [content_tensor(host, request.image, size, resize_mode)]
         if not contents:
             raise DitailError("sources", f"number {number + 1} needs an image, as the first is generated")
-    mask = mask_to_latent(host.job.framed(part.mask, resize_mode), *size, resize_mode) if part.mask else None
+    mask = mask_to_latent(host.job.sampled_part(part.mask, resize_mode), *size, resize_mode) if part.mask else None
     return FurtherSources(Share(part.weight, mask, part.steps), sources_of(host, request, size, plan, contents))
 
 
 def image_hashes(request: Request, samplings: Mapping[bool, Sampling], init_images: Sequence[Tensor]) -> list[str]:
-    """Hashes of the content images that the images of a batch take in turn; one if they are identical."""
+    """Hashes of the content images, which are assigned to a batch in turn; a single one if they are identical."""
     if request.settings.source == "generate":
         return []
     if request.image is not None and not request.collage:
@@ -159,5 +161,5 @@ def image_hashes(request: Request, samplings: Mapping[bool, Sampling], init_imag
 
 
 def image_hash(image: Image.Image) -> str:
-    """Ten hex digits that change with any pixel and with the size."""
+    """A hash of an image's size and RGB pixels, ten hex digits."""
     return hashlib.sha256(f"{image.size}".encode() + image.convert("RGB").tobytes()).hexdigest()[:10]

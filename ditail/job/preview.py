@@ -1,4 +1,4 @@
-"""What the sources of a job are worth, before it is sampled: enough to judge prompt, alpha and source checkpoint."""
+"""A preview of a job's sources before it is sampled, to judge prompt, alpha and source checkpoint."""
 
 from dataclasses import dataclass
 
@@ -12,42 +12,41 @@ from .host import Host
 from .job import Job
 from .plan import Sampling
 
-# Of the image that the start alone gives; the sampler's own timesteps, evenly spread.
+# DDIM steps for the image from the start alone, spread evenly over the sampler's timesteps.
 STEPS = 8
 TEXT = "sampling from the start alone"
 
 
 @dataclass(frozen=True)
 class Preview:
-    """What a job's first image begins with.
+    """The images of a preview, for the job's first image.
 
-    content: its content image, fitted. reconstruction: what the source model makes of the inverted latents; None where
-    a generation's own latents are kept. came_back: the share of the content's variance in the reconstruction (see
-    `explained_variance`). start: the target's image from the start alone, without injection; None where it starts from
-    noise.
+    content: the content image at the size of the sampling. reconstruction: the source model's, from the inverted
+    latents; None if nothing was inverted. similarity: `explained_variance` of the reconstruction. start: the target's
+    image from the start latent without injection; None if sampling starts from noise.
     """
 
     content: Image.Image
     reconstruction: Image.Image | None
-    came_back: float | None
+    similarity: float | None
     start: Image.Image | None
 
 
 def preview(job: Job, cfg_scale: float) -> Preview:
-    """The preview of a prepared job (`is_preview`) whose target is in place. Raises as `Job.prepare` does."""
+    """The preview of a prepared job (`is_preview`) whose target is loaded. Raises as `Job.prepare` does."""
     sampling = job.samplings[min(job.samplings)]
     source = sampling.sources[0]
     content, decoded = source.content_image(job.latents), job.latents[source.key].image
     reconstruction = Image.fromarray(decoded.numpy()) if source.kind == "image" and decoded is not None else None
-    came_back = None if reconstruction is None else explained_variance(reconstruction, content)
-    starts_there = job.request.settings.start == "source" and not sampling.hires
-    return Preview(content, reconstruction, came_back, _start(job, sampling, cfg_scale) if starts_there else None)
+    similarity = None if reconstruction is None else explained_variance(reconstruction, content)
+    has_start = job.request.settings.start == "source" and not sampling.hires
+    return Preview(content, reconstruction, similarity, _start(job, sampling, cfg_scale) if has_start else None)
 
 
 def explained_variance(image: Image.Image, content: Image.Image) -> float:
     """The coefficient of determination, `1 - sum((x - y)^2) / sum((y - mean(y))^2)` over the pixels of each channel.
 
-    1 for the same image, 0 and less for one that tells no more of the content than an even ground does.
+    1 for the same image, 0 or less for one that explains no more than a uniform image of the mean colour.
     """
     x, y = image_to_tensor(image), image_to_tensor(content)
     total = (y - y.mean((-2, -1), keepdim=True)).square().sum()
@@ -56,7 +55,7 @@ def explained_variance(image: Image.Image, content: Image.Image) -> float:
 
 @torch.no_grad()
 def _start(job: Job, sampling: Sampling, cfg_scale: float) -> Image.Image:
-    """What the target makes of the start by DDIM under CFG, without anything injected."""
+    """The target's image from the start latent by DDIM with CFG, without injection."""
     host, target = job.host, job.host.checkpoints.target()
     timesteps = list(sampling.plan.timesteps)
     count = min(STEPS, len(timesteps))
@@ -74,7 +73,7 @@ def _start(job: Job, sampling: Sampling, cfg_scale: float) -> Image.Image:
 
 
 def _guided(host: Host, model, sampling: Sampling, prompts: tuple[str, str], cfg_scale: float) -> Denoiser:
-    """`eps_neg + omega * (eps_pos - eps_neg)`."""
+    """A denoiser with CFG: `eps_neg + omega * (eps_pos - eps_neg)`."""
     positive, negative = (host.models.denoiser(model, (prompt, ""), 1.0, 0.0, sampling.size, sampling.plan.timesteps)
                           for prompt in prompts)
 

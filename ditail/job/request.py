@@ -1,4 +1,4 @@
-"""What one job asks for: settings checked, images read, names looked up; nothing is loaded yet."""
+"""The user's request for one job: settings checked, images read, names looked up. No model is loaded yet."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -18,14 +18,14 @@ SOURCE_KEYS = ("source", "source_checkpoint", "source_vae", "source_prompt", "so
 
 @dataclass(frozen=True)
 class Request:
-    """Settings with their images read and their names looked up. checkpoint: None for the target itself."""
+    """Checked settings with images and checkpoints. checkpoint: the source checkpoint, None for the target itself."""
 
     settings: DitailSettings
     image: Image.Image | None
     mask: Image.Image | None
     checkpoint: Checkpoint | None
     vae: str
-    further: tuple["Further", ...] = ()
+    further: tuple["FurtherRequest", ...] = ()
     collage: tuple[Piece, ...] = ()
 
     @classmethod
@@ -55,20 +55,20 @@ class Request:
                        vae=library.find_vae(settings.source_vae))
 
 
-def _further(first: DitailSettings, source: FurtherSource, number: int, library: Library) -> "Further":
-    """A further source; what it has no key for is as in the first one."""
+def _further(first: DitailSettings, source: FurtherSource, number: int, library: Library) -> "FurtherRequest":
+    """A further source; settings that it has no key for are those of the first one."""
     settings = replace(first, **{key: getattr(source, key) for key in SOURCE_KEYS})
     try:
         request = Request(settings, source.image, source.mask, library.find_checkpoint(source.source_checkpoint),
                           library.find_vae(source.source_vae))
     except DitailError as error:
         raise DitailError(f"sources[{number}].{error.key}", error.sentence) from error
-    return Further(request, source.weight, source.mask, source.steps)
+    return FurtherRequest(request, source.weight, source.mask, source.steps)
 
 
 @dataclass(frozen=True)
-class Further:
-    """A further source of a mix: what it is, its weight beside the first's 1, where and when it takes part."""
+class FurtherRequest:
+    """A further source of a mix. weight: relative to the first's 1. steps: its range, as fractions of the steps."""
 
     request: Request
     weight: float

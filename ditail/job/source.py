@@ -1,4 +1,4 @@
-"""Content sources of a job: one for each image, made once for all that are identical."""
+"""Content sources of a job, one per image; identical sources share one key and are computed once."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,12 +18,12 @@ from .request import Request
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """One source at one size: what its latents are made from, and the key under which they are cached.
+    """One source at one size: what its latents are computed from, and the key under which they are cached.
 
-    kind: "image" inverts `pixels` `[1, 3, H, W]` (None: what `parent` generated), "generate" samples from the seeds of
-    the job's image number `image`, "tone" is the target's own estimate (see `method.tone`). vae_file: None for the
-    checkpoint's own. networks: the extra networks of its prompt, which `prompts` is without. size: (width, height) in
-    pixels. batch: the keys of the sources that are made at once with this one, in order.
+    kind: "image" inverts `pixels` `[1, 3, H, W]` (None: the image that `parent` generated), "generate" samples with the
+    seeds of the job's image number `image`, "tone" is the target's estimate (see `method.tone`). vae_file: None for the
+    checkpoint's own. networks: the extra networks of its prompt; `prompts` has no tags. size: (width, height) in
+    pixels. batch: the keys of the sources that are computed in one batch, including this one, in order.
     """
 
     kind: str
@@ -46,59 +46,59 @@ class Source:
 
     @property
     def timesteps(self) -> list[float]:
-        """Where its model is called, ascending."""
+        """The timesteps at which its model is called, ascending."""
         if self.kind == "image":
             return inversion_timesteps(self.plan.timesteps, self.request.settings.inversion_steps)
         return [self.plan.timesteps[-1]] if self.kind == "tone" else list(self.plan.timesteps)
 
     @property
     def origin(self) -> "Source":
-        """The source whose image the content is: what generated it, or itself."""
+        """The source that the content image comes from: the parent, or itself."""
         return self.parent or self
 
     @property
     def needs_image(self) -> bool:
-        """Whether its parent's image is inverted, as that has another size, and not the latent."""
+        """Whether it inverts its parent's image, because the parent's latent has another size."""
         return self.parent is not None and self.parent.size != self.size
 
     @property
-    def needs(self) -> tuple:
-        """What has to be in place to make it."""
+    def model_key(self) -> tuple:
+        """(checkpoint, VAE, extra networks) that have to be loaded to compute it."""
         networks = {kind: [network.items for network in of_kind] for kind, of_kind in self.networks.items()}
         return self.checkpoint.path, self.vae_file or "", repr(networks)
 
     def depends_on(self, host: Host, pixels_key: str) -> dict:
-        """All that the latents depend on, for the key."""
+        """Everything that the latents depend on, for the key."""
         settings = self.request.settings
-        known = host.checkpoints.fingerprint(self.checkpoint, self.vae_file, self.prompts, self.networks)
+        model = host.checkpoints.fingerprint(self.checkpoint, self.vae_file, self.prompts, self.networks)
         if self.kind == "tone":
-            return {**known, "tone": [self.size, self.timesteps]}
+            return {**model, "tone": [self.size, self.timesteps]}
         if self.kind == "image":
             at = {} if settings.inversion_steps == 1 else {"timesteps": self.timesteps}
-            return {**known, "pixels": pixels_key,
+            return {**model, "pixels": pixels_key,
                     "settings": [settings.alpha, settings.beta, self.size, self.plan.timesteps], **at}
-        return {**known, "size": self.size, **host.job.generation_fingerprint(self.image)}
+        return {**model, "size": self.size, **host.job.generation_fingerprint(self.image)}
 
     def metadata(self, host: Host) -> dict[str, str]:
         """Metadata shown for a cache entry."""
         settings, (width, height) = self.request.settings, self.size
         vae = os.path.basename(self.vae_file) if self.vae_file else "the checkpoint's own"
-        known = {"checkpoint": self.checkpoint.title, "vae": vae, "prompt": self.prompts[0],
-                 "negative prompt": self.prompts[1], "size": f"{width}x{height}", "kind": self.kind}
+        entries = {"checkpoint": self.checkpoint.title, "vae": vae, "prompt": self.prompts[0],
+                   "negative prompt": self.prompts[1], "size": f"{width}x{height}", "kind": self.kind}
         if self.kind == "tone":
-            return known
+            return entries
         if self.kind == "image":
-            return {**known, "alpha": f"{settings.alpha:g}", "beta": f"{settings.beta:g}"}
-        return {**known, **host.job.generation_metadata(self.image)}
+            return {**entries, "alpha": f"{settings.alpha:g}", "beta": f"{settings.beta:g}"}
+        return {**entries, **host.job.generation_metadata(self.image)}
 
     def content_image(self, latents: Mapping[str, SourceLatents]) -> Image.Image:
-        """The image that the content comes from, at the size of the sampling. latents: by source key."""
+        """The content image, at the size of the sampling. latents: by source key."""
         if self.kind == "generate" or (self.parent and not self.needs_image):
             return _image_of(latents[self.origin.key])
         return tensor_to_images(self.content_pixels(latents))[0]
 
     def content_pixels(self, latents: Mapping[str, SourceLatents]) -> Tensor:
-        """The pixels `[1, 3, H, W]` that are inverted. latents: by source key, the parent's among them."""
+        """The pixels `[1, 3, H, W]` to invert. latents: by source key, including the parent's."""
         if self.pixels is not None:
             return self.pixels
         if self.parent is None:
@@ -117,8 +117,8 @@ def sources_of(host: Host, request: Request, size: tuple[int, int], plan: Sampli
                parents: Sequence[Source] = ()) -> list[Source]:
     """The sources of one sampling, by image of the job.
 
-    contents: the content images `[1, 3, H, W]`, which the images of the job take in turn; empty if they are generated.
-    parents: the sources that generated what is inverted, by image of the job; they are made up here if there are none.
+    contents: the content images `[1, 3, H, W]`, assigned to the images of the job in turn; empty if they are generated.
+    parents: the sources whose generated images are inverted, by image of the job; if empty, they are created here.
     """
     if not contents and not parents:
         generated = _sources(host, request, size, plan)
@@ -129,7 +129,7 @@ def sources_of(host: Host, request: Request, size: tuple[int, int], plan: Sampli
 
 
 def tones_of(host: Host, request: Request, size: tuple[int, int], plan: SamplingPlan) -> list[Source]:
-    """The target's own estimates that a sampling's start takes its tone from, by image of the job; none without."""
+    """The target's estimates for a start with tone, by image of the job; empty if the settings have no tone."""
     if not request.settings.tone or request.settings.start != "source":
         return []
     tones, target = [], host.checkpoints.target()
@@ -160,15 +160,15 @@ def _sources(host: Host, request: Request, size: tuple[int, int], plan: Sampling
             source = replace(source, pixels=contents[i % len(contents)])
             pixels_key = content_keys[i % len(contents)]
         sources.append(replace(source, key=cache_key(source.depends_on(host, pixels_key))))
-    return [_in_its_batch(source, sources[i - i % host.job.batch_size :][: host.job.batch_size])
+    return [_with_batch(source, sources[i - i % host.job.batch_size :][: host.job.batch_size])
             for i, source in enumerate(sources)]
 
 
-def _in_its_batch(source: Source, mates: Sequence[Source]) -> Source:
-    """A generated source with the others of its batch in its key: rounding differs with what is sampled at once."""
+def _with_batch(source: Source, batch: Sequence[Source]) -> Source:
+    """A generated source with the others of its batch in its key, as rounding depends on the batch."""
     if source.kind != "generate":
         return replace(source, batch=(source.key,))
-    keys = list(dict.fromkeys(mate.key for mate in mates if mate.needs == source.needs))
+    keys = list(dict.fromkeys(other.key for other in batch if other.model_key == source.model_key))
     if len(keys) > 1:
         in_batch = {key: cache_key({"batch": keys, "place": place}) for place, key in enumerate(keys)}
         return replace(source, key=in_batch[source.key], batch=tuple(in_batch.values()))
@@ -181,19 +181,19 @@ def distinct(sources: Iterable[Source]) -> list[Source]:
 
 
 def batches_of(sources: Sequence[Source], target: Checkpoint) -> list[list[Source]]:
-    """What is made at once, in the order that loads least: last what the target makes, which has to be in place next.
+    """The sources in batches, in an order that loads each model once and the target last, as it is needed next.
 
-    Generated ones come before inverted ones, as their images may be inverted. A batch is given whole or not at all.
+    Generated sources come before inverted ones, which may invert their images. `sources` must have all of a batch.
     """
     by_key = {source.key: source for source in sources}
     batches = dict.fromkeys(source.batch for source in sources)
     firsts = sorted((by_key[batch[0]] for batch in batches),
-                    key=lambda s: (s.checkpoint.path == target.path, s.needs, s.kind != "generate"))
+                    key=lambda s: (s.checkpoint.path == target.path, s.model_key, s.kind != "generate"))
     return [[by_key[key] for key in first.batch] for first in firsts]
 
 
-def stacked(sources: Sequence[SourceLatents]) -> SourceLatents:
-    """Source latents of one row each as one of several rows, at the timesteps of the first."""
+def stack_latents(sources: Sequence[SourceLatents]) -> SourceLatents:
+    """Source latents of one row each as one object of several rows, at the timesteps of the first."""
     first = sources[0]
     if len(sources) == 1:
         return first

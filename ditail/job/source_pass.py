@@ -1,4 +1,4 @@
-"""The source pass: which sources of a job have to be made, and making them."""
+"""The source pass: finding the sources of a job that are not cached, and computing them."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +13,7 @@ from ..method.inversion import Denoiser, invert, sample_ddim
 from ..method.latents import SourceLatents
 from ..method.tone import SEED, target_estimate
 from .host import Host, Model, Progress
-from .plan import Sampling, fitted
+from .plan import Sampling, content_tensor
 from .request import Request
 from .source import Source, batches_of, distinct, sources_of
 
@@ -26,31 +26,31 @@ BYTES_PER_VALUE, CHANNELS = 4, 4
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What is wanted beside the latents: the images that they come from, and their reconstructions by the source."""
+class ImageNeeds:
+    """What is needed besides the latents: generated sources' images, inverted sources' reconstructions."""
 
     images: bool = False
     reconstructions: bool = False
 
 
-def look_up(cache: LatentCache, sources: Sequence[Source], wanted: Wanted,
+def look_up(cache: LatentCache, sources: Sequence[Source], needs: ImageNeeds,
             ) -> tuple[dict[str, SourceLatents], list[Source]]:
-    """The latents of sources and of what they are inverted from that are cached, by key; and the sources to be made.
+    """(cached latents of the sources and their parents by key, sources to compute).
 
-    What a cached generation lacks (its image, its `z_0`) makes it one that is to be made. A batch is made whole, since
-    rounding differs with what is sampled at once.
+    A cached generation that lacks a needed image or `z_0` is computed again. A batch is computed as a whole, as
+    rounding depends on it.
     """
     latents = {source.key: cached for source in sources if (cached := cache.get(source.key)) is not None
-               and not (wanted.reconstructions and source.kind == "image" and cached.image is None)}
-    inverted = [source for source in sources if source.parent and (wanted.images or source.key not in latents)]
-    at_once = {key for source in inverted for key in source.origin.batch}
+               and not (needs.reconstructions and source.kind == "image" and cached.image is None)}
+    inverted = [source for source in sources if source.parent and (needs.images or source.key not in latents)]
+    batch_keys = {key for source in inverted for key in source.origin.batch}
     generated = distinct(source.origin for source in sources
-                         if source.kind == "generate" or (source.parent and source.origin.key in at_once))
+                         if source.kind == "generate" or (source.parent and source.origin.key in batch_keys))
     for source in generated:
         cached = cache.get(source.key)
         children = [child for child in inverted if child.origin.key == source.key and child.key not in latents]
-        lacks_image = wanted.images or any(child.needs_image for child in children)
-        if cached is None or (lacks_image and cached.image is None) or (children and cached.z0 is None):
+        needs_image = needs.images or any(child.needs_image for child in children)
+        if cached is None or (needs_image and cached.image is None) or (children and cached.z0 is None):
             latents.pop(source.key, None)
         else:
             latents[source.key] = cached
@@ -59,9 +59,12 @@ def look_up(cache: LatentCache, sources: Sequence[Source], wanted: Wanted,
     return latents, [source for source in needed if source.key in incomplete]
 
 
-def sources_along(host: Host, cache: LatentCache, requests: Sequence[Request], samplings: Sequence[Sampling],
-                  missing: Sequence[Source]) -> list[Source]:
-    """Inverted sources that later jobs of a sweep need (`requests`), where a model has to be loaded anyway."""
+def sources_of_later_jobs(host: Host, cache: LatentCache, requests: Sequence[Request], samplings: Sequence[Sampling],
+                          missing: Sequence[Source]) -> list[Source]:
+    """The inverted sources of the `requests` of later jobs that fit into the cache; empty if no model is loaded now.
+
+    missing: the sources of this job that are computed now.
+    """
     if all(source.checkpoint.path == host.checkpoints.target().path for source in missing):
         return []
     known = {source.key for source in missing}
@@ -75,58 +78,58 @@ def sources_along(host: Host, cache: LatentCache, requests: Sequence[Request], s
 
 
 def _contents(host: Host, request: Request, sampling: Sampling) -> Sequence[Tensor]:
-    """The content images of a later job: its own, or those of this one."""
+    """The content images of a later job: its request's, or those of this job's `sampling`."""
     if request.image is None or request.collage:
         return sampling.contents
-    return [fitted(host, request.image, sampling.size, request.settings.resize_mode)]
+    return [content_tensor(host, request.image, sampling.size, request.settings.resize_mode)]
 
 
 def make_sources(host: Host, cache: LatentCache, sources: Sequence[Source], known: Mapping[str, SourceLatents],
-                 wanted: Wanted) -> dict[str, SourceLatents]:
-    """The latents of sources by key, which are in the cache afterwards, too.
+                 needs: ImageNeeds) -> dict[str, SourceLatents]:
+    """Compute the latents of sources, put them into the cache, and return them by key.
 
-    known: latents that are there already, for sources whose parents are not among these. When this is interrupted or
-    raises, what is complete is in the cache, and no more.
+    known: latents of parents that are not among `sources`. If this is interrupted or raises, only complete latents are
+    in the cache.
     """
     batches, results = batches_of(sources, host.checkpoints.target()), {}
     counts = [len(batch[0].timesteps) for batch in batches]
-    if wanted.reconstructions:
+    if needs.reconstructions:
         counts += [len(batch[0].timesteps) for batch in batches if batch[0].kind == "image"]
     with host.models.source_pass(counts) as progress, host.models.borrowed_models() as borrow:
-        for source, latents in _make_batches(host, batches, dict(known), progress, borrow, wanted):
+        for source, latents in _make_batches(host, batches, dict(known), progress, borrow, needs):
             results[source.key] = latents
             cache.put(source.key, latents, source.metadata(host))
     return results
 
 
 def _make_batches(host: Host, batches: Sequence[list[Source]], known: dict[str, SourceLatents], progress: Progress,
-          borrow: Callable, wanted: Wanted) -> Iterator[tuple[Source, SourceLatents]]:
-    for _, group in groupby(batches, lambda batch: batch[0].needs):
-        of_model = list(group)
-        first, count = of_model[0][0], sum(map(len, of_model))
+                  borrow: Callable, needs: ImageNeeds) -> Iterator[tuple[Source, SourceLatents]]:
+    for _, group in groupby(batches, lambda batch: batch[0].model_key):
+        model_batches = list(group)
+        first, count = model_batches[0][0], sum(map(len, model_batches))
         progress.show(f"loading {first.checkpoint.name}")
         why = f"{TEXTS[first.kind]} ({count} in all)"
         with borrow(first.checkpoint, first.vae_file, first.networks, why) as model:
-            for batch in of_model:
+            for batch in model_batches:
                 progress.begin(len(batch[0].timesteps), TEXTS[batch[0].kind])
-                latents = _make_batch(host, model, batch, known, progress, wanted)
+                latents = _make_batch(host, model, batch, known, progress, needs)
                 progress.end()
-                known |= {source.key: one for source, one in zip(batch, latents, strict=True)}
+                known |= {source.key: z for source, z in zip(batch, latents, strict=True)}
                 yield from zip(batch, latents, strict=True)
 
 
 def _make_batch(host: Host, model: Model, batch: list[Source], known: Mapping[str, SourceLatents], progress: Progress,
-                wanted: Wanted) -> list[SourceLatents]:
+                needs: ImageNeeds) -> list[SourceLatents]:
     first = batch[0]
     if first.kind == "generate":
         images = [(source.prompts, source.image) for source in batch]
-        latents = host.models.generate(model, images, first.size, first.plan, progress.check, decoded=wanted.images)
+        latents = host.models.generate(model, images, first.size, first.plan, progress.check, decoded=needs.images)
     else:
-        make = {"tone": _tone, "image": _reconstructed if wanted.reconstructions else _inverted}[first.kind]
+        make = {"tone": _tone, "image": _reconstructed if needs.reconstructions else _inverted}[first.kind]
         latents = [make(host, model, first, known, progress)]
     progress.check()
-    for source, one in zip(batch, latents, strict=True):
-        log.info(*_message(host, source, len(one)))
+    for source, z in zip(batch, latents, strict=True):
+        log.info(*_message(host, source, len(z)))
     return latents
 
 
@@ -156,7 +159,7 @@ def _inverted(host: Host, model: Model, source: Source, known: Mapping[str, Sour
 
 def _reconstructed(host: Host, model: Model, source: Source, known: Mapping[str, SourceLatents], progress: Progress,
                    ) -> SourceLatents:
-    """Inverted, with the image that the source model makes of the latents under the same prompts."""
+    """Invert a source, then reconstruct its image from the latents with the same model and prompts."""
     latents, models = _inverted(host, model, source, known, progress), host.models
     progress.end()
     progress.begin(len(source.timesteps), RECONSTRUCTING)

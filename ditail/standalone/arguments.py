@@ -1,4 +1,4 @@
-"""Jobs, sizes, prompts and checkpoints from a command's arguments, checked before anything is loaded."""
+"""Jobs, sizes, prompts and checkpoints from a command's arguments, checked before a model is loaded."""
 
 import math
 from argparse import Namespace
@@ -12,14 +12,14 @@ from .checkpoint_files import check_checkpoint
 from .model import check_size
 from .sampling import Job
 
-# Of the cache of source latents, in memory and on disk.
+# Budgets of the cache of source latents, in RAM and on disk.
 RAM_BYTES, DISK_BYTES = 2**30, 2**32
-# A phone's image is larger: SD at its size would take hours, or all memory.
-MOST_PIXELS = 2048 * 2048
+# A phone's photo is larger: sampling at its size would take hours, or all memory.
+MAX_PIXELS = 2048 * 2048
 
 
-def check_partner_files(*paths: Path) -> None:
-    """Raise DitailError naming both unless all checkpoints are there, whole and of one family."""
+def check_checkpoints(*paths: Path) -> None:
+    """Raise DitailError unless all checkpoints exist, can be loaded and are of one family."""
     families = [check_checkpoint(p) for p in paths]
     for path, family in zip(paths, families, strict=True):
         if family != families[0]:
@@ -27,18 +27,18 @@ def check_partner_files(*paths: Path) -> None:
 
 
 def job_of(args: Namespace) -> Job:
-    """The sampling that the arguments ask for, as yet of no prompt."""
+    """The sampling of the arguments, without a prompt yet."""
     return Job(("",), args.negative_prompt, (0,), args.steps, args.sampler, args.cfg)
 
 
 def size_of(args: Namespace, sides: tuple[int, int], image: Image.Image | None) -> tuple[int, int]:
-    """(width, height): as asked, else the image's cut down to the model's unit, else the model's own.
+    """(width, height) in pixels: of the arguments, else the image's, rounded down to the model's unit, else the native.
 
-    sides: the model's unit and native side.
+    sides: the model's unit and native side, in pixels.
     """
     unit, native = sides
     default = image.size if image else (native, native)
-    if not args.width and not args.height and math.prod(default) > MOST_PIXELS:
+    if not args.width and not args.height and math.prod(default) > MAX_PIXELS:
         raise DitailError(None, f"image: {default[0]}x{default[1]} is more than can be made at once; give --width and "
                           "--height")
     width = args.width or max(unit, default[0] // unit * unit)
@@ -48,7 +48,7 @@ def size_of(args: Namespace, sides: tuple[int, int], image: Image.Image | None) 
 
 
 def prompts_of(args: Namespace) -> list[str]:
-    """The prompts given one by one and those in a file, each once. Raises DitailError if there are none."""
+    """The distinct prompts of --prompt and of the file of --prompts. Raises DitailError if there are none."""
     prompts = args.prompt or []
     if args.prompts:
         try:
@@ -61,9 +61,9 @@ def prompts_of(args: Namespace) -> list[str]:
     return list(dict.fromkeys(prompts))
 
 
-def checkpoint_paths(given: Sequence[Path]) -> list[Path]:
-    """The checkpoints of files and folders, each once. Raises DitailError for fewer than two or equal names."""
-    paths = [p for g in given for p in (sorted(g.glob("*.safetensors")) if g.is_dir() else [g])]
+def checkpoint_paths(arguments: Sequence[Path]) -> list[Path]:
+    """The distinct checkpoints in files and folders. Raises DitailError for fewer than two, or equal file names."""
+    paths = [p for a in arguments for p in (sorted(a.glob("*.safetensors")) if a.is_dir() else [a])]
     paths = list(dict.fromkeys(paths))
     if len(paths) < 2:
         raise DitailError(None, f"matrix: needs two checkpoints or more, got {len(paths)}")

@@ -1,4 +1,4 @@
-"""Files of LDM-layout checkpoints: a `.safetensors` with its `.yaml` beside it, as the WebUI takes them."""
+"""Files of LDM-layout checkpoints: a `.safetensors` file with a `.yaml` beside it, as in the WebUI."""
 
 import contextlib
 import re
@@ -29,7 +29,7 @@ CLIP, OPEN_CLIP = ".FrozenCLIPEmbedder", ".FrozenOpenCLIPEmbedder"
 
 
 def check_checkpoint(path: str | Path) -> str:
-    """The family of a checkpoint (see `unet.families`); raises what `load_model` would, without loading."""
+    """The family of a checkpoint (see `unet.families`). Raises DitailError as `load_model` would."""
     path = Path(path)
     check_file(path)
     try:
@@ -51,7 +51,7 @@ def check_checkpoint(path: str | Path) -> str:
 
 
 def check_file(path: Path) -> None:
-    """Raise DitailError unless there is a file of the right kind."""
+    """Raise DitailError unless the file exists and is a `.safetensors` file."""
     if not path.is_file():
         raise DitailError(None, f"{path}: does not exist")
     if path.suffix != ".safetensors":
@@ -59,12 +59,12 @@ def check_file(path: Path) -> None:
 
 
 def read_config(path: Path) -> dict:
-    """`model.params` of the yaml beside a checkpoint, checked for the parts that are needed."""
+    """`model.params` of the yaml beside a checkpoint. Raises DitailError if a needed part is missing."""
     check_file(path)
     config = path.with_suffix(".yaml")
     if not config.is_file():
         raise DitailError(None, f"{path}: has no {config.name} beside it")
-    with blaming_the_yaml(path):
+    with yaml_errors(path):
         params = _parse(config.read_text())["model"]["params"]
         for part in ("unet_config", "first_stage_config", "cond_stage_config"):
             params[part]["target"].split(".")
@@ -74,13 +74,13 @@ def read_config(path: Path) -> dict:
 
 @cache
 def _parse(text: str) -> dict:
-    # A matrix asks for the same few configs many times, and PyYAML takes long.
+    # A matrix reads the same few configs many times, and PyYAML is slow.
     return yaml.safe_load(text)
 
 
 @contextlib.contextmanager
-def blaming_the_yaml(path: Path) -> Iterator[None]:
-    """Raise DitailError naming the yaml of the checkpoint `path` for whatever its values make the block raise."""
+def yaml_errors(path: Path) -> Iterator[None]:
+    """A context that turns any exception into a DitailError naming the yaml of the checkpoint `path`."""
     try:
         yield
     except Exception as error:
@@ -90,7 +90,7 @@ def blaming_the_yaml(path: Path) -> Iterator[None]:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file. Raises DitailError where it is another kind of file or damaged."""
+    """The tensors of a safetensors file. Raises DitailError if it is of another kind or damaged."""
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
@@ -107,14 +107,14 @@ def read_schedule(params: dict) -> Tensor:
 
 
 def read_sides(params: dict) -> tuple[int, int]:
-    """(the unit that sides must be a multiple of, the native side) of a config's models, in pixels."""
+    """(unit, native side) of a config's models, in pixels; sides must be multiples of the unit."""
     levels = len(params["unet_config"]["params"]["channel_mult"])
     return LATENT_SCALE * 2 ** (levels - 1), LATENT_SCALE * int(params.get("image_size", 64))
 
 
 def load_weights(path: Path, module: nn.Module, weights: dict[str, Tensor], prefix: str, *,
                  assign: bool = False) -> None:
-    """Load every weight that `module` has; DitailError where one is missing or of another shape.
+    """Load every weight of `module`. Raises DitailError if one is missing or of another shape.
 
     assign: as in `load_state_dict`.
     """
@@ -130,18 +130,18 @@ def load_weights(path: Path, module: nn.Module, weights: dict[str, Tensor], pref
 def find_text(path: Path, config: dict) -> str:
     """The folder with the tokenizer (and CLIP's config) of a text encoder, or its name on the Hugging Face hub.
 
-    Raises DitailError for a folder that is not there, and for a name that is neither in the hub's cache nor within
-    reach: transformers itself would try for minutes.
+    Raises DitailError for a folder that does not exist, and for a name that is neither in the hub's cache nor can be
+    downloaded: transformers itself would try for minutes.
     """
     if not config["target"].endswith((CLIP, OPEN_CLIP)):
         raise DitailError(None, f"{path}: {config['target']} is not a text encoder that the command line can load")
-    with blaming_the_yaml(path):
+    with yaml_errors(path):
         version = str((config.get("params") or {}).get("version", TOKENIZER))
         for folder in (Path(version), path.parent / version):
             if folder.is_dir():
                 return str(folder)
     if config["target"].endswith(OPEN_CLIP):
-        version = TOKENIZER  # OpenCLIP's `version` names its training data, and its words are CLIP's
+        version = TOKENIZER  # OpenCLIP's `version` names its training data; its tokenizer is CLIP's
     elif not HUB_NAME.fullmatch(version):
         raise DitailError(str(path.with_suffix(".yaml")), f"its text encoder's folder {version} is not there")
     if not (is_in_hub_cache(version) or is_hub_reachable()):
@@ -155,7 +155,7 @@ def is_in_hub_cache(name: str) -> bool:
 
 
 def is_hub_reachable() -> bool:
-    """Whether the hub, or a proxy before it, answers at once."""
+    """Whether the hub, or a proxy in front of it, answers within HUB_SECONDS."""
     try:
         urlopen(Request(huggingface_hub.constants.ENDPOINT, method="HEAD"), timeout=HUB_SECONDS).close()
     except HTTPError as error:

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..content.presets import PRESETS
 from ..content.settings import BY_KEY
 from .names import SAMPLERS
-from .options import MOST_SEED, Parser, add_workers, number, numbers
+from .options import MAX_SEED, Parser, add_workers, number, numbers
 from .process import execute
 
 
@@ -17,7 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
 
     def load():
-        # Imported after the arguments are known to be good: transformers and diffusers take seconds to load.
+        # Imported only once the arguments are checked: transformers and diffusers take seconds to load.
         return import_module(f".{args.command}", __package__).command
 
     return execute("ditail", load, args)
@@ -40,14 +40,14 @@ def add_demo(parser: argparse.ArgumentParser) -> None:
                         "images (default: 18,44)")
     parser.add_argument("--style", choices=("noto", "flat", "ink"), default="noto",
                         help="the content image's style (default: %(default)s)")
-    parser.add_argument("--seed", type=number("--seed", 0, MOST_SEED, whole=True), default=1,
+    parser.add_argument("--seed", type=number("--seed", 0, MAX_SEED, whole=True), default=1,
                         help="(default: %(default)s)")
     parser.add_argument("--webui", type=Path, metavar="DIR", help="instead: copy the demo checkpoints into the models "
                         "folder of this WebUI (or of its --data-dir)")
 
 
 def add_settings(parser: argparse.ArgumentParser, *keys: str) -> None:
-    """An option for each of these settings; None where it is not given, so that a preset's value counts."""
+    """Add an option for each of these settings. The default is None, so that a preset's value is used."""
     for field in (BY_KEY[key] for key in keys):
         option = f"--{field.key.replace('_', '-')}"
         if isinstance(field.default, bool):
@@ -59,12 +59,12 @@ def add_settings(parser: argparse.ArgumentParser, *keys: str) -> None:
 
 
 def add_seeds(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--seed", "--seeds", dest="seeds", type=numbers("--seed", MOST_SEED), default=[0],
+    parser.add_argument("--seed", "--seeds", dest="seeds", type=numbers("--seed", MAX_SEED), default=[0],
                         metavar="SEED,SEED,...", help="one or several (default: 0)")
 
 
 def add_sampling(parser: argparse.ArgumentParser, cache: str) -> None:
-    """The options of the sampling and Ditail's settings; cache: where source latents are kept by default."""
+    """Add the options of the sampling and Ditail's settings. cache: for the help, where source latents are kept."""
     parser.add_argument("--negative-prompt", default="", help='(default: "%(default)s")')
     parser.add_argument("--steps", type=number("--steps", 1, 999, whole=True), default=20,
                         help="(default: %(default)s)")

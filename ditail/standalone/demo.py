@@ -1,4 +1,4 @@
-"""What `python -m ditail demo` does."""
+"""`python -m ditail demo`: the demo checkpoints mixed, beside plain generation and img2img."""
 
 from argparse import Namespace
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ DEMO_STRENGTH = 0.6
 
 
 def command(args: Namespace) -> None:
-    """Content in one demo style to the other styles, beside plain generation and img2img."""
+    """Mix each scene's image with the other demo styles, and write the images and a contact sheet."""
     if args.webui:
         copy_to_webui(args.webui)
         return
@@ -60,7 +60,7 @@ def command(args: Namespace) -> None:
 
 @dataclass(frozen=True)
 class Demo:
-    """The images of one content image in one style, whose source latents and models are the same for all targets."""
+    """The images of one content image, with the models and source latents that all targets share."""
 
     style: str
     content: Image.Image
@@ -68,7 +68,7 @@ class Demo:
     load: LoadedModels
     cache: LatentCache
 
-    # How many images there are for each target.
+    # The number of images for each target.
     count: ClassVar[int] = len(DEMO_PRESETS) + 5
 
     def images(self, target: str) -> Iterator[tuple[str, Image.Image]]:
@@ -86,7 +86,7 @@ class Demo:
         yield f"{target} of generated", image
 
     def _mix(self, target: str, values: dict) -> tuple[Image.Image, Image.Image]:
-        """The source's image, and the image in the target's style."""
+        """(the content image, the image in the target's style)."""
         paths, library = demo_checkpoints.paths(), FileLibrary()
         request = Request.from_values({"enabled": True, **values, "source_checkpoint": str(paths[self.style])}, library)
         host = FileHost(self.load, library.checkpoint(paths[target]), self.job, self.content.size)
@@ -96,7 +96,7 @@ class Demo:
 
 
 def copy_to_webui(folder: Path) -> None:
-    """Write the demo checkpoints into a WebUI's models folder."""
+    """Write the demo checkpoints to a WebUI's models folder."""
     models = folder / "models" / "Stable-diffusion"
     if not models.is_dir():
         raise DitailError(None, f"--webui: {folder} has no models/Stable-diffusion folder")

@@ -1,4 +1,4 @@
-"""The checkpoints that ship with the project: one base, a low-rank difference a style, put together on first use."""
+"""The demo checkpoints: a base and one low-rank difference per style, merged on first use."""
 
 import hashlib
 import json
@@ -28,7 +28,7 @@ STORED = torch.float16
 
 @dataclass(frozen=True)
 class Scenes:
-    """The held-out scenes: a caption and, in every style, the true image of each."""
+    """The held-out scenes: captions, and the true images by style."""
 
     captions: list[str]
     images: dict[str, list[Image.Image]]
@@ -47,10 +47,10 @@ def merge_low_rank(base: dict[str, Tensor], difference: dict[str, Tensor]) -> di
 
 
 def write_checkpoints(folder: Path, moved_to: Path | None = None) -> dict[str, Path]:
-    """Write `house-<style>.safetensors` and `.yaml` and the text encoder's folder below `folder`: style -> path.
+    """Write `house-<style>.safetensors` and `.yaml` and the text encoder's folder to `folder`. Returns style -> path.
 
-    The yaml names the text encoder by its absolute path, which is how the WebUI finds it without a hub; `moved_to` is
-    where `folder` will lie in the end, if not where it is. Raises DitailError for what can't be written.
+    The yaml has the absolute path of the text encoder, by which the WebUI finds it without a download; moved_to: the
+    folder's final path, if it will be moved. Raises DitailError for a file that can't be written.
     """
     make_folder(folder / TEXT_FOLDER)
     for path in (ASSETS / "text").iterdir():
@@ -60,19 +60,19 @@ def write_checkpoints(folder: Path, moved_to: Path | None = None) -> dict[str, P
     config["model"]["params"]["cond_stage_config"]["params"] = {
         "version": str(((moved_to or folder) / TEXT_FOLDER).resolve())}
     base = load_file(ASSETS / "base.safetensors")
-    written = {}
+    checkpoints = {}
     for style in STYLES:
-        written[style] = folder / f"house-{style}.safetensors"
-        with whole_file(written[style].with_suffix(".yaml")) as part:
+        checkpoints[style] = folder / f"house-{style}.safetensors"
+        with whole_file(checkpoints[style].with_suffix(".yaml")) as part:
             part.write_text(yaml.safe_dump(config, sort_keys=False))
-        with whole_file(written[style]) as part:
+        with whole_file(checkpoints[style]) as part:
             part.write_bytes(save(merge_low_rank(base, load_file(ASSETS / f"{style}.safetensors"))))
-    return written
+    return checkpoints
 
 
 @cache
 def asset_digest() -> str:
-    """Eight hex digits that change with the shipped weights."""
+    """A hash of the shipped weights, eight hex digits."""
     digest = hashlib.sha256()
     for path in sorted(ASSETS.rglob("*")):
         if path.is_file():
@@ -87,22 +87,22 @@ def cache_folder() -> Path:
 
 
 def paths() -> dict[str, Path]:
-    """The demo checkpoints: style -> path; they are merged on first use.
+    """The demo checkpoints, style -> path; they are merged on first use.
 
-    Raises DitailError where the cache folder can't be written to.
+    Raises DitailError if the cache folder can't be written to.
     """
     folder = cache_folder()
     if not folder.is_dir():
         try:
-            merge_into(folder)
+            write_folder(folder)
         except (OSError, DitailError) as error:
             raise DitailError(None, f"the demo checkpoints can't be kept in {folder} ({error}); set DITAIL_CACHE to "
                               "another folder") from error
     return {style: folder / f"house-{style}.safetensors" for style in STYLES}
 
 
-def merge_into(folder: Path) -> None:
-    """Write the checkpoints into a folder that is not there yet; then it is there whole or not at all."""
+def write_folder(folder: Path) -> None:
+    """Write the checkpoints to a folder that does not exist yet, atomically."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as part:
         built = Path(part) / "house"
@@ -115,7 +115,7 @@ def merge_into(folder: Path) -> None:
 
 
 def held_out() -> Scenes:
-    """The evaluation's scenes, which no training saw."""
+    """The scenes of the evaluation, which were not in the training data."""
     captions = json.loads((ASSETS / "held_out.json").read_text())
     return Scenes(captions, {style: _cut(Image.open(ASSETS / f"held_out_{style}.png"), len(captions))
                              for style in STYLES})
@@ -128,7 +128,7 @@ def _cut(sheet: Image.Image, count: int) -> list[Image.Image]:
 
 
 def write_sheet(images: list[Image.Image], path: Path) -> None:
-    """The sheet that `held_out` cuts up again."""
+    """Write images as the sheet that `held_out` reads."""
     sheet = Image.new("RGB", (COLUMNS * SIDE, -(-len(images) // COLUMNS) * SIDE))
     for i, image in enumerate(images):
         sheet.paste(image, (i % COLUMNS * SIDE, i // COLUMNS * SIDE))

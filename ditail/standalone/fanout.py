@@ -1,7 +1,7 @@
-"""Tasks run in this process, or by Ray in processes of this machine or a cluster, with the same results bit for bit.
+"""Running tasks in this process, or by Ray in processes of this machine or a cluster, with bit-identical results.
 
-A task is a picklable object with a `name` of its own and `run(state)`; `state` is what `start()` built once in the
-process that runs it (loaded models, say). Results come back to the caller, who alone writes files.
+A task is a picklable object with a unique `name` and `run(state)`; `state` is what `start()` returned in the process
+that runs it (loaded models, say). Results are returned to the caller, and only the caller writes files.
 """
 
 import logging
@@ -24,13 +24,13 @@ from ..errors import DitailError
 
 logger = logging.getLogger("ditail")
 TRIES = 3
-SHOWN = 5
-# glibc hands large tensors back to the system at every step unless told otherwise; it reads this at start.
+MAX_LISTED = 5
+# Without these, glibc returns the memory of large tensors to the system at every step. It reads them at start.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**33), "MALLOC_TOP_PAD_": str(2**28)}
 
 
 class Task(Protocol):
-    """See the module's first lines."""
+    """A task, as the module's docstring describes."""
 
     @property
     def name(self) -> str: ...
@@ -42,13 +42,13 @@ AnyTask = TypeVar("AnyTask", bound=Task)
 
 
 class TasksFailed(DitailError):
-    """Some tasks failed for good; the others are done."""
+    """Some tasks failed finally; the others are done."""
 
     exit_code = 1
 
 
 class Outcome(NamedTuple):
-    """What one try gave: a result, or the reason why there is none. A final failure is not tried again."""
+    """The outcome of one try: a result, or a failure's message. A final failure is not tried again."""
 
     result: Any = None
     failure: str | None = None
@@ -56,7 +56,7 @@ class Outcome(NamedTuple):
 
 
 class ThisProcess:
-    """Runs one task at a time, when its outcome is waited for. failed: task name -> reason, of what failed for good."""
+    """Runs one task at a time, in `wait`. failed: task name -> message of each final failure."""
 
     size = 1
 
@@ -78,7 +78,7 @@ class ThisProcess:
                 self._states.append(self._start())
             return Outcome(task.run(self._states[0]))
         except DitailError as error:
-            # A sentence for the user says what is wrong with the input; another try would say it again.
+            # The input is wrong, so another try would fail, too.
             return Outcome(failure=str(error), final=True)
         except Exception as error:
             logger.debug("%s failed", task.name, exc_info=True)
@@ -110,8 +110,8 @@ class RayCluster:
         except self._ray.exceptions.WorkerCrashedError:
             return ready, Outcome(failure="its worker process was killed or crashed")
         except self._ray.exceptions.RayError as error:
-            last = str(error).strip().splitlines()[-1:]
-            return ready, Outcome(failure=": ".join([type(error).__name__, *last]))
+            last_line = str(error).strip().splitlines()[-1:]
+            return ready, Outcome(failure=": ".join([type(error).__name__, *last_line]))
 
 
 Workers = ThisProcess | RayCluster
@@ -119,7 +119,7 @@ _on_ray: dict[str, ThisProcess] = {}
 
 
 def _run_on_ray(key: str, start: Callable[[], Any], threads: int, task: Task) -> Outcome:
-    """In a process of Ray's, which serves many tasks: the models that they load stay loaded from one to the next."""
+    """Run a task in a Ray process. The process runs many tasks, so the state, with its models, is kept between them."""
     if key not in _on_ray:
         _on_ray.clear()
         _on_ray[key] = ThisProcess(start)
@@ -129,7 +129,7 @@ def _run_on_ray(key: str, start: Callable[[], Any], threads: int, task: Task) ->
 
 @contextmanager
 def fixed_arithmetic(threads: int) -> Iterator[None]:
-    """The same sums wherever a task runs: in their last bits they depend on the number of torch's threads."""
+    """A context with fixed torch threads, on which the last bits of results depend."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
@@ -144,7 +144,7 @@ def fixed_arithmetic(threads: int) -> Iterator[None]:
 class Options:
     """How tasks are run: with more than one of `workers`, `ray` or an `address` by Ray, else in this process.
 
-    workers: how many; None for one, or for all of a Ray cluster. Raises DitailError where Ray is needed and missing.
+    workers: the number; None for one, or with Ray as many as fit. Raises DitailError if Ray is needed and missing.
     """
 
     workers: int | None = None
@@ -158,7 +158,7 @@ class Options:
 
     @classmethod
     def of(cls, args: Namespace) -> "Options":
-        """Of the command line's arguments; see `options.add_workers`."""
+        """The options in a command's arguments (see `options.add_workers`)."""
         return cls(args.workers, args.threads, args.ray, args.address)
 
     @property
@@ -166,21 +166,21 @@ class Options:
         return self.ray or bool(self.address) or (self.workers or 1) > 1
 
     @property
-    def asking(self) -> str:
-        """The option that asks for Ray."""
+    def ray_option(self) -> str:
+        """The option that needs Ray."""
         return "address" if self.address else "ray" if self.ray else "workers"
 
     def import_ray(self):
         try:
             import ray
         except ImportError as error:
-            raise DitailError(f"--{self.asking}", f"needs Ray, which can't be imported ({error}); install it with: "
+            raise DitailError(f"--{self.ray_option}", f"needs Ray, which can't be imported ({error}); install it with: "
                               "pip install ray") from error
         return ray
 
     @contextmanager
     def open(self, start: Callable[[], Any], tasks: int) -> Iterator[Workers]:
-        """What `fan_out` runs up to `tasks` tasks on at a time."""
+        """A context with the workers for `fan_out`. tasks: their number, at most which many run at a time."""
         if self.uses_ray:
             with joined_ray(self, tasks):
                 yield RayCluster(self.workers, start, self.threads)
@@ -191,9 +191,9 @@ class Options:
 
 @contextmanager
 def joined_ray(options: Options, tasks: int) -> Iterator[None]:
-    """In the cluster at the options' address or $RAY_ADDRESS, else in one of this machine's cores, until the end.
+    """A context connected to the Ray cluster of the options or $RAY_ADDRESS, else to a new one on this machine's cores.
 
-    Neither environment variables nor signal handlers of Ray's are left behind.
+    Environment variables and signal handlers are restored afterwards.
     """
     ray = options.import_ray()
     address = options.address or (options.ray and os.environ.get("RAY_ADDRESS")) or "local"
@@ -204,13 +204,13 @@ def joined_ray(options: Options, tasks: int) -> Iterator[None]:
     environment = dict(os.environ)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
-        with _kept_sigterm():
+        with _restored_sigterm():
             try:
                 check_reachable(address)
                 ray.init(address, **resources, log_to_driver=False, logging_level=logging.ERROR,
                          runtime_env={"env_vars": MALLOC})
             except (OSError, ValueError, RuntimeError) as error:
-                raise DitailError(f"--{options.asking}", f"can't join Ray at {address!r} ({error})") from error
+                raise DitailError(f"--{options.ray_option}", f"can't join Ray at {address!r} ({error})") from error
         yield
     finally:
         ray.shutdown()
@@ -219,8 +219,8 @@ def joined_ray(options: Options, tasks: int) -> Iterator[None]:
 
 
 @contextmanager
-def _kept_sigterm() -> Iterator[None]:
-    """Ray's own answer to SIGTERM is an abort with a stack trace."""
+def _restored_sigterm() -> Iterator[None]:
+    """A context that restores the handler of SIGTERM: Ray's aborts with a stack trace."""
     in_main = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGTERM)
     try:
@@ -231,32 +231,32 @@ def _kept_sigterm() -> Iterator[None]:
 
 
 def check_reachable(address: str) -> None:
-    """Raise OSError where nothing listens at `host:port`: Ray itself would try for minutes."""
+    """Raise OSError if nothing listens at `host:port`: Ray itself would try for minutes."""
     host, colon, port = address.rpartition(":")
     if colon and port.isdecimal() and "/" not in host:
         socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def count_cores() -> int:
-    """The cores that this process may use (where the system can say)."""
+    """The number of cores that this process may use; of all cores if the system does not tell."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def fan_out(tasks: Iterable[AnyTask], workers: Workers) -> Iterator[tuple[AnyTask, Any]]:
-    """(task, result) of each task as it ends, in no certain order; tasks are drawn as workers become free.
+    """Yield (task, result) as each task ends, in any order. Tasks are taken from `tasks` as workers become free.
 
-    One that failed `TRIES` times, or for what another try would not change, is put into `workers.failed`.
+    A task that failed TRIES times, or finally, is put into `workers.failed`.
     """
-    fresh, tries = iter(tasks), Counter[str]()
-    again: list[AnyTask] = []
-    busy: dict[Any, AnyTask] = {}
+    untried, tries = iter(tasks), Counter[str]()
+    to_retry: list[AnyTask] = []
+    running: dict[Any, AnyTask] = {}
     while True:
-        while len(busy) < workers.size and (task := again.pop() if again else next(fresh, None)):
-            busy[workers.submit(task)] = task
-        if not busy:
+        while len(running) < workers.size and (task := to_retry.pop() if to_retry else next(untried, None)):
+            running[workers.submit(task)] = task
+        if not running:
             return
-        handle, outcome = workers.wait(list(busy))
-        task = busy.pop(handle)
+        handle, outcome = workers.wait(list(running))
+        task = running.pop(handle)
         if outcome.failure is None:
             yield task, outcome.result
             continue
@@ -265,14 +265,14 @@ def fan_out(tasks: Iterable[AnyTask], workers: Workers) -> Iterator[tuple[AnyTas
             workers.failed[task.name] = outcome.failure
         else:
             logger.warning("%s failed, try %d of %d: %s", task.name, tries[task.name], TRIES, outcome.failure)
-            again.append(task)
+            to_retry.append(task)
 
 
 def raise_failed(failed: dict[str, str]) -> None:
-    """Raise TasksFailed naming what failed and why, if anything did."""
+    """Raise TasksFailed naming the failed tasks and their messages, if there are any."""
     if not failed:
         return
-    shown = [f"{name} ({reason})" for name, reason in failed.items()][:SHOWN]
-    more = [f"{len(failed) - SHOWN} more"] if len(failed) > SHOWN else []
-    raise TasksFailed(None, f"failed: {'; '.join(shown + more)}; the rest is kept, and the same command makes what is "
+    listed = [f"{name} ({reason})" for name, reason in failed.items()][:MAX_LISTED]
+    more = [f"{len(failed) - MAX_LISTED} more"] if len(failed) > MAX_LISTED else []
+    raise TasksFailed(None, f"failed: {'; '.join(listed + more)}; the rest is kept, and the same command makes what is "
                       "missing")

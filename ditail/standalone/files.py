@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Writing files atomically."""
 
 import json
 import os
@@ -15,9 +15,9 @@ from ..errors import DitailError
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A path to write to, beside `path`, which it replaces at the end of the block; removed if that raises.
+    """A context that yields a path to write to, which replaces `path` afterwards, or is deleted after an exception.
 
-    Raises DitailError naming `path` for what the system refuses (a full disk, a folder that is read-only).
+    Raises DitailError naming `path` for an OSError (a full disk, a read-only folder).
     """
     part = path.with_name(f"{path.name}.part")
     try:
@@ -35,7 +35,7 @@ def unwritable(path: Path, error: OSError) -> DitailError:
 
 
 def make_folder(path: Path, option: str | None = None) -> None:
-    """Make a folder. Raises DitailError naming the option where it can't be made or can't be written to."""
+    """Make a folder. Raises DitailError naming the option if it can't be made or can't be written to."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -45,14 +45,14 @@ def make_folder(path: Path, option: str | None = None) -> None:
 
 
 def check_writable(path: Path, option: str) -> None:
-    """Make a file's folder. Raises DitailError naming the option where the file can't be written, before any work."""
+    """Make a file's folder. Raises DitailError naming the option if the file could not be written."""
     if path.is_dir():
         raise DitailError(option, f"{path} is a folder")
     make_folder(path.parent, option)
 
 
 def save_image(image: Image.Image, path: Path, settings: Mapping) -> None:
-    """A PNG that says how it was made."""
+    """Write a PNG with its settings as metadata."""
     info = PngInfo()
     info.add_text("ditail", json.dumps({"version": __version__, **settings}))
     with whole_file(path) as part:

@@ -35,16 +35,16 @@ TAG = re.compile(r"<(lora|lyco|hypernet):[^<>]*>")
 
 
 class LoadedModels:
-    """Loads checkpoints and keeps the last `most` of them; by default no two are in memory together."""
+    """Loads checkpoints and keeps the last `capacity` of them in memory."""
 
-    def __init__(self, most: int = 1):
+    def __init__(self, capacity: int = 1):
         quiet()
-        self._most = most
+        self._capacity = capacity
         self._models: dict[Path, Model] = {}
 
     def __call__(self, path: Path) -> Model:
         if path not in self._models:
-            while len(self._models) >= self._most:
+            while len(self._models) >= self._capacity:
                 del self._models[next(iter(self._models))]
             self._models[path] = load_model(path)
         return self._models[path]
@@ -59,7 +59,7 @@ class FileLibrary:
         return self.checkpoint(Path(name))
 
     def checkpoint(self, path: Path) -> Checkpoint:
-        """The checkpoint of a file. Raises DitailError for what can't be loaded."""
+        """The checkpoint of a file. Raises DitailError if it can't be loaded."""
         check_checkpoint(path)
         return Checkpoint(str(path.absolute()), path.stem, path.name)
 
@@ -102,7 +102,7 @@ class FileCheckpoints:
 
     def fingerprint(self, checkpoint: Checkpoint, vae_file: str | None, prompts: Prompts, networks: Networks) -> dict:
         config = Path(checkpoint.path).with_suffix(".yaml").read_bytes()
-        # Rounding differs with the number of threads.
+        # Rounding depends on the number of threads.
         return {"checkpoint": file_fingerprint(checkpoint.path), "config": hashlib.sha256(config).hexdigest(),
                 "prompts": prompts, "threads": torch.get_num_threads()}
 
@@ -121,10 +121,10 @@ class FileJob:
 
     def plan(self, *, hires: bool) -> SamplingPlan:
         sampler = Sampler(self.job.sampler, self.job.steps, self._alphas_cumprod)
-        # This host's samplers begin at VP latents.
+        # The samplers of the command line begin at VP latents.
         return SamplingPlan(tuple(reversed(sampler.timesteps)), self.job.steps, 0, 1, 1)
 
-    def framed(self, image: Image.Image, resize_mode: str) -> Image.Image:
+    def sampled_part(self, image: Image.Image, resize_mode: str) -> Image.Image:
         return image
 
     def generation_fingerprint(self, image: int) -> dict:
@@ -141,7 +141,7 @@ class FileJob:
         tqdm.write(text)
 
     def images(self, first: int) -> Job:
-        """The part of the job from image number `first` on that is sampled at once."""
+        """The batch of the job that begins with image number `first`."""
         batch = slice(first, first + self.batch_size)
         return self.job.with_(prompts=self.job.prompts[batch], seeds=self.job.seeds[batch])
 
@@ -163,7 +163,7 @@ class FileModels:
 
     @contextmanager
     def borrowed_models(self) -> Iterator[Callable[..., AbstractContextManager[Model]]]:
-        # The target is loaded again when it is next asked for.
+        # The target is loaded again when it is next needed.
         yield lambda checkpoint, vae_file, networks, why: nullcontext(self._load(Path(checkpoint.path)))
 
     def encode(self, model: Model, pixels: Tensor, latent_hw: tuple[int, int]) -> Tensor:
@@ -185,11 +185,11 @@ class FileModels:
                  check: Callable[[], None], *, decoded: bool) -> list[SourceLatents]:
         job = self._job.job.with_(prompts=tuple(prompts[0] for prompts, _ in images), negative_prompt=images[0][0][1],
                                   seeds=tuple(self._job.job.seeds[number] for _, number in images))
-        z, passed = generate(model, job, *size, self.progress.step)
-        latents = rows_of(passed)
+        z, trajectory = generate(model, job, *size, self.progress.step)
+        latents = rows_of(trajectory)
         if not decoded:
             return latents
-        return [one.with_image(self.decode(model, row)) for one, row in zip(latents, z.split(1), strict=True)]
+        return [source.with_image(self.decode(model, row)) for source, row in zip(latents, z.split(1), strict=True)]
 
 
 class FileTarget:
@@ -200,7 +200,7 @@ class FileTarget:
         self._rows: list[Row] = []
 
     def expect(self, rows: Sequence[Row]) -> None:
-        """The rows of the next calls of the U-Net, in order."""
+        """Set the rows of the next calls of the U-Net, in order."""
         self._rows = list(rows)
 
     def rows_of(self, count: int, call: Mapping) -> Sequence[Row]:
@@ -247,7 +247,7 @@ class FileHost:
 
         self.model = model
         self.checkpoints = FileCheckpoints(target)
-        # Nothing is loaded before the source pass: the target would have to make place for the source.
+        # The schedule is read from the yaml, as loading the target before the source pass would load it twice.
         self.job = FileJob(job, size, batch_size, read_schedule(read_config(Path(target.path))))
         self.models = FileModels(load, self.job, progress or NoBar())
         self.target = FileTarget(model, target)

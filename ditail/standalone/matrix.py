@@ -1,8 +1,8 @@
 """`python -m ditail matrix`: m checkpoints give m x m images of every prompt and seed.
 
-First the sources, one task a checkpoint and prompt: plain generation, which is the diagonal, and the source latents.
-Then the cells, one task a pair of checkpoints and prompt. In this order a process loads no checkpoint more than twice.
-What is on disk, whole and made with the same settings, is not made again.
+First come the sources, one task per checkpoint and prompt: plain generation, which is the diagonal, and the source
+latents. Then come the cells, one task per pair of checkpoints and prompt. In this order a process loads no checkpoint
+more than twice. Images on disk that were generated with the same settings are kept.
 """
 
 from argparse import Namespace
@@ -19,7 +19,7 @@ from ..content.images import read_image
 from ..job.job import Job
 from ..job.request import Request
 from ..method.latents import SourceLatents
-from .arguments import DISK_BYTES, RAM_BYTES, check_partner_files, checkpoint_paths, job_of, prompts_of, size_of
+from .arguments import DISK_BYTES, RAM_BYTES, check_checkpoints, checkpoint_paths, job_of, prompts_of, size_of
 from .checkpoint_files import read_config, read_sides
 from .fanout import Options, fan_out, raise_failed
 from .files import make_folder, save_image
@@ -32,22 +32,22 @@ from .values import values_of
 
 
 class TaskCache(LatentCache):
-    """The source latents that a task is given; `fresh`: those that it makes, with their metadata, by key."""
+    """A task's cache of source latents. computed: those that the task itself computed, with metadata, by key."""
 
     def __init__(self, known: Mapping[str, SourceLatents]):
         super().__init__(RAM_BYTES)
         for key, latents in known.items():
             super().put(key, latents)
-        self.fresh: dict[str, tuple[SourceLatents, Mapping[str, str]]] = {}
+        self.computed: dict[str, tuple[SourceLatents, Mapping[str, str]]] = {}
 
     def put(self, key: str, latents: SourceLatents, metadata: Mapping[str, str] | None = None) -> None:
         super().put(key, latents, metadata)
-        self.fresh[key] = latents, metadata or {}
+        self.computed[key] = latents, metadata or {}
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a task made: images by cell, and source latents with their metadata by key."""
+    """A task's result: images by cell, and source latents with their metadata by key."""
 
     images: dict[Cell, Image.Image]
     latents: dict[str, tuple[SourceLatents, Mapping[str, str]]]
@@ -55,9 +55,10 @@ class Result:
 
 @dataclass(frozen=True)
 class CellTask:
-    """The cells of one pair of checkpoints and one prompt. known: source latents that are cached.
+    """The cells of one pair of checkpoints and one prompt.
 
-    images: the cells whose images are wanted; sources: those of the diagonal whose source latents are.
+    images: the cells whose images are missing. sources: cells of the diagonal whose source latents are missing. known:
+    cached source latents by key.
     """
 
     matrix: Matrix
@@ -84,11 +85,11 @@ class CellTask:
                 is_recorded = job.prepare([], can_record=cell in self.images)
             if cell in self.images:
                 images[cell] = next(images_of(host, job, is_recorded=is_recorded))
-        return Result(images, cache.fresh)
+        return Result(images, cache.computed)
 
 
 def job_of_cell(matrix: Matrix, cell: Cell, cache: LatentCache, load: LoadedModels) -> tuple[FileHost, Job]:
-    """The job of one cell and its host; nothing is loaded yet."""
+    """The job of one cell and its host; no model is loaded yet."""
     library = FileLibrary()
     request = Request.from_values({**matrix.values, "source_checkpoint": str(cell.source)}, library)
     host = FileHost(load, library.checkpoint(cell.target), matrix.job_of(cell), matrix.size)
@@ -96,13 +97,13 @@ def job_of_cell(matrix: Matrix, cell: Cell, cache: LatentCache, load: LoadedMode
 
 
 def source_tasks(matrix: Matrix, missing: Sequence[Cell], cache: LatentCache) -> Iterator[CellTask]:
-    """The plain images that are missing, and the source latents that the other missing cells need."""
-    wanted, load = set(missing), LoadedModels()
+    """The tasks for missing plain images, and for the source latents that the other missing cells need."""
+    cells, load = set(missing), LoadedModels()
     for path in matrix.checkpoints:
         for prompt in matrix.prompts:
             diagonal = [Cell(path, path, prompt, seed) for seed in matrix.seeds]
             needed = [cell for cell in diagonal
-                      if any(cell._replace(target=t) in wanted for t in matrix.checkpoints if t != path)]
+                      if any(cell._replace(target=t) in cells for t in matrix.checkpoints if t != path)]
             known: dict[str, SourceLatents] = {}
             sources = []
             for cell in needed:
@@ -110,14 +111,14 @@ def source_tasks(matrix: Matrix, missing: Sequence[Cell], cache: LatentCache) ->
                 if job.plan([]):
                     sources.append(cell)
                     known |= job.latents
-            images = [cell for cell in diagonal if cell in wanted]
+            images = [cell for cell in diagonal if cell in cells]
             if images or sources:
                 yield CellTask(matrix, images, sources, known)
 
 
 def cell_tasks(matrix: Matrix, missing: Sequence[Cell], cache: LatentCache,
                failed: Mapping[str, str]) -> Iterator[CellTask]:
-    """The missing cells whose sources have not failed; latents are read as the tasks are drawn."""
+    """The tasks for the missing cells whose sources have not failed; each reads its latents when it is taken."""
     groups: dict[tuple[Path, Path, str], list[Cell]] = {}
     for cell in missing:
         if not cell.is_plain:
@@ -134,11 +135,11 @@ def cell_tasks(matrix: Matrix, missing: Sequence[Cell], cache: LatentCache,
 
 
 def command(args: Namespace) -> None:
-    """See `cli.add_matrix`."""
+    """Run `python -m ditail matrix` (options: `cli.add_matrix`) and print the grids' paths."""
     quiet()
     paths = [path.absolute() for path in checkpoint_paths(args.checkpoints)]
     prompts, options = prompts_of(args), Options.of(args)
-    check_partner_files(*paths)
+    check_checkpoints(*paths)
     values = values_of(args)
     if args.image:
         values["image"] = read_image(args.image)
@@ -152,22 +153,22 @@ def command(args: Namespace) -> None:
 
 
 def run(matrix: Matrix, cache: LatentCache, options: Options) -> list[Path]:
-    """Make what is missing; the grids are returned, one a prompt and seed.
+    """Generate the missing images. Returns the paths of the grids, one per prompt and seed.
 
-    Raises DitailError before anything is made if the folder holds what was made with other settings, and TasksFailed at
-    the end, naming what failed.
+    Raises DitailError before any work if the folder has images of other settings, and TasksFailed at the end, naming
+    the failed tasks.
     """
-    # What is wrong with the settings is told before the folder is there.
+    # Errors of the settings are raised before the folder is created.
     job_of_cell(matrix, next(matrix.cells()), LatentCache(0), LoadedModels())[1].plan([])
     make_folder(matrix.out, "--out")
     missing = [cell for cell in matrix.cells() if not matrix.has_image(cell)]
     if missing:
-        make(matrix, missing, cache, options)
+        generate_cells(matrix, missing, cache, options)
     return [write_grid(matrix, prompt, seed) for prompt in matrix.prompts for seed in matrix.seeds]
 
 
-def make(matrix: Matrix, missing: Sequence[Cell], cache: LatentCache, options: Options) -> None:
-    """Make the missing cells: first the sources, then what is mixed. Raises TasksFailed at the end."""
+def generate_cells(matrix: Matrix, missing: Sequence[Cell], cache: LatentCache, options: Options) -> None:
+    """Generate the missing cells: first the sources, then the mixed images. Raises TasksFailed at the end."""
     sources = list(source_tasks(matrix, missing, cache))
     with (tqdm(total=len(missing), desc="matrix", unit="image") as bar,
           options.open(LoadedModels, len(missing)) as workers):
@@ -182,11 +183,11 @@ def make(matrix: Matrix, missing: Sequence[Cell], cache: LatentCache, options: O
 
 
 def write_grid(matrix: Matrix, prompt: str, seed: int) -> Path:
-    """The titled grid of one prompt and seed."""
+    """Write the titled grid of one prompt and seed. Returns its path."""
     names = [path.stem for path in matrix.checkpoints]
-    grid = [[Image.open(matrix.image_place(Cell(row, column, prompt, seed))) for column in matrix.checkpoints]
+    grid = [[Image.open(matrix.image_path(Cell(row, column, prompt, seed))) for column in matrix.checkpoints]
             for row in matrix.checkpoints]
-    path = matrix.places("matrix.png", prompt, seed)[0]
+    path = matrix.paths("matrix.png", prompt, seed)[0]
     title = f'"{prompt}": content of the row, style of the column'
-    save_image(grid_sheet(title, names, names, grid), path, {**matrix.marks, "prompt": prompt, "seed": seed})
+    save_image(grid_sheet(title, names, names, grid), path, {**matrix.metadata, "prompt": prompt, "seed": seed})
     return path

@@ -1,4 +1,4 @@
-"""The folder of a matrix: where each image belongs, and whether what is there was made with the same settings."""
+"""The folder of a matrix: the path of each image, and whether an existing image has the same settings."""
 
 import hashlib
 import json
@@ -19,16 +19,16 @@ from .files import make_folder, save_image, whole_file
 from .sampling import Job
 
 SLUG = 40
-# Images of a matrix of another format differ from those that are made now.
+# Images of a matrix of another format can't be combined with new ones.
 FORMAT = 2
-# The folder of the source latents, beside the images.
+# The subfolder of the source latents.
 LATENTS = ".latents"
-# Settings that are no part of an image's metadata: its cell says the source, and a preset is its values.
-NOT_MARKED = ("enabled", "preset", "source_checkpoint", "source_vae", "hires", "show_source")
+# Settings that are not in an image's metadata: its cell has the source, and the preset's values are there.
+NOT_IN_METADATA = ("enabled", "preset", "source_checkpoint", "source_vae", "hires", "show_source")
 
 
 class Cell(NamedTuple):
-    """One image: content of `source`, style of `target`; where they are the same, plain generation."""
+    """One image: content of `source`, style of `target`; plain generation if both are the same."""
 
     source: Path
     target: Path
@@ -46,11 +46,10 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Matrix:
-    """What is to be made into the folder `out`.
+    """A matrix that is written to the folder `out`.
 
-    job: the sampling, as yet of no prompt. size: (width, height) in pixels.
-    values: Ditail's settings by key but for `source_checkpoint`; without a content image, each checkpoint generates its
-    own content.
+    job: the sampling, without a prompt. size: (width, height) in pixels. values: Ditail's settings by key, without
+    `source_checkpoint`; without a content image, each checkpoint generates its own content.
     """
 
     out: Path
@@ -62,84 +61,84 @@ class Matrix:
     values: Mapping
 
     def cells(self) -> Iterator[Cell]:
-        """Ordered by target, then by prompt."""
+        """All cells, ordered by target, then by prompt."""
         for target in self.checkpoints:
             for prompt in self.prompts:
                 for source in self.checkpoints:
                     yield from (Cell(source, target, prompt, seed) for seed in self.seeds)
 
     @cached_property
-    def marks(self) -> dict:
-        """What every image depends on, whatever its cell, as JSON gives it back."""
+    def metadata(self) -> dict:
+        """The metadata that all images have in common, as JSON returns it."""
         images = {key: self.values[key] for key in ("image", "mask") if key in self.values}
         plain = {key: value for key, value in self.values.items() if key not in images}
         settings = {**asdict(DitailSettings.from_dict(plain)), **images}
         job = self.job
-        known = {"matrix": FORMAT, "size": self.size, "steps": job.steps, "sampler": job.sampler, "omega": job.omega,
-                 "negative_prompt": job.negative_prompt,
-                 **{key: _described(value) for key, value in settings.items() if key not in NOT_MARKED}}
-        return json.loads(json.dumps(known))
+        common = {"matrix": FORMAT, "size": self.size, "steps": job.steps, "sampler": job.sampler, "omega": job.omega,
+                  "negative_prompt": job.negative_prompt,
+                  **{key: _described(value) for key, value in settings.items() if key not in NOT_IN_METADATA}}
+        return json.loads(json.dumps(common))
 
     @cached_property
     def files(self) -> dict[Path, list]:
-        """Each checkpoint's name, size and time of change, and its yaml's hash: what says that it is another one."""
+        """Each checkpoint's [name, size, modification time in ns, hash of its yaml], to detect a replaced file."""
         yamls = {p: hashlib.sha256(p.with_suffix(".yaml").read_bytes()).hexdigest()[:16] for p in self.checkpoints}
         return {p: [p.stem, p.stat().st_size, p.stat().st_mtime_ns, yamls[p]] for p in self.checkpoints}
 
-    def marks_of(self, cell: Cell) -> dict:
-        """What the image depends on."""
-        return {**self.marks, "prompt": cell.prompt, "seed": cell.seed, "source": self.files[cell.source],
+    def metadata_of(self, cell: Cell) -> dict:
+        """The metadata of an image: everything that it depends on."""
+        return {**self.metadata, "prompt": cell.prompt, "seed": cell.seed, "source": self.files[cell.source],
                 "target": self.files[cell.target]}
 
-    def places(self, name: str, prompt: str, seed: int) -> list[Path]:
-        """Where a file belongs, and where it would belong if more or fewer prompts and seeds were asked for.
+    def paths(self, name: str, prompt: str, seed: int) -> list[Path]:
+        """[the path of a file, its path in a matrix with more or fewer prompts and seeds].
 
-        That is in `out` itself for one prompt and seed, else in folders of their names.
+        With one prompt and seed files are in `out` itself, else in folders of their names.
         """
-        places = [self.out / folder_name(prompt) / f"seed {seed}" / name, self.out / name]
-        return places[::-1] if len(self.prompts) == len(self.seeds) == 1 else places
+        paths = [self.out / folder_name(prompt) / f"seed {seed}" / name, self.out / name]
+        return paths[::-1] if len(self.prompts) == len(self.seeds) == 1 else paths
 
-    def image_place(self, cell: Cell) -> Path:
-        return self.places(cell.name, cell.prompt, cell.seed)[0]
+    def image_path(self, cell: Cell) -> Path:
+        return self.paths(cell.name, cell.prompt, cell.seed)[0]
 
     def has_image(self, cell: Cell) -> bool:
-        """Whether it is in its place; from the other one it is copied. Raises DitailError for one that is stale."""
-        marks, (path, other) = self.marks_of(cell), self.places(cell.name, cell.prompt, cell.seed)
-        known = read_png_marks(path)
-        if known is None and is_made_with(read_png_marks(other), marks):
+        """Whether the image exists at either of its paths. Raises DitailError if it has other settings."""
+        metadata, (path, other) = self.metadata_of(cell), self.paths(cell.name, cell.prompt, cell.seed)
+        existing = read_png_metadata(path)
+        if existing is None and matches(read_png_metadata(other), metadata):
             make_folder(path.parent, "--out")
             with whole_file(path) as part:
                 shutil.copyfile(other, part)
             return True
-        return is_current(path, known, marks)
+        return is_current(path, existing, metadata)
 
     def save_cell(self, image: Image.Image, cell: Cell) -> None:
-        path = self.image_place(cell)
+        path = self.image_path(cell)
         make_folder(path.parent, "--out")
-        save_image(image, path, self.marks_of(cell))
+        save_image(image, path, self.metadata_of(cell))
 
     def job_of(self, cell: Cell) -> Job:
-        """The sampling of one cell."""
+        """The sampling of a cell."""
         return replace(self.job, prompts=(cell.prompt,), seeds=(cell.seed,))
 
 
 def _described(value):
-    """A setting for an image's metadata: images by their hash, whatever they are in."""
+    """A setting for an image's metadata, with a hash for each image in it."""
     if isinstance(value, Image.Image):
         return image_hash(value)
     if isinstance(value, Mapping):
-        return {key: _described(one) for key, one in value.items()}
-    return [_described(one) for one in value] if isinstance(value, list | tuple) else value
+        return {key: _described(item) for key, item in value.items()}
+    return [_described(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def folder_name(prompt: str) -> str:
-    """A prompt as a folder's name: cut and cleaned, then with a part of its hash."""
+    """A folder name for a prompt; one that is cut or cleaned has a part of the prompt's hash."""
     slug = re.sub(r"[^\w ,-]", "", prompt.lower())[:SLUG].strip()
     return prompt if prompt and slug == prompt else f"{slug} {hashlib.sha256(prompt.encode()).hexdigest()[:8]}".strip()
 
 
-def read_png_marks(path: Path) -> dict | None:
-    """What a PNG says that it was made with; None if it is not there or not whole."""
+def read_png_metadata(path: Path) -> dict | None:
+    """The metadata of a PNG; None if the file does not exist or is damaged."""
     try:
         with Image.open(path) as file:
             text = file.info.get("ditail", "{}")
@@ -149,16 +148,17 @@ def read_png_marks(path: Path) -> dict | None:
         return None
 
 
-def is_made_with(known: dict | None, marks: dict) -> bool:
-    return known is not None and all(known.get(key) == value for key, value in marks.items())
+def matches(existing: dict | None, metadata: dict) -> bool:
+    """Whether a PNG's metadata (None: no file) has all of `metadata`."""
+    return existing is not None and all(existing.get(key) == value for key, value in metadata.items())
 
 
-def is_current(path: Path, known: dict | None, marks: dict) -> bool:
-    """Whether a file is there (`known` is not None). Raises DitailError if it was not made with `marks`."""
-    if known is not None and "version" in known and known.get("matrix") != marks["matrix"]:
-        raise DitailError(f"{path}", f"was made by an older version of Ditail ({known['version']}), whose images "
+def is_current(path: Path, existing: dict | None, metadata: dict) -> bool:
+    """Whether a file exists, by its metadata (None: no file). Raises DitailError unless it has all of `metadata`."""
+    if existing is not None and "version" in existing and existing.get("matrix") != metadata["matrix"]:
+        raise DitailError(f"{path}", f"was made by an older version of Ditail ({existing['version']}), whose images "
                           "differ; choose another folder")
-    if known is not None and not is_made_with(known, marks):
-        changed = ", ".join(key for key, value in marks.items() if known.get(key) != value)
+    if existing is not None and not matches(existing, metadata):
+        changed = ", ".join(key for key, value in metadata.items() if existing.get(key) != value)
         raise DitailError(f"{path}", f"was made with other settings or checkpoints ({changed}); choose another folder")
-    return known is not None
+    return existing is not None

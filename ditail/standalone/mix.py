@@ -1,4 +1,4 @@
-"""What `python -m ditail mix` does: one job of the job layer for each content image."""
+"""`python -m ditail mix`: one job of the job layer for each content image."""
 
 import time
 from argparse import Namespace
@@ -13,7 +13,7 @@ from ..errors import DitailError
 from ..job.job import Job
 from ..job.request import Request
 from ..job.source import distinct
-from .arguments import DISK_BYTES, RAM_BYTES, check_partner_files, job_of, size_of
+from .arguments import DISK_BYTES, RAM_BYTES, check_checkpoints, job_of, size_of
 from .checkpoint_files import read_config, read_sides
 from .files import check_writable, make_folder, save_image, unwritable
 from .host import FileHost, FileLibrary, LoadedModels
@@ -21,13 +21,13 @@ from .progress import StepBars
 from .run import images_of
 from .values import values_of
 
-# Of a folder: so many images are in memory, and their sources are made before the first of these is sampled.
+# So many images of a folder are in memory, and their sources are computed before the first of them is sampled.
 AT_ONCE = 16
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 
 class Content(NamedTuple):
-    """The file of a content image (None: the source generates it), its prompt, and the file to write."""
+    """A content image. path: its file; None if the source checkpoint generates it. out: the file to write."""
 
     path: Path | None
     prompt: str
@@ -43,8 +43,8 @@ class Mix(NamedTuple):
 
 
 def command(args: Namespace) -> None:
-    """The content of each image (or of images that the source generates) in the target's style."""
-    check_partner_files(args.source, args.target)
+    """Run `python -m ditail mix` (options: `cli.add_mix`)."""
+    check_checkpoints(args.source, args.target)
     contents = list(contents_of(args))
     values = {**values_of(args), "source_checkpoint": str(args.source)}
     if args.generate:
@@ -54,10 +54,10 @@ def command(args: Namespace) -> None:
     cache = LatentCache(RAM_BYTES, LatentFolder(args.cache, DISK_BYTES) if args.cache else None)
     load = LoadedModels()
 
-    def mixes(some: Sequence[Content]) -> Iterator[Mix]:
-        return (mix_of(args, content, values, load, cache) for content in some)
+    def mixes(batch: Sequence[Content]) -> Iterator[Mix]:
+        return (mix_of(args, content, values, load, cache) for content in batch)
 
-    # All of them, before anything is loaded: what is wrong with the last one should be told first.
+    # All of them are checked before a model is loaded, so that an error of the last one is raised at once.
     for mix in mixes(contents):
         check_writable(mix.content.out, "--out")
     if args.save_latents:
@@ -67,7 +67,7 @@ def command(args: Namespace) -> None:
 
 
 def mix_of(args: Namespace, content: Content, values: Mapping, load: LoadedModels, cache: LatentCache) -> Mix:
-    """The job of one content image, which has as many images as there are seeds."""
+    """The job of one content image, with one image per seed."""
     seeds, library = tuple(args.seeds), FileLibrary()
     image = {"image": read_image(content.path)} if content.path else {}
     request = Request.from_values({**values, **image}, library)
@@ -79,7 +79,7 @@ def mix_of(args: Namespace, content: Content, values: Mapping, load: LoadedModel
 
 
 def run(args: Namespace, mixes: list[Mix]) -> None:
-    """Make the images of a few contents, and load each model once for all of them."""
+    """Generate the images of a few content images, loading each model once for all of them."""
     start = time.monotonic()
     if len(mixes) > 1:
         for mix in mixes:
@@ -93,7 +93,7 @@ def run(args: Namespace, mixes: list[Mix]) -> None:
 
 
 def _save(args: Namespace, mix: Mix) -> Iterator[Path]:
-    """The files of one content's images, as they are written."""
+    """Write the images of one content image, and yield their paths."""
     metadata = {k: str(v) for k, v in vars(args).items() if v is not None and k not in ("command", "out")}
     metadata |= {"image": str(mix.content.path or ""), "prompt": mix.content.prompt}
     out = mix.content.out
@@ -102,9 +102,9 @@ def _save(args: Namespace, mix: Mix) -> Iterator[Path]:
         save_image(image, path, {**metadata, "seed": seed})
         yield path
     if mix.job.request.settings.show_source:
-        shown = distinct(mix.job.samplings[False].sources)
-        for source in shown:
-            seed = f" {args.seeds[source.image]}" if len(shown) > 1 else ""
+        sources = distinct(mix.job.samplings[False].sources)
+        for source in sources:
+            seed = f" {args.seeds[source.image]}" if len(sources) > 1 else ""
             path = out.with_stem(f"{out.stem}{seed} source")
             image = source.content_image(mix.job.latents)
             save_image(image, path, {**metadata, "seed": args.seeds[source.image]})
@@ -112,7 +112,7 @@ def _save(args: Namespace, mix: Mix) -> Iterator[Path]:
 
 
 def save_latents(args: Namespace, job: Job) -> None:
-    """The source latents of the first image as the file of `--save-latents`."""
+    """Write the source latents of the first image to the file of `--save-latents`, if it is given."""
     if not args.save_latents:
         return
     source = job.samplings[False].sources[0]
@@ -125,7 +125,7 @@ def save_latents(args: Namespace, job: Job) -> None:
 def contents_of(args: Namespace) -> Iterator[Content]:
     """The content images of the arguments: one, a folder of them, or none for a generated source.
 
-    A text file beside an image, with its name and `.txt`, is its prompt instead of `--prompt`.
+    A text file beside an image, named like it with `.txt`, has its prompt instead of `--prompt`.
     """
     if args.image is None:
         if args.prompt is None:

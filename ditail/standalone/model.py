@@ -20,12 +20,12 @@ from ..errors import DitailError
 from ..method.schedule import alphas_cumprod_at
 from ..unet.sites import Architecture, architecture_of
 from .checkpoint_files import (
-    blaming_the_yaml,
     load_weights,
     read_config,
     read_schedule,
     read_sides,
     read_weights,
+    yaml_errors,
 )
 from .text import TextEncoder, build_text
 
@@ -60,7 +60,7 @@ class Model:
         return next(self.unet.parameters()).device
 
     def precision(self):
-        """Autocast to the U-Net's dtype: ldm's U-Net computes its embeddings in float32 whatever its weights are."""
+        """Autocast to the U-Net's dtype: ldm's U-Net computes its embeddings in float32 in any case."""
         dtype = next(self.unet.parameters()).dtype
         return contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(self.device.type, dtype)
 
@@ -93,19 +93,19 @@ class Model:
         return x
 
     def check_size(self, width: int, height: int) -> None:
-        """Raise DitailError for a size that the model can't make."""
+        """Raise DitailError for a size in pixels that the model can't generate."""
         check_size(width, height, self.size_unit)
 
 
 def check_size(width: int, height: int, unit: int) -> None:
-    """Raise DitailError for a size in pixels that is not made of a model's `unit`."""
+    """Raise DitailError unless a size in pixels is a multiple of a model's `unit`."""
     for key, side in (("width", width), ("height", height)):
         if side < unit or side % unit:
             raise DitailError(key, f"must be a multiple of {LATENT_SCALE}, here of {unit} pixels, got {side}")
 
 
 def quiet() -> None:
-    """Keep the libraries' chatter out of a command's output."""
+    """Silence warnings and messages of the libraries."""
     warnings.filterwarnings("ignore")
     for name in ("diffusers", "transformers"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -135,7 +135,7 @@ def load_model(path: str | Path, device: str | torch.device | None = None, dtype
     for module in (unet, vae, text.model):
         module.eval().requires_grad_(False).to(device)
     unet.to(dtype)
-    with blaming_the_yaml(path):
+    with yaml_errors(path):
         return Model(
             path.stem, unet, vae, text,
             read_schedule(params),
@@ -154,7 +154,7 @@ def default_dtype(device: str | torch.device) -> torch.dtype:
 
 def build(path: Path, config: dict, state: dict[str, Tensor], prefix: str) -> nn.Module:
     """The ldm module of `config` with the weights below `prefix`, float32."""
-    # Initialising weights that are replaced takes longer than loading them.
+    # On the meta device, as initialising weights takes longer than loading them.
     with torch.device("meta"):
         module = build_module(path, config)
     weights = {k.removeprefix(prefix): v.float() for k, v in state.items() if k.startswith(prefix)}
@@ -164,10 +164,10 @@ def build(path: Path, config: dict, state: dict[str, Tensor], prefix: str) -> nn
 
 @contextlib.contextmanager
 def without_lightning() -> Iterator[None]:
-    """A block in which Lightning's module is torch's, unless Lightning has been imported.
+    """A context in which `LightningModule` is `nn.Module`, unless Lightning has been imported.
 
-    ldm's autoencoder is a `LightningModule`, which only its training needs; the import would take longer than all else
-    that a command does before its first step.
+    ldm's autoencoder is a `LightningModule`, which only its training needs; importing Lightning would take longer than
+    everything else before a command's first step.
     """
     if LIGHTNING in sys.modules:
         yield
@@ -187,10 +187,10 @@ def build_module(path: Path, config: dict) -> nn.Module:
     if target not in CLASSES:
         raise DitailError(None, f"{path}: {target} is not a module that the command line can load")
     module, name = target.rsplit(".", 1)
-    # ldm prints as it builds and trips deprecation warnings; neither is the user's business.
-    with (blaming_the_yaml(path), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(),
+    # ldm prints messages and causes deprecation warnings, which don't concern the user.
+    with (yaml_errors(path), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(),
           without_lightning()):
         warnings.simplefilter("ignore")
-        # SD 2.x configs ask for half precision, which is the host's to choose (see `default_dtype`).
+        # SD 2.x configs set half precision, which `default_dtype` decides instead.
         params = {k: v for k, v in (config.get("params") or {}).items() if k not in ("use_fp16", "use_bf16")}
         return getattr(importlib.import_module(module), name)(**params)

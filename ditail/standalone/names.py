@@ -1,4 +1,4 @@
-"""What the command line's help and argument checks need, without loading anything."""
+"""Names that the command line's help and argument checks need, without slow imports."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ _DDIM = {**_GRID, "set_alpha_to_one": False, "clip_sample": False}
 
 
 class Scheduler(NamedTuple):
-    """A sampler as one of diffusers' schedulers: its class's name and options. skips_last: see `SAMPLERS`."""
+    """A scheduler of diffusers: class name and options. skips_last: the U-Net is not called at the last timestep."""
 
     class_name: str
     options: dict[str, Any]
@@ -20,7 +20,7 @@ class Scheduler(NamedTuple):
 
 SAMPLERS = {
     "DDIM": Scheduler("DDIMScheduler", _DDIM),
-    # The WebUI's DDIM asks at the same timesteps but never at the last one.
+    # The WebUI's DDIM calls the U-Net at the same timesteps except the last one.
     "DDIM (WebUI)": Scheduler("DDIMScheduler", _DDIM, skips_last=True),
     "Euler": Scheduler("EulerDiscreteScheduler", _GRID),
     "Euler a": Scheduler("EulerAncestralDiscreteScheduler", _GRID),

@@ -5,14 +5,14 @@ import math
 import sys
 from typing import NoReturn
 
-MOST_SEED = 2**32 - 1
+MAX_SEED = 2**32 - 1
 
 
 class Parser(argparse.ArgumentParser):
-    """Tells what is wrong in one sentence, without the usage."""
+    """Prints an error as one sentence, without the usage."""
 
     def error(self, message: str) -> NoReturn:
-        # A type that names its option itself has "argument --x: " put before its sentence.
+        # argparse puts "argument --x: " before messages that already name the option.
         start, _, sentence = message.partition(": ")
         if start.startswith("argument ") and sentence.startswith("--"):
             message = sentence
@@ -37,9 +37,9 @@ def number(key: str, low: float, high: float, whole: bool = False):
 
 
 def numbers(key: str, high: int):
-    """An argparse type: comma-separated whole numbers from 0 to `high`, each once."""
-    one = number(key, 0, high, whole=True)
-    return lambda text: list(dict.fromkeys(one(part) for part in text.split(",")))
+    """An argparse type: distinct comma-separated whole numbers from 0 to `high`."""
+    parse = number(key, 0, high, whole=True)
+    return lambda text: list(dict.fromkeys(parse(part) for part in text.split(",")))
 
 
 def add_workers(parser: argparse.ArgumentParser) -> None:

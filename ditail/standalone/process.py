@@ -1,6 +1,6 @@
-"""A command as a process: signals, exit codes, and one sentence on stderr for whatever goes wrong.
+"""A command as a process: signals, exit codes, and one sentence on stderr for any error.
 
-Loads nothing but the standard library's small modules: signals are handled before torch starts to load.
+Imports only small modules of the standard library, as signals are handled before torch starts to load.
 """
 
 import _thread
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from argparse import Namespace
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# A signal this long after the first one means that cleaning up hangs.
+# If a second signal comes this long after the first one, cleaning up hangs.
 CLEANING_SECONDS = 15
 AGAIN_SECONDS = 0.05
 
@@ -25,8 +25,9 @@ AGAIN_SECONDS = 0.05
 class Interrupts:
     """Handles SIGINT and SIGTERM of one process.
 
-    While modules load there is nothing to clean up, and an exception would surface in the middle of a C library's
-    initialisation: the process ends at once. Later, KeyboardInterrupt is raised, once, and cleaning up is left alone.
+    While modules are loaded, the process ends at once: there is nothing to clean up, and an exception would be raised
+    inside a C library's initialisation. Later, KeyboardInterrupt is raised once; further signals don't disturb cleaning
+    up.
     """
 
     def __init__(self, program: str):
@@ -50,7 +51,7 @@ class Interrupts:
             raise KeyboardInterrupt
 
     def _raise_again(self, unraisable) -> None:
-        """An interrupt that hits a destructor would be printed and forgotten: another one comes after it."""
+        """KeyboardInterrupt in a destructor is only printed, so another one is raised soon after it."""
         if issubclass(unraisable.exc_type, KeyboardInterrupt):
             _thread.start_new_thread(self._interrupt_again, ())
         else:
@@ -62,12 +63,12 @@ class Interrupts:
         _thread.interrupt_main()
 
     def ignore(self) -> None:
-        """From the last line of output on."""
+        """Ignore signals, from the last line of output on."""
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
 
 
-# Of this process; not installed where `main` is called as a function.
+# Of this process; not installed if `main` is called as a function.
 interrupts = Interrupts("ditail")
 
 
@@ -78,25 +79,25 @@ def run(program: str, module: str) -> NoReturn:
     try:
         code = import_module(module).main()
     except KeyboardInterrupt:
-        code = tell_interrupted(program)
+        code = print_interrupted(program)
     interrupts.ignore()
     sys.exit(code)
 
 
-def tell(program: str, sentence: str) -> None:
+def print_error(program: str, sentence: str) -> None:
     print(f"{program}: {' '.join(sentence.split())}", file=sys.stderr)
 
 
-def tell_interrupted(program: str) -> int:
-    """The exit code, as a shell gives it to a process that a signal ended."""
-    tell(program, "interrupted")
+def print_interrupted(program: str) -> int:
+    """Print the error, and return the exit code of a process that a signal ended."""
+    print_error(program, "interrupted")
     return 128 + (interrupts.received or signal.SIGINT)
 
 
 def execute(program: str, load: "Callable[[], Callable[[Namespace], None]]", args: "Namespace") -> int:
-    """Run the command that `load` imports; 0 when it worked, else one sentence on stderr.
+    """Run the command that `load` imports. Returns the exit code; an error is printed as one sentence on stderr.
 
-    1: something failed, 2: bad input or a file that can't be written, 130: interrupted.
+    0: success, 1: a failure, 2: wrong input or a file that can't be written, 130: interrupted.
     """
     from ..errors import DitailError
 
@@ -105,23 +106,23 @@ def execute(program: str, load: "Callable[[], Callable[[Namespace], None]]", arg
         interrupts.cleans_up = True
         command(args)
     except KeyboardInterrupt:
-        return tell_interrupted(program)
+        return print_interrupted(program)
     except Exception as error:
-        if interrupts.received is not None:  # a library made another exception of the interrupt
-            return tell_interrupted(program)
+        if interrupts.received is not None:  # a library turned the interrupt into another exception
+            return print_interrupted(program)
         if isinstance(error, DitailError):
-            tell(program, str(error))
+            print_error(program, str(error))
             return getattr(error, "exit_code", 2)
         if isinstance(error, OSError):
-            tell(program, describe(error))
+            print_error(program, describe(error))
             return 2
         if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error)):
-            tell(program, "there is not enough memory for this; ask for a smaller --width and --height")
+            print_error(program, "there is not enough memory for this; ask for a smaller --width and --height")
             return 1
         raise
     return 0
 
 
 def describe(error: OSError) -> str:
-    """"file: what the system says"."""
+    """"file: the system's message"."""
     return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)

@@ -1,4 +1,4 @@
-"""The progress of a source pass and a sampling on a terminal: see `job.host.Progress`."""
+"""Progress bars of the source pass and the sampling on a terminal (see `job.host.Progress`)."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -9,14 +9,14 @@ from tqdm import tqdm
 
 @contextmanager
 def step_bar(description: str, steps: int, calls: int) -> Iterator[Callable[[], object]]:
-    """A bar of a job's steps; what it yields is called `calls` times, which may be more often or less."""
+    """A progress bar of `steps` steps. Yields a function that is called `calls` times, whatever the number of steps."""
     done = itertools.count(1)
     with tqdm(total=steps, desc=description, unit="step") as bar:
         yield lambda: bar.update(next(done) * steps // calls - bar.n)
 
 
 class NoBar:
-    """Shows nothing, for commands with one bar over many jobs."""
+    """Shows nothing, for commands that have one bar for many jobs."""
 
     def show(self, text: str) -> None:
         pass
@@ -34,12 +34,12 @@ class NoBar:
         pass
 
     def sampling(self, calls: int) -> AbstractContextManager[Callable[[], object]]:
-        """What to call after each of the sampling's calls of the U-Net."""
+        """A context that yields the function to call after each of the sampling's `calls` of the U-Net."""
         return nullcontext(self.step)
 
 
 class StepBars(NoBar):
-    """One bar for each batch of sources and for each sampling, of as many steps as the job has."""
+    """One bar for each batch of sources and for each sampling. steps: of the job's sampler."""
 
     def __init__(self, steps: int):
         self._steps = steps

@@ -1,4 +1,4 @@
-"""Sampling the images of one job on the command line, which in the WebUI is the host's own work."""
+"""Sampling the images of one job on the command line; in the WebUI, the WebUI itself does this."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -7,7 +7,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..content.images import LATENT_SCALE, tensor_to_images
-from ..job.finish import finished
+from ..job.finish import finish_image
 from ..job.host import Row
 from ..job.job import Job
 from .host import FileHost
@@ -16,9 +16,9 @@ from .sampling import latents_of, new_sampler, rows_of, sample
 
 
 def images_of(host: FileHost, ditail: Job, *, is_recorded: bool = False) -> Iterator[Image.Image]:
-    """The images of a prepared job, in batches.
+    """Sample a prepared job in batches, and yield its images.
 
-    is_recorded: the latents that a plain job passes through are to be its sources' (see `Job.prepare`).
+    is_recorded: record the latents of a plain job for its sources (see `Job.prepare`).
     """
     width, height = host.job.size
     for first in range(0, len(host.job.job.prompts), host.job.batch_size):
@@ -26,18 +26,18 @@ def images_of(host: FileHost, ditail: Job, *, is_recorded: bool = False) -> Iter
         model.check_size(width, height)
         sampler = new_sampler(model, job)
         noise = seeded_noise((4, height // LATENT_SCALE, width // LATENT_SCALE), list(job.seeds)).to(model.device)
-        passed: dict[float, Tensor] = {}
+        trajectory: dict[float, Tensor] = {}
         ditail.attach(noise, noise, hires=False, first=first)
         try:
             with host.models.progress.sampling(len(sampler.schedule)) as progress:
-                z = sample(model, job, sampler, noise, progress, passed if is_recorded else None,
+                z = sample(model, job, sampler, noise, progress, trajectory if is_recorded else None,
                            partial(_follow, host, ditail, first), ditail.guided_above(hires=False))
         finally:
             ditail.detach()
         if is_recorded:
-            ditail.keep_recorded(first, rows_of(latents_of(passed, z, model)))
+            ditail.keep_recorded(first, rows_of(latents_of(trajectory, z, model)))
         for i, image in enumerate(tensor_to_images(model.decode(z)), first):
-            yield finished(ditail, image, i)
+            yield finish_image(ditail, image, i)
 
 
 def _follow(host: FileHost, ditail: Job, first: int, rows: Sequence[Row]) -> None:

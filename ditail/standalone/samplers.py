@@ -1,4 +1,4 @@
-"""Samplers: diffusers' schedulers behind one small interface in VP latents, the U-Net's own space."""
+"""Samplers: diffusers' schedulers with one interface, in VP latents."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,14 +12,15 @@ from .names import SAMPLERS
 
 Eps = Callable[[Tensor, float], Tensor]
 
-class Sampler:
-    """One sampling run of `steps` steps; ancestral noise comes from `seed`.
 
-    `timesteps`: all at which the U-Net will be asked, from the largest to the smallest, each once.
+class Sampler:
+    """One sampling of `steps` steps. seed: for ancestral noise.
+
+    timesteps: the distinct timesteps at which the U-Net will be called, from the largest to the smallest.
     """
 
     def __init__(self, name: str, steps: int, alphas_cumprod: Tensor, seed: int = 0, strength: float = 1.0):
-        """`strength`: the share of the steps that img2img does. Raises DitailError for what can't be sampled."""
+        """strength: img2img's share of the steps. Raises DitailError for an unknown sampler or wrong steps."""
         if name not in SAMPLERS:
             raise DitailError("sampler", f"{name!r} is not one of {', '.join(SAMPLERS)}")
         if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= 999:
@@ -29,7 +30,7 @@ class Sampler:
             options = {**options, "noise_sampler_seed": seed}
         # The schedulers take betas: `abar_t = abar_{t-1} (1 - beta_t)`.
         betas = 1 - alphas_cumprod.double() / torch.cat([alphas_cumprod.new_ones(1).double(), alphas_cumprod[:-1]])
-        # By its name: some of diffusers' schedulers load scipy.
+        # Only this class is imported, as some of diffusers' schedulers import scipy.
         self.scheduler: Any = getattr(diffusers, class_name)(trained_betas=betas.float().numpy(), **options)
         self.scheduler.set_timesteps(steps)
         done = steps - min(int(steps * strength), steps)
@@ -49,28 +50,28 @@ class Sampler:
         return self.scheduler.add_noise(z0, noise, self.schedule[:1].expand(len(z0)).to(z0.device)) / self._scale()
 
     def _scale(self) -> float:
-        """The scheduler's own latents at the first timestep are this much larger than VP latents."""
+        """The scheduler's latents at the first timestep, divided by VP latents."""
         scaled = self.scheduler.scale_model_input(torch.ones(1), self.schedule[0])
         self._rewind()
         return 1 / float(scaled)
 
     def _rewind(self) -> None:
-        # Some schedulers find and keep their place in `scale_model_input`.
+        # Some schedulers set their step index in `scale_model_input`.
         if hasattr(self.scheduler, "set_begin_index"):
             self.scheduler._step_index = None
 
     def run(self, eps: Eps, z: Tensor) -> Iterator[tuple[float, Tensor, Tensor]]:
-        """Sample from VP latents `z` at the first timestep: for each evaluation (t, VP latents asked, latents after).
+        """Sample from VP latents `z` at the first timestep. Yields (t, VP latents, next latents) for each step.
 
-        The last tuple's last item is the sampled `z_0`.
+        The last tuple's last item is the sampled `z_0`. The next latents are the scheduler's, not VP latents.
         """
         x = z.float() * self._scale()
         takes_generator = type(self.scheduler).__name__ == "EulerAncestralDiscreteScheduler"
         for t in self.schedule:
-            asked = self.scheduler.scale_model_input(x, t)
+            vp = self.scheduler.scale_model_input(x, t)
             options = {"generator": self._generator} if takes_generator else {}
-            x = self.scheduler.step(eps(asked, float(t)), t, x, **options).prev_sample
-            yield float(t), asked, x
+            x = self.scheduler.step(eps(vp, float(t)), t, x, **options).prev_sample
+            yield float(t), vp, x
 
 
 def seeded_noise(shape: tuple[int, ...], seeds: list[int]) -> Tensor:

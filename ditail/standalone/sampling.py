@@ -21,7 +21,7 @@ AnyJob = TypeVar("AnyJob", bound="Job")
 
 @dataclass(frozen=True)
 class Job:
-    """What a sampling needs besides its model; one prompt and one seed a row."""
+    """The parameters of a sampling besides its model. prompts, seeds: one per row."""
 
     prompts: tuple[str, ...]
     negative_prompt: str = ""
@@ -40,12 +40,12 @@ def no_progress() -> None:
 
 @torch.no_grad()
 def sample(model: Model, job: Job, sampler: Sampler, z: Tensor, progress: Progress = no_progress,
-           keep: dict[float, Tensor] | None = None, before_step: Callable[[list[Row]], object] | None = None,
+           trajectory: dict[float, Tensor] | None = None, before_step: Callable[[list[Row]], object] | None = None,
            guided_above: float = float("-inf")) -> Tensor:
-    """`z_0` `[b, 4, h, w]` sampled from VP latents `z` with CFG; `keep` collects the latents passed through.
+    """`z_0` `[b, 4, h, w]` sampled from VP latents `z` `[b, 4, h, w]` with CFG.
 
-    before_step: called before each step with the rows that the U-Net is going to be called with. guided_above: the
-    timestep up to which the CFG scale is 1.
+    trajectory: gets the latents by timestep. before_step: called before each step with the rows of the U-Net's calls.
+    guided_above: at timesteps up to this one the CFG scale is 1. Raises DitailError if the latents are not finite.
     """
     negative = model.encode_prompts([job.negative_prompt]).expand(len(z), -1, -1)
     positive = model.encode_prompts(job.prompts)
@@ -63,11 +63,11 @@ def sample(model: Model, job: Job, sampler: Sampler, z: Tensor, progress: Progre
             eps_neg, eps_pos = model.eps(x, t, negative), model.eps(x, t, positive)
         return eps_neg + job.omega * (eps_pos - eps_neg)
 
-    for t, asked, after in sampler.run(eps, z.to(model.device)):
+    for t, vp, after in sampler.run(eps, z.to(model.device)):
         z = after
         progress()
-        if keep is not None:
-            keep[t] = asked.cpu()
+        if trajectory is not None:
+            trajectory[t] = vp.cpu()
     if not torch.isfinite(z).all():
         raise DitailError(None, "sampling: the latents are no longer finite; lower the CFG scale or alpha")
     return z
@@ -80,29 +80,29 @@ def new_sampler(model: Model, job: Job, strength: float = 1.0) -> Sampler:
 
 def generate(model: Model, job: Job, width: int, height: int,
              progress: Progress = no_progress) -> tuple[Tensor, SourceLatents]:
-    """Plain generation: (`z_0` `[b, 4, h, w]`, the latents that it passed through)."""
+    """Plain generation: (`z_0` `[b, 4, h, w]`, the latents of all timesteps)."""
     model.check_size(width, height)
     sampler = new_sampler(model, job)
-    passed: dict[float, Tensor] = {}
+    trajectory: dict[float, Tensor] = {}
     noise = seeded_noise((4, height // LATENT_SCALE, width // LATENT_SCALE), list(job.seeds))
-    z = sample(model, job, sampler, noise, progress, passed)
-    return z, latents_of(passed, z, model)
+    z = sample(model, job, sampler, noise, progress, trajectory)
+    return z, latents_of(trajectory, z, model)
 
 
-def latents_of(passed: Mapping[float, Tensor], z0: Tensor, model: Model) -> SourceLatents:
-    """The latents `[b, 4, h, w]` by timestep that a sampling passed through to `z0`."""
-    return SourceLatents(list(passed), torch.stack(list(passed.values())), model.alphas_cumprod, z0=z0)
+def latents_of(trajectory: Mapping[float, Tensor], z0: Tensor, model: Model) -> SourceLatents:
+    """The trajectory of a sampling (latents `[b, 4, h, w]` by timestep) and its result `z0` as source latents."""
+    return SourceLatents(list(trajectory), torch.stack(list(trajectory.values())), model.alphas_cumprod, z0=z0)
 
 
 def rows_of(latents: SourceLatents) -> list[SourceLatents]:
-    """Latents of several images as those of one each."""
+    """Split source latents of several images into those of each image."""
     z0s = [None] * latents.latents.shape[1] if latents.z0 is None else latents.z0.split(1)
     return [SourceLatents(latents.timesteps.tolist(), row.clone(), latents.alphas_cumprod, z0=z0)
             for row, z0 in zip(latents.latents.split(1, 1), z0s, strict=True)]
 
 
 def image_to_image(model: Model, job: Job, z0: Tensor, strength: float, progress: Progress = no_progress) -> Tensor:
-    """Plain img2img of `z_0` at a denoising strength: `z_0`."""
+    """Plain img2img: `z_0` `[b, 4, h, w]` sampled from `z0` at a denoising strength."""
     sampler = new_sampler(model, job, strength)
     noise = seeded_noise(tuple(z0.shape[1:]), list(job.seeds)).to(z0)
     return sample(model, job, sampler, sampler.noised(z0, noise), progress)

@@ -13,7 +13,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def contact_sheet(title: str, rows: Mapping[str, Mapping[str, Image.Image]], cell: int = 160) -> Image.Image:
-    """One line of images a row, each with its label above it, the row's name before them."""
+    """A sheet with one line per row: the row's name, and below it its images with their labels."""
     columns = max(len(r) for r in rows.values())
     row_height = LINE + cell + GAP
     sheet = Image.new("RGB", (GAP + columns * (cell + GAP), TITLE + len(rows) * (LINE + row_height) + GAP), PAPER)
@@ -31,7 +31,7 @@ def contact_sheet(title: str, rows: Mapping[str, Mapping[str, Image.Image]], cel
 
 def grid_sheet(title: str, rows: Sequence[str], columns: Sequence[str], grid: Sequence[Sequence[Image.Image]],
                longest: int = 256) -> Image.Image:
-    """Images under column titles, row titles before them."""
+    """A grid of images with row and column titles. longest: the longer side of an image in pixels."""
     width, height = grid[0][0].size
     scale = min(1.0, longest / max(width, height))
     width, height = round(width * scale), round(height * scale)

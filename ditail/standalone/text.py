@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DitailError
-from .checkpoint_files import OPEN_CLIP, blaming_the_yaml, find_text, load_weights
+from .checkpoint_files import OPEN_CLIP, find_text, load_weights, yaml_errors
 
 TOKENS = 75
 HEAD = 64
 CLIP_PREFIX, OPEN_CLIP_PREFIX = "cond_stage_model.transformer.", "cond_stage_model.model."
-# OpenCLIP's names of a block's parts, and transformers'.
+# OpenCLIP's names -> transformers' names.
 PARTS = {"ln_1": "layer_norm1", "ln_2": "layer_norm2", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2",
          "attn.out_proj": "self_attn.out_proj"}
 OUTER = {"token_embedding.weight": "embeddings.token_embedding.weight",
@@ -25,7 +25,7 @@ OUTER = {"token_embedding.weight": "embeddings.token_embedding.weight",
 
 @dataclass
 class TextEncoder:
-    """A CLIP text model and its tokenizer. pad_token: what follows a prompt's end; None for the end token again."""
+    """A CLIP text model and its tokenizer. pad_token: the padding after a prompt's end; None for the end token."""
 
     model: nn.Module
     tokenizer: Any  # a CLIPTokenizer
@@ -51,7 +51,7 @@ def build_text(path: Path, config: dict, state: dict[str, Tensor]) -> TextEncode
     from transformers import CLIPTokenizer
 
     version = find_text(path, config)
-    with blaming_the_folder(path, version):
+    with folder_errors(path, version):
         tokenizer = CLIPTokenizer.from_pretrained(version)
     if config["target"].endswith(OPEN_CLIP):
         # OpenCLIP's tokenizer pads with zeros, as the WebUI does.
@@ -63,45 +63,45 @@ def build_clip(path: Path, version: str, state: dict[str, Tensor]) -> nn.Module:
     """The text model of an ldm `FrozenCLIPEmbedder`, whose config is in the folder `version`."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    with blaming_the_folder(path, version):
+    with folder_errors(path, version):
         model = CLIPTextModel(CLIPTextConfig.from_pretrained(version))
-    level = level_of(model)
-    # transformers 5 dropped the `text_model.` level from the keys; checkpoints have it.
-    weights = {k.removeprefix(CLIP_PREFIX + ("" if level else "text_model.")): v for k, v in state.items()
+    prefix = key_prefix(model)
+    # transformers 5 dropped `text_model.` from the keys; checkpoints have it.
+    weights = {k.removeprefix(CLIP_PREFIX + ("" if prefix else "text_model.")): v for k, v in state.items()
                if k.startswith(CLIP_PREFIX) and not k.endswith("position_ids")}
     load_weights(path, model, weights, CLIP_PREFIX)
     return model
 
 
 def build_open_clip(path: Path, config: dict, state: dict[str, Tensor]) -> nn.Module:
-    """The text model of an ldm `FrozenOpenCLIPEmbedder`; its sizes are those of the weights."""
+    """The text model of an ldm `FrozenOpenCLIPEmbedder`; its sizes are taken from the weights."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
     weights = open_clip_weights({k.removeprefix(OPEN_CLIP_PREFIX): v for k, v in state.items()
                                  if k.startswith(OPEN_CLIP_PREFIX)})
-    with blaming_the_weights(path):
+    with weight_errors(path):
         vocabulary, width = weights["embeddings.token_embedding.weight"].shape
         layers = 1 + max(int(k.split(".")[2]) for k in weights if k.startswith("encoder.layers."))
         inner = len(weights["encoder.layers.0.mlp.fc1.bias"])
         positions = len(weights["embeddings.position_embedding.weight"])
-    with blaming_the_yaml(path):
-        # The last layer's output is not used, and then neither is the layer.
+    with yaml_errors(path):
+        # With "penultimate", the last layer is not used, so it is not built.
         layers -= {"last": 0, "penultimate": 1}[(config.get("params") or {}).get("layer", "last")]
         model = CLIPTextModel(CLIPTextConfig(
             vocab_size=vocabulary, hidden_size=width, intermediate_size=inner, num_hidden_layers=layers,
             num_attention_heads=width // HEAD, max_position_embeddings=positions, hidden_act="gelu"))
-    level = level_of(model)
-    load_weights(path, model, {level + k: v for k, v in weights.items()}, OPEN_CLIP_PREFIX)
+    prefix = key_prefix(model)
+    load_weights(path, model, {prefix + k: v for k, v in weights.items()}, OPEN_CLIP_PREFIX)
     return model
 
 
-def level_of(model: nn.Module) -> str:
-    """What this version of transformers puts before the names of a CLIP text model's weights."""
+def key_prefix(model: nn.Module) -> str:
+    """The prefix of a CLIP text model's weight names in this version of transformers."""
     return "text_model." if any(k.startswith("text_model.") for k in model.state_dict()) else ""
 
 
 def open_clip_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """OpenCLIP's text weights under transformers' names; what it has besides (`text_projection`) is left out."""
+    """OpenCLIP's text weights under transformers' names; others (`text_projection`) are left out."""
     renamed = {OUTER[k]: v for k, v in weights.items() if k in OUTER}
     for key, value in weights.items():
         if not key.startswith("transformer.resblocks."):
@@ -119,8 +119,8 @@ def open_clip_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 @contextmanager
-def blaming_the_folder(path: Path, version: str) -> Iterator[None]:
-    """Raise DitailError naming a text encoder's folder for what transformers can't read in it."""
+def folder_errors(path: Path, version: str) -> Iterator[None]:
+    """A context that turns errors of reading a text encoder's folder into a DitailError naming it."""
     try:
         yield
     except (OSError, ValueError) as error:
@@ -128,8 +128,8 @@ def blaming_the_folder(path: Path, version: str) -> Iterator[None]:
 
 
 @contextmanager
-def blaming_the_weights(path: Path) -> Iterator[None]:
-    """Raise DitailError naming the checkpoint for weights that the text encoder of its yaml needs and that lack."""
+def weight_errors(path: Path) -> Iterator[None]:
+    """A context that turns errors of missing weights of the text encoder into a DitailError naming the checkpoint."""
     try:
         yield
     except (KeyError, ValueError) as error:

@@ -9,12 +9,12 @@ from ..content.images import read_image, read_mask
 from ..content.settings import BY_KEY
 from ..errors import DitailError
 
-# Files; and what the commands decide themselves.
+# Settings without an option of their name: images are files, and the commands set the source.
 NOT_OPTIONS = ("image", "mask", "source", "source_checkpoint")
 
 
 def values_of(args: Namespace) -> dict:
-    """The settings that the arguments name, over those of `--settings`; an option that is not given is None."""
+    """The settings of the options that are given, over those of `--settings`."""
     values = {**read_settings(args.settings), "enabled": True}
     values |= {key: value for key in BY_KEY if key not in NOT_OPTIONS
                and (value := getattr(args, key, None)) is not None}
@@ -48,7 +48,7 @@ def _read_entries(entries, folder: Path):
 
 
 def _read(key: str, value, folder: Path):
-    """What a path names; whatever is none stays, for the settings' own check."""
+    """The image or checkpoint of a path; any other value is returned as it is, for the settings' check."""
     if not isinstance(value, str) or not _is_file(folder / value):
         return value
     if key == "source_checkpoint":

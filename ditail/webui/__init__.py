@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
 
-# What Forge's adapter needs of it, by module.
+# The functions and classes of Forge that the adapter uses, by module.
 FORGE = {
     "backend.loader": ("forge_loader",),
     "backend.memory_management": ("current_loaded_models", "soft_empty_cache"),
@@ -17,7 +17,7 @@ FORGE = {
 
 
 def check_webui() -> None:
-    """Raise ImportError, with a sentence for the user, in a WebUI that Ditail has no adapter for."""
+    """Raise ImportError with a message for the user in a WebUI that Ditail has no adapter for."""
     if find_spec("modules_forge") is None:
         if find_spec("ldm") is None:
             raise ImportError("it needs the `ldm` models of AUTOMATIC1111's WebUI 1.10 or a fork that has them, or "
@@ -31,9 +31,9 @@ def check_webui() -> None:
 
 
 def _missing(module: str, names: Sequence[str]) -> str:
-    """What a WebUI's module lacks; "" for nothing."""
+    """The module, or the first of the names in it, that a WebUI lacks; "" if it has all."""
     try:
-        found = import_module(module)
-    except Exception:  # a fork's own, and what it may raise where it is not what Forge's is
+        imported = import_module(module)
+    except Exception:  # a fork's module may raise anything when it is imported
         return module
-    return next((f"{module}.{name}" for name in names if not hasattr(found, name)), "")
+    return next((f"{module}.{name}" for name in names if not hasattr(imported, name)), "")

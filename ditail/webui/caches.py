@@ -1,6 +1,6 @@
-"""What outlives a job: source latents and the target's features, with their settings.
+"""The caches of source latents, features and content images, and their settings page.
 
-The caches hold tensors, never a model. As globals of this package they outlive "Reload UI", too.
+The caches hold tensors and images, never a model. As globals of this package they also survive "Reload UI".
 """
 
 import logging
@@ -44,13 +44,13 @@ OPTIONS = {
 LATENTS = LatentCache(OPTIONS["ditail_cache_mb"].default * MB)
 FOLDER = LatentFolder(os.path.join(cache.cache_dir, "ditail"), OPTIONS["ditail_disk_mb"].default * MB)
 FEATURES = FeatureCache(OPTIONS["ditail_features_mb"].default * MB)
-# At the extension's root, where updates leave alone what git ignores.
+# Files in the extension's folder that git ignores survive updates.
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES = ImageFolder(ROOT / "kept_images", OPTIONS["ditail_images_mb"].default * MB)
 
 
 def apply_settings() -> None:
-    """Make the caches what the settings say, dropping what no longer fits."""
+    """Apply the settings to the caches, dropping what no longer fits."""
     LATENTS.budget, FOLDER.budget = _bytes("ditail_cache_mb"), _bytes("ditail_disk_mb")
     LATENTS.folder = FOLDER if _option("ditail_disk") else None
     LATENTS.trim()
@@ -66,11 +66,11 @@ def _option(name: str):
 
 
 def _bytes(name: str) -> int:
-    return int(_option(name) * MB)  # the page and the API may make it a float
+    return int(_option(name) * MB)  # the settings page and the API may set a float
 
 
 def clear() -> None:
-    """Empty all caches, the folder even where it is switched off. Content images stay: they can't be made again."""
+    """Empty all caches, the folder even if it is switched off. Content images stay: they can't be computed again."""
     LATENTS.clear()
     FOLDER.clear()
     FEATURES.clear()
@@ -78,27 +78,27 @@ def clear() -> None:
 
 
 def sizes() -> str:
-    """What the caches hold, as HTML."""
-    held = [("Source latents in RAM", len(LATENTS), LATENTS.nbytes), ("on disk", len(FOLDER), FOLDER.nbytes),
+    """The caches' numbers of entries and sizes, as HTML."""
+    rows = [("Source latents in RAM", len(LATENTS), LATENTS.nbytes), ("on disk", len(FOLDER), FOLDER.nbytes),
             ("features of steps", len(FEATURES), FEATURES.nbytes), ("content images", len(IMAGES), IMAGES.nbytes)]
-    return "; ".join(f"{name}: {count} ({nbytes / MB:.1f} MB)" for name, count, nbytes in held)
+    return "; ".join(f"{name}: {count} ({nbytes / MB:.1f} MB)" for name, count, nbytes in rows)
 
 
 def add_options() -> None:
-    """Put the settings and the caches' sizes on their page."""
-    shown = shared.OptionHTML("Latents and features only save time: without them, the same images come out.")
-    shown.component = _sizes_and_buttons
-    for name, option in shared.options_section(("ditail", "Ditail"), {**OPTIONS, "ditail_caches": shown}).items():
+    """Add the settings and the caches' sizes to the settings page."""
+    note = shared.OptionHTML("Latents and features only save time: without them, the same images come out.")
+    note.component = _sizes_and_buttons
+    for name, option in shared.options_section(("ditail", "Ditail"), {**OPTIONS, "ditail_caches": note}).items():
         option.onchange = apply_settings
         shared.opts.add_option(name, option)
 
 
 def _sizes_and_buttons(label: str, value, elem_id: str):
-    """The caches' sizes and a button that empties them; the option's own component, returned, shows its text."""
+    """The caches' sizes and a button that empties them. Returns the component that shows the option's text."""
     with gr.Row(elem_id="ditail_caches"):
-        shown = gr.HTML(sizes, elem_id="ditail_cache_sizes")
+        table = gr.HTML(sizes, elem_id="ditail_cache_sizes")
         refresh = ToolButton(refresh_symbol, elem_id="ditail_refresh_caches", tooltip="Refresh")
         empty = gr.Button("Empty the caches", elem_id="ditail_empty_caches")
-    refresh.click(sizes, outputs=[shown], show_progress=False)
-    empty.click(clear).then(sizes, outputs=[shown], show_progress=False)
+    refresh.click(sizes, outputs=[table], show_progress=False)
+    empty.click(clear).then(sizes, outputs=[table], show_progress=False)
     return gr.HTML(value, elem_id=elem_id, elem_classes="settings-info")

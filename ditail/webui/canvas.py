@@ -1,4 +1,4 @@
-"""A canvas to paint a mask on: gradio's own, or in Forge, whose gradio has none, Forge's."""
+"""A canvas for painting a mask: gradio 3's, or Forge's own, as gradio 4 has none."""
 
 import gradio as gr
 from PIL import Image
@@ -11,7 +11,7 @@ WHITE = "#ffffff"
 
 
 def mask_canvas(elem_id: str, height: int) -> tuple:
-    """The component that holds what is painted, and the one that holds what it is painted on."""
+    """(component of the painted mask, component of the image below it); one component in gradio 3."""
     if loaded.IS_FORGE:
         from modules_forge.forge_canvas.canvas import ForgeCanvas
 
@@ -25,8 +25,8 @@ def mask_canvas(elem_id: str, height: int) -> tuple:
 
 
 def painted(value) -> Image.Image | None:
-    """The mask that was painted; None for an empty canvas, or one that nothing was painted on."""
-    if isinstance(value, Image.Image):  # Forge's: what is painted, transparent elsewhere
+    """The painted mask; None if the canvas is empty or nothing is painted."""
+    if isinstance(value, Image.Image):  # Forge: the strokes on a transparent image
         mask = value.getchannel("A") if value.mode == "RGBA" else None
     else:
         mask = value.get("mask") if isinstance(value, dict) else None

@@ -1,4 +1,4 @@
-"""The prompt of a content image by itself: from its own infotext, else from the WebUI's interrogators."""
+"""The prompt of a content image, from its infotext or from one of the WebUI's interrogators."""
 
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -9,26 +9,25 @@ from PIL import Image
 from ..errors import DitailError
 
 HAS_DEEPBOORU = find_spec("modules.deepbooru") is not None
-FAILED = "<error>"  # what the WebUI's interrogator ends its answer with
+FAILED = "<error>"  # in the answer of the WebUI's interrogator after an error
 
-# (prompt, negative prompt, title of the checkpoint); None: not known.
+# (prompt, negative prompt, title of the checkpoint); None = unknown.
 Description = tuple[str, str | None, str | None]
 
 
 def describe(image: Image.Image | None, caption: Callable[[Image.Image], str] | None,
              ) -> tuple[str | None, str | None, str | None]:
-    """What an image shows, as a Description that may be empty. Raises DitailError.
+    """The description of an image, with None for what is unknown. Raises DitailError.
 
-    caption: asked where the image has no infotext; None for nobody.
+    caption: the interrogator for an image without infotext; None = do not interrogate.
     """
     if image is None:
         raise DitailError("image", "choose one first")
-    known = from_infotext(image)
-    return known or (caption and _said(caption, image.convert("RGB")), None, None)
+    return from_infotext(image) or (caption and _interrogate(caption, image.convert("RGB")), None, None)
 
 
 def from_infotext(image: Image.Image) -> Description | None:
-    """What an image's own infotext says; None if it has none."""
+    """The description in an image's infotext; None if it has none."""
     text, _ = images.read_info_from_image(image.copy())
     if not text:
         return None
@@ -48,10 +47,10 @@ def _title_of_checkpoint(text: str) -> str | None:
     return None
 
 
-def _said(caption: Callable[[Image.Image], str], image: Image.Image) -> str:
+def _interrogate(caption: Callable[[Image.Image], str], image: Image.Image) -> str:
     try:
         text = caption(image)
-    except Exception as error:  # a download that failed, a model that doesn't fit
+    except Exception as error:  # a failed download, out of memory, ...
         raise DitailError("source_prompt", f"the interrogator has failed ({error})") from error
     if not text or FAILED in text:
         raise DitailError("source_prompt", "the interrogator has failed; the console says why")

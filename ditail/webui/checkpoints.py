@@ -1,4 +1,4 @@
-"""The WebUI's checkpoints and VAEs: finding them, their families, and what sources made with them depend on."""
+"""The WebUI's checkpoints and VAEs: finding them, their families, and their fingerprints."""
 
 import os
 import sys
@@ -15,8 +15,8 @@ from ..unet.families import SUPPORTED, SUPPORTED_IN_WORDS, family_of_file, famil
 from . import loaded
 from .presets import all_presets
 
-# Everything in the settings that changes what a model or a text encoder computes.
-OPTIONS_THAT_COUNT = (
+# The WebUI's settings that change the output of a model or a text encoder.
+MODEL_OPTIONS = (
     "CLIP_stop_at_last_layers", "comma_padding_backtrack", "emphasis", "fp8_storage", "sd_hypernetwork", "sd_lora",
     "sd_noise_schedule", "sd_vae_encode_method", "sdxl_clip_l_skip", "sdxl_crop_left", "sdxl_crop_top", "upcast_attn",
     "use_downcasted_alpha_bar", "use_old_emphasis_implementation", "use_old_scheduling",
@@ -24,7 +24,7 @@ OPTIONS_THAT_COUNT = (
 
 
 def checkpoint_of(info) -> Checkpoint:
-    """A CheckpointInfo of the WebUI's as the job layer's Checkpoint."""
+    """The WebUI's CheckpointInfo as a Checkpoint of the job layer."""
     return Checkpoint(info.filename, info.name_for_extra, info.title, info)
 
 
@@ -32,18 +32,18 @@ def find_checkpoint(name: str) -> Checkpoint | None:
     """The checkpoint of a title, name or hash; None for "". Raises DitailError if there is none."""
     if not name:
         return None
-    BY_KEY["source_checkpoint"].check(name)  # its length: the pattern below takes its square
+    BY_KEY["source_checkpoint"].check(name)  # limits its length: the time of the pattern below is quadratic in it
     plain = sd_models.re_strip_checksum.sub("", name)
     info = sd_models.checkpoint_aliases.get(name) or sd_models.checkpoint_aliases.get(plain)
     if info is None:
         raise DitailError("source_checkpoint", f'there is no checkpoint "{named(name)}"')
     if not os.path.isfile(info.filename):
-        raise DitailError("source_checkpoint", f"the file of {info.name} is gone")
+        raise DitailError("source_checkpoint", f"the file of {info.name} no longer exists")
     return checkpoint_of(info)
 
 
 def find_vae(name: str) -> str:
-    """A value for the WebUI's `sd_vae` option. Raises DitailError for a VAE that is not there."""
+    """A value for the WebUI's `sd_vae` option. Raises DitailError if there is no such VAE."""
     if name in ("", "Automatic", "None"):
         return name or "Automatic"
     path = sd_vae.vae_dict.get(name)
@@ -55,8 +55,8 @@ def find_vae(name: str) -> str:
 def vae_file_of(path: str, vae: str) -> str | None:
     """The file of the VAE that the checkpoint at `path` is used with; None for the checkpoint's own.
 
-    vae: see `find_vae`. This is `sd_vae.resolve_vae` for a choice of ours: that function reads the WebUI's settings,
-    which belong to every thread and to `config.json`, so they are not changed for it.
+    vae: see `find_vae`. This repeats `sd_vae.resolve_vae`, which takes its choice from the WebUI's settings; those are
+    shared by all threads and saved to `config.json`, so they can't be changed for a call.
     """
     if shared.cmd_opts.vae_path is not None:
         return shared.cmd_opts.vae_path
@@ -69,20 +69,20 @@ def vae_file_of(path: str, vae: str) -> str | None:
 def check_family(checkpoint: Checkpoint) -> None:
     """Raise DitailError unless the target and the checkpoint are of one family that Ditail knows.
 
-    Of the checkpoint only the file's header is read; a pickle has none, so it is looked at again once it is loaded.
+    Only the header of the file is read. A pickle has none, so it is checked once it is loaded.
     """
-    wanted = family_of_target()
+    target_family = family_of_target()
     if not checkpoint.handle.is_safetensors:
         return
     try:
         family = family_of_file(checkpoint.path)
     except (SafetensorError, OSError) as error:
         raise wrong_source(checkpoint.name, f"can't be read ({error})") from error
-    check_same_family(checkpoint, family, shared.sd_model.sd_checkpoint_info, wanted)
+    check_same_family(checkpoint, family, shared.sd_model.sd_checkpoint_info, target_family)
 
 
 def family_of_target() -> str:
-    """The family of the loaded model. Raises DitailError for one that Ditail doesn't know."""
+    """The family of the loaded model. Raises DitailError for one that Ditail doesn't support."""
     family = family_of_unet(loaded.unet())
     if family not in SUPPORTED:
         raise DitailError(None, f"the target {shared.sd_model.sd_checkpoint_info.name_for_extra} is {family}: Ditail "
@@ -90,12 +90,12 @@ def family_of_target() -> str:
     return family
 
 
-def check_same_family(source: Checkpoint, family: str, target, wanted: str) -> None:
-    """Raise DitailError unless the source's family is known and the target's. target: its CheckpointInfo."""
+def check_same_family(source: Checkpoint, family: str, target, target_family: str) -> None:
+    """Raise DitailError unless the source's family is supported and the target's. target: its CheckpointInfo."""
     if family not in SUPPORTED:
         raise wrong_source(source.name, f"is {family}: Ditail needs a checkpoint of {SUPPORTED_IN_WORDS}")
-    if family != wanted:
-        raise wrong_source(source.name, f"is {family}, the target {target.name_for_extra} is {wanted}")
+    if family != target_family:
+        raise wrong_source(source.name, f"is {family}, the target {target.name_for_extra} is {target_family}")
 
 
 def wrong_source(name: str, what: str) -> DitailError:
@@ -130,30 +130,30 @@ class WebuiCheckpoints:
     def fingerprint(self, checkpoint: Checkpoint, vae_file: str | None, prompts: Prompts, networks: Networks) -> dict:
         return {
             "checkpoint": file_fingerprint(checkpoint.path), "vae": file_fingerprint(vae_file), "prompts": prompts,
-            "options": options_that_count(), "networks": networks_of(networks),
+            "options": model_options(), "networks": networks_of(networks),
             "embeddings": {name: e.checksum() for name, e in sd_hijack.model_hijack.embedding_db.word_embeddings.items()
                            if any(name in text for text in prompts)},
             "dtypes": [str(devices.dtype_unet), str(devices.dtype_vae)], "tiling": bool(self.p.tiling),
             "attention": str(sd_hijack.model_hijack.optimization_method),
-            # A cache on disk may be used on another device, or with other threads, where rounding differs.
+            # Rounding depends on the device and the number of threads, which may change while the cache is on disk.
             "device": [devices.device.type, torch.get_num_threads()],
         }
 
 
-def options_that_count() -> dict:
-    """The settings that change what a model or a text encoder computes, for a key."""
-    return {key: shared.opts.data.get(key, shared.opts.get_default(key)) for key in OPTIONS_THAT_COUNT
+def model_options() -> dict:
+    """The settings that change the output of a model or a text encoder, for a cache key."""
+    return {key: shared.opts.data.get(key, shared.opts.get_default(key)) for key in MODEL_OPTIONS
             if key in shared.opts.data_labels}
 
 
 def networks_of(networks: Networks) -> dict:
-    """Extra networks with their files, for a key."""
-    return {name: [[*map(str, n.items), file_fingerprint(_network_file(n.items[0]))] for n in found]
-            for name, found in networks.items()}
+    """Extra networks with their files, for a cache key."""
+    return {name: [[*map(str, n.items), file_fingerprint(_network_file(n.items[0]))] for n in tags]
+            for name, tags in networks.items()}
 
 
 def _network_file(name: str) -> str | None:
-    """The file of a LoRA, from the WebUI's built-in extension if that is loaded."""
-    lora = sys.modules.get("networks")
-    found = getattr(lora, "available_network_aliases", {}).get(name)
-    return getattr(found, "filename", None)
+    """The file of a LoRA, if the WebUI's built-in extension is loaded and knows it."""
+    extension = sys.modules.get("networks")
+    network = getattr(extension, "available_network_aliases", {}).get(name)
+    return getattr(network, "filename", None)

@@ -1,7 +1,7 @@
-"""The tab's controls by name, in the order in which the WebUI hands their values to the script.
+"""The names of the tab's controls, in the order in which the WebUI passes their values to the script.
 
-The table is `CONTROLS`: the settings with a control of their own, the second source's and the collage's. `ui.build`
-makes one control for each name, `settings_from` reads the values by the same names.
+`CONTROLS` lists the settings' controls, the second source's and the collage's. `ui.build` creates one control for each
+name, `settings_from` reads the values by the same names.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,12 +12,12 @@ from ..errors import DitailError, shown
 from .canvas import painted
 
 IMAGES = ("image", "mask")
-# The preset is one of the tab's controls, too, but what counts are the values that it has put into the others.
+# The preset has a control, too, but only sets the values of the others.
 TAB_FIELDS = tuple(field for field in FIELDS if not isinstance(field.default, tuple) and field.key != "preset")
 SECOND_SOURCE = ("on", "source", "image", "source_checkpoint", "weight", "begin", "end", "mask")
 COLLAGE_SLOTS = 3
 COLLAGE_SLOT = ("image", "box", "mask")
-# Hidden: the content image's file name, the images that pasted settings need, and what else than an image to make.
+# Hidden controls, see `Extras`.
 EXTRAS = ("image_name", "missing", "task")
 CONTROLS = (
     *(field.key for field in TAB_FIELDS), *(f"second_{name}" for name in SECOND_SOURCE),
@@ -27,7 +27,7 @@ CONTROLS = (
 KEYS_OF_IMAGES = {"second": "sources", "collage": "collage"}
 SAME_SOURCE = ("The second source is the same as the first and is left out: choose an image, another checkpoint or "
                "another source for it.")
-# What the tab's dropdowns show for "".
+# The choices of the tab's dropdowns that stand for "".
 SAME_CHECKPOINT = "Same as target"
 AUTOMATIC_VAE = "Automatic"
 SHOWN_FOR_EMPTY = {"source_checkpoint": SAME_CHECKPOINT, "source_vae": AUTOMATIC_VAE}
@@ -35,10 +35,10 @@ SHOWN_FOR_EMPTY = {"source_checkpoint": SAME_CHECKPOINT, "source_vae": AUTOMATIC
 
 @dataclass(frozen=True)
 class Extras:
-    """What the tab says beside the settings.
+    """Values of the tab that are not settings.
 
-    image_name: the content image's file name. missing: (control, image in words) of those that pasted settings need,
-    and that are neither kept nor chosen again. task: "preview", or "" for an image. notes: sentences for the user.
+    image_name: the content image's file name. missing: (control, description) of each image of pasted settings that is
+    neither kept nor chosen again. task: "preview", or "" for generating images. notes: sentences for the user.
     """
 
     image_name: str = ""
@@ -55,7 +55,7 @@ class Extras:
                    str(values["task"] or ""), (SAME_SOURCE,) if _is_same_source(values) else ())
 
     def check(self) -> None:
-        """Raise DitailError for an image that is missing."""
+        """Raise DitailError if an image is missing."""
         for control, image in self.missing:
             raise DitailError(KEYS_OF_IMAGES.get(control.split("_")[0], control), missing_sentence(image))
 
@@ -66,12 +66,12 @@ def missing_sentence(image: str) -> str:
 
 
 def missing_line(control: str, digest: str, name: str = "") -> str:
-    """A line of the control `missing`: an image that belongs into the control of this name."""
+    """A line of the control `missing`: the image that is missing in `control`."""
     return f"{control}\t{name or 'an image'} (hash {digest})"
 
 
 def still_missing(lines: str, values: Mapping) -> tuple[tuple[str, str], ...]:
-    """(control, image in words) of the lines whose controls are empty. values: by control; a true one is filled."""
+    """(control, description) of the lines whose controls are still empty. values: by control."""
     parts = [line.partition("\t") for line in lines.splitlines()]
     return tuple((control, image) for control, _, image in parts if not values.get(control))
 
@@ -79,7 +79,7 @@ def still_missing(lines: str, values: Mapping) -> tuple[tuple[str, str], ...]:
 def settings_from(args: Sequence) -> dict:
     """The script's arguments as settings by key: one dict (API), or the values of `CONTROLS` (tab).
 
-    Raises DitailError for values that are not as many as there are controls.
+    Raises DitailError for the wrong number of values.
     """
     if isinstance(args[0], dict):
         return dict(args[0])
@@ -93,7 +93,7 @@ def settings_from(args: Sequence) -> dict:
 
 
 def is_enabled(args: Sequence) -> bool:
-    """Whether a job's arguments switch Ditail on; arguments that make no sense do, so that the user hears of them."""
+    """Whether a job's arguments switch Ditail on. Invalid arguments do, so that the user gets an error."""
     first = args[0] if args else False
     return first.get("enabled", False) is not False if isinstance(first, dict) else first is not False
 
@@ -109,10 +109,10 @@ def _second_source(values: Mapping) -> list[dict]:
 
 
 def _is_same_source(values: Mapping) -> bool:
-    """Whether a second source is switched on that differs from the first in nothing."""
-    alike = all(_setting(key, values[f"second_{key}"]) == _setting(key, values[key])
-                for key in ("source", "source_checkpoint"))
-    return values["second_on"] is True and alike and not values["second_image"]
+    """Whether a second source is switched on and does not differ from the first."""
+    has_same_settings = all(_setting(key, values[f"second_{key}"]) == _setting(key, values[key])
+                            for key in ("source", "source_checkpoint"))
+    return values["second_on"] is True and has_same_settings and not values["second_image"]
 
 
 def _collage(values: Mapping) -> list[dict]:
@@ -121,7 +121,7 @@ def _collage(values: Mapping) -> list[dict]:
 
 
 def _box(text) -> list | None:
-    """The numbers of a box as the tab has it: "0 0.1 0.5 0.8"; what makes no sense is the check's to refuse."""
+    """The numbers of a box in the tab's format, "0 0.1 0.5 0.8"; the check of `collage` refuses anything else."""
     if not isinstance(text, str | None):
         return [shown(text)]
     try:

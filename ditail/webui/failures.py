@@ -1,4 +1,4 @@
-"""Errors where the user sees them: the API names keys, the tab its labels."""
+"""Showing errors to the user: the API names keys, the tab labels."""
 
 import logging
 import re
@@ -12,7 +12,7 @@ from ..errors import DitailError
 
 log = logging.getLogger("ditail")
 
-# What the tab calls the keys that are no setting, and those of list entries.
+# The tab's labels of keys that are not settings, and of keys of list entries.
 LABELS = {
     "args": "Settings", "sources": "Second source", "collage": "Collage", "box": "Box", "weight": "Weight",
     "steps": "Begin and end", "checkpoints": "Models of the matrix", "further": "Further models",
@@ -23,11 +23,11 @@ ENTRY = re.compile(r"(\w+)\[(\d+)\]")
 
 
 class Ditail(Exception):
-    """A DitailError in the tab, where the WebUI shows an exception's class and text: "Ditail: ..."."""
+    """A DitailError for the tab. The WebUI shows an exception's class and text, so the class is named "Ditail"."""
 
 
 def label_of(key: str) -> str:
-    """A key as the tab labels it: "Collage, image 1, Box" for `collage[0].box`."""
+    """The tab's label of a key: "Collage, image 1, Box" for `collage[0].box`."""
     words = []
     for part in key.split("."):
         entry = ENTRY.fullmatch(part)
@@ -39,14 +39,14 @@ def label_of(key: str) -> str:
 
 
 def in_words(error: DitailError) -> str:
-    """An error for somebody who sees labels and has never heard of keys."""
+    """An error with the tab's labels in place of keys."""
     sentence = re.sub(r"`(\w+)`", lambda key: f'"{label_of(key[1])}"', error.sentence)
     return sentence if error.key is None else f"{label_of(error.key)}: {sentence}"
 
 
 @contextmanager
 def errors_for_the_user(p) -> Iterator[None]:
-    """Turn a DitailError into what job `p` came by: HTTP 422 for the API, a sentence for the tab."""
+    """A context that turns a DitailError into HTTP 422 if job `p` came from the API, else into `Ditail` for the tab."""
     try:
         yield
     except DitailError as error:

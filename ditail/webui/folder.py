@@ -1,4 +1,4 @@
-"""A folder of content images, or several uploaded ones: one job each, with the models loaded once for many."""
+"""A folder of content images, or several uploaded ones: one job each, with models loaded once for many jobs."""
 
 import copy
 import logging
@@ -17,7 +17,7 @@ from . import caption
 from .checkpoints import WebuiLibrary
 from .controls import Extras, settings_from
 from .failures import errors_for_the_user, in_words
-from .matrix import own_arguments
+from .matrix import arguments_slice
 from .progress import PLACE
 from .run import EXTRAS, SWEEP
 
@@ -26,13 +26,13 @@ log = logging.getLogger("ditail")
 FOLDER_TITLE = "Ditail folder"
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif")
 NO_PROMPT, TEXT_FILE, INFOTEXT = "none", "a .txt file beside it", "its own infotext"
-# Sources of so many images are made with one loading of the source checkpoint, if the cache is large enough.
+# The source checkpoint is loaded once for the sources of so many images, if the cache is large enough for them.
 AT_ONCE = 64
 
 
 @dataclass(frozen=True)
 class ContentFile:
-    """An image file of the user's. name: as the user knows it. text: the file beside it with its prompt, if any."""
+    """A content image. name: the user's file name (an upload's path differs). text: the .txt file with its prompt."""
 
     path: Path
     name: str
@@ -46,12 +46,12 @@ class ContentFile:
         """The image's own prompt, "" for none."""
         if kind == TEXT_FILE and self.text is not None and self.text.is_file():
             return " ".join(self.text.read_text(encoding="utf-8", errors="replace").split())
-        known = caption.from_infotext(image) if kind == INFOTEXT else None
-        return known[0] if known else ""
+        description = caption.from_infotext(image) if kind == INFOTEXT else None
+        return description[0] if description else ""
 
 
 def build(elem_id) -> list:
-    """The script's controls, in the order that `run_args` takes them."""
+    """The script's controls, in the order in which `run_args` takes their values."""
     files = gr.Files(label="Content images (and their .txt files)", elem_id=elem_id("files"),
                      file_types=["image", ".txt"])
     folder = gr.Textbox(label="Or a folder on the server", lines=1, elem_id=elem_id("folder"),
@@ -65,7 +65,7 @@ def build(elem_id) -> list:
 
 
 def content_files(uploaded: Sequence | None, folder: str) -> list[ContentFile]:
-    """The images that were uploaded, or those of a folder, by name. Raises DitailError if there are none."""
+    """The uploaded images, or those of a folder in the order of their names. Raises DitailError if there are none."""
     if uploaded:
         paths = {getattr(file, "orig_name", None) or Path(file.name).name: Path(file.name) for file in uploaded}
     elif folder:
@@ -77,16 +77,16 @@ def content_files(uploaded: Sequence | None, folder: str) -> list[ContentFile]:
         paths = {path.name: path for path in sorted(root.iterdir()) if path.is_file()}
     else:
         raise DitailError("folder", "choose images or a folder")
-    found = [ContentFile(path, name, paths.get(f"{Path(name).stem}.txt")) for name, path in paths.items()
+    files = [ContentFile(path, name, paths.get(f"{Path(name).stem}.txt")) for name, path in paths.items()
              if Path(name).suffix.lower() in EXTENSIONS]
-    if not found:
+    if not files:
         raise DitailError("folder", "has no images")
-    return found
+    return files
 
 
 @dataclass(frozen=True)
 class FolderJob:
-    """One image's job. values: Ditail's settings."""
+    """The job of one content image. values: Ditail's settings by key."""
 
     file: ContentFile
     image: Image.Image
@@ -98,12 +98,12 @@ def run_args(p, args: tuple):
     """The Processed of all images. args: the values of the tab's controls."""
     uploaded, folder, prompts = args
     with errors_for_the_user(p):
-        values = {**settings_from(p.script_args[own_arguments(p)]), "enabled": True, "source": "image"}
+        values = {**settings_from(p.script_args[arguments_slice(p)]), "enabled": True, "source": "image"}
         return run(p, values, content_files(uploaded, folder), prompts)
 
 
 def run(p, values: dict, files: Sequence[ContentFile], prompts: str = NO_PROMPT):
-    """One job for each file, sources first; interrupting gives what is done."""
+    """Run one job for each file, and return one Processed of all; if interrupted, of those that are done."""
     processing.fix_seed(p)
     shared.state.job_count = len(files) * p.n_iter
     done, skipped, number = [], [], 0
@@ -115,9 +115,9 @@ def run(p, values: dict, files: Sequence[ContentFile], prompts: str = NO_PROMPT)
                 return _joined(p, done, skipped)
             number += 1
             shared.state.job = f"{number} out of {len(files)}"
-            made = processing.process_images(_processing(p, job, requests[i + 1 :], f"{number} of {len(files)}"))
-            if made.images:
-                done.append(made)
+            processed = processing.process_images(_processing(p, job, requests[i + 1 :], f"{number} of {len(files)}"))
+            if processed.images:
+                done.append(processed)
     return _joined(p, done, skipped)
 
 
@@ -131,43 +131,43 @@ def _jobs(p, values: dict, files: Sequence[ContentFile], prompts: str, skipped: 
             log.error("%s is skipped: %s", file.name, error)
             skipped.append(f"{file.name} is skipped: {in_words(error) if isinstance(error, DitailError) else error}")
             continue
-        # Named here, so that the sources of later images can be made before their jobs begin.
-        own = {"source_prompt": f"{main} {text}".strip()} if text and not values.get("source_prompt") else {}
-        yield FolderJob(file, image, f"{p.prompt} {text}".strip(), {**values, **own, "image": image})
+        # Sources of later images may be computed before their jobs begin, so the main prompt can't stand in for it.
+        source_prompt = {"source_prompt": f"{main} {text}".strip()} if text and not values.get("source_prompt") else {}
+        yield FolderJob(file, image, f"{p.prompt} {text}".strip(), {**values, **source_prompt, "image": image})
 
 
 def _processing(p, job: FolderJob, later: Sequence[Request], place: str):
-    """A copy of the job for one image."""
-    one = copy.copy(p)
-    one.styles, one.prompt = list(p.styles), job.prompt
-    one.extra_generation_params, one.comments = dict(p.extra_generation_params), {}
-    one.do_not_save_grid = True
-    # What stands in brackets would be a pattern to the WebUI.
+    """A copy of `p` for one image. later: the requests of the images after it. place: for the progress bar."""
+    copied = copy.copy(p)
+    copied.styles, copied.prompt = list(p.styles), job.prompt
+    copied.extra_generation_params, copied.comments = dict(p.extra_generation_params), {}
+    copied.do_not_save_grid = True
+    # The WebUI takes words in square brackets as patterns.
     name = job.file.stem.replace("[", "(").replace("]", ")")
     many = "-[generation_number]" if p.n_iter * p.batch_size > 1 else ""
-    one.override_settings = {**p.override_settings, "samples_filename_pattern": name + many,
-                             "save_images_add_number": False, "save_images_replace_action": "Add number suffix"}
+    copied.override_settings = {**p.override_settings, "samples_filename_pattern": name + many,
+                                "save_images_add_number": False, "save_images_replace_action": "Add number suffix"}
     if hasattr(p, "init_images"):
-        one.init_images = [job.image] * p.batch_size
-    arguments, own = list(p.script_args), own_arguments(p)
-    arguments[own] = [job.values, *[None] * (own.stop - own.start - 1)]
-    one.script_args = tuple(arguments)
+        copied.init_images = [job.image] * p.batch_size
+    arguments, ours = list(p.script_args), arguments_slice(p)
+    arguments[ours] = [job.values, *[None] * (ours.stop - ours.start - 1)]
+    copied.script_args = tuple(arguments)
     for name, value in ((SWEEP, list(later)), (EXTRAS, Extras(image_name=job.file.name)), (PLACE, place)):
-        setattr(one, name, value)
-    return one
+        setattr(copied, name, value)
+    return copied
 
 
 def _joined(p, done: Sequence, skipped: Sequence[str]):
-    """One Processed of those of the images."""
+    """One Processed with the images and infotexts of all jobs."""
     lines = [*skipped, *"".join(d.comments for d in done).splitlines()]
     comments = "".join(f"{line}\n" for line in dict.fromkeys(lines))
     if not done:
-        nothing = processing.Processed(p, [], p.seed)
-        nothing.comments = comments
-        return nothing
+        empty = processing.Processed(p, [], p.seed)
+        empty.comments = comments
+        return empty
     joined = copy.copy(done[0])
     joined.comments = comments
     for name in ("images", "infotexts", "all_prompts", "all_negative_prompts", "all_seeds", "all_subseeds"):
-        setattr(joined, name, [value for one in done for value in getattr(one, name)])
+        setattr(joined, name, [value for processed in done for value in getattr(processed, name)])
     joined.index_of_first_image = 0
     return joined

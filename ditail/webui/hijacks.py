@@ -1,8 +1,8 @@
-"""Everything of the WebUI that Ditail replaces or switches for a while, why, and what undoes it.
+"""Everything of the WebUI that Ditail replaces or switches temporarily, with the reason and what undoes it.
 
-Each is undone by the context that it is in, or lies on an object that ends with the job (a job, its sampler). The tests
-that show both are `tests/webui/test_left_as_found.py` and `tests/webui/test_faults.py`. The hooks in the U-Net are
-`unet/injection.py`, loading models is `loading.py`.
+Each change is undone by its context manager, or is made to an object that ends with the job (the job, its sampler).
+`tests/webui/test_left_as_found.py` and `tests/webui/test_faults.py` test this. The hooks in the U-Net are in
+`unet/injection.py`, loading models is in `loading.py`.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,22 +21,22 @@ NGMS_AT_EVERY_STEP = "s_min_uncond_all"
 TOKEN_MERGING = "get_token_merging_ratio"
 
 
-# A job's own methods. The WebUI logs what a script callback raises and goes on without the script, so a failure there
-# would end in a plain image. `init` (once a job) and `sample` (once a batch) are not guarded. Forge also asks the job
-# for the ratio of its token merging, which is 0 with Ditail. Undone by `give_back`.
+# Methods of a job. The WebUI logs an exception of a script callback and goes on without the script, so an error there
+# would give a plain image; exceptions of `init` (once per job) and `sample` (once per batch) end the job. Forge also
+# gets the token merging ratio from a method of the job; with Ditail it is 0. Undone by `restore_method`.
 METHODS = ("init", "sample", TOKEN_MERGING)
 
 
 def replace_method(p, name: str, method: Callable) -> None:
-    """Let job `p` call `method()(original, *args, **kwargs)` where it calls its own method of this name.
+    """Make job `p` call `method()(original, *args, **kwargs)` instead of its method `name`.
 
-    `method()` is None for a job that is no longer Ditail's: the original is then called alone.
+    If `method()` is None, as the job is no longer Ditail's, only the original is called.
     """
     original = getattr(p, name)
 
     @wraps(original)
     def replaced(*args, **kwargs):
-        # Others keep this function over several runs of one job (ControlNet does): it serves the one at work.
+        # Other extensions (ControlNet) store this function and call it in later runs of the job.
         current = method()
         return current(original, *args, **kwargs) if current else original(*args, **kwargs)
 
@@ -44,8 +44,8 @@ def replace_method(p, name: str, method: Callable) -> None:
     setattr(p, name, replaced)
 
 
-def give_back(p, name: str) -> None:
-    """Undo `replace_method`; nothing happens where it was not called."""
+def restore_method(p, name: str) -> None:
+    """Undo `replace_method`, if it was called."""
     replaced = p.__dict__.get(name)
     if hasattr(replaced, ORIGINAL):
         del p.__dict__[name]
@@ -55,19 +55,19 @@ def give_back(p, name: str) -> None:
 
 
 def make_sampler_raise(sampler, error: Exception) -> None:
-    """Let a job's sampler raise what a callback could not. The sampler ends with the sampling."""
+    """Make a job's sampler raise `error`, as a callback can't. The sampler object is only used for this sampling."""
     def fail(*_, **__):
         raise error
 
     sampler.sample = sampler.sample_img2img = fail
 
 
-# CFG ends with `guidance_until`. The WebUI leaves out uncond rows itself ("Negative Guidance minimum sigma"), but only
-# an option lets it do so at every step; it is set during the call of the denoiser that reads it, and at no other time.
+# CFG ends with `guidance_until`. The WebUI can leave out uncond rows itself ("Negative Guidance minimum sigma"), but at
+# every step only with an option, which is set during each call of the denoiser.
 
 @contextmanager
 def limited_guidance(sampler, above: float) -> Iterator[None]:
-    """Run a block in which a sampler uses a CFG scale of 1, and no uncond rows, at timesteps up to `above`."""
+    """A context in which a sampler uses a CFG scale of 1 and no uncond rows at timesteps up to `above`."""
     denoiser = sampler.model_wrap_cfg
     forward, to_timestep = denoiser.forward, getattr(sampler.model_wrap, "sigma_to_t", None)
 
@@ -90,8 +90,8 @@ def limited_guidance(sampler, above: float) -> Iterator[None]:
 
 @contextmanager
 def _uncond_left_out_at_every_step(p) -> Iterator[None]:
-    """The WebUI notes in infotext that it left them out, which would bring the option back with the image."""
-    options, noted = shared.opts.data, dict(p.extra_generation_params)
+    """A context with the option set. The WebUI would write it to infotext, and pasting that would set it for good."""
+    options, params = shared.opts.data, dict(p.extra_generation_params)
     had, before = NGMS_AT_EVERY_STEP in options, options.get(NGMS_AT_EVERY_STEP)
     options[NGMS_AT_EVERY_STEP] = True
     try:
@@ -102,33 +102,36 @@ def _uncond_left_out_at_every_step(p) -> Iterator[None]:
         else:
             del options[NGMS_AT_EVERY_STEP]
         p.extra_generation_params.clear()
-        p.extra_generation_params.update(noted)
+        p.extra_generation_params.update(params)
 
 
-# img2img encodes its init images in `init`, through this function of the module.
+# img2img's `init` encodes its init images with `processing.images_tensor_to_samples`.
 
 @contextmanager
 def recorded_pixels() -> Iterator[list[Tensor]]:
-    """What img2img's `init` encodes, `[b, 3, h, w]` in -1..1: the init images resized, cropped and filled."""
-    seen = []
+    """A context that yields a list, to which img2img's `init` adds the init images, resized, cropped and filled.
+
+    Each is `[b, 3, h, w]` in -1..1.
+    """
+    images = []
     encode = processing.images_tensor_to_samples
 
     def recorded(image, *args, **kwargs):
-        seen.append(image.detach().float().cpu() * 2 - 1)
+        images.append(image.detach().float().cpu() * 2 - 1)
         return encode(image, *args, **kwargs)
 
     processing.images_tensor_to_samples = recorded
     try:
-        yield seen
+        yield images
     finally:
         processing.images_tensor_to_samples = encode
 
 
-# Encoding a prompt leaves comments and infotext on the one hijack object.
+# Encoding a prompt adds comments and infotext to the global hijack object.
 
 @contextmanager
 def untouched_prompt_notes() -> Iterator[None]:
-    """Encoding a prompt leaves comments and infotext for the image; those of other prompts are not its own."""
+    """A context in which encoding prompts adds no comments and infotext to the image: these are not its prompts."""
     hijack = sd_hijack.model_hijack
     comments, params = hijack.comments, hijack.extra_generation_params
     hijack.comments, hijack.extra_generation_params = [], {}
@@ -138,15 +141,15 @@ def untouched_prompt_notes() -> Iterator[None]:
         hijack.comments, hijack.extra_generation_params = comments, params
 
 
-# Hypertile and token merging change what the self-attention sees.
+# Hypertile and token merging change the tokens of the self-attention.
 
 def turn_off_hypertile(p) -> list:
-    """Switch hypertile off in the model that is loaded: it draws tiles anew for each call, so q and k would not fit.
+    """Switch hypertile off in the loaded model: each call has other random tiles, so q and k of two calls don't match.
 
-    Its script sets this anew at the start of each job and of a second pass. Returns what was switched off.
+    Its script switches it on again at the start of each job and of a second pass. Returns what was switched off.
     """
-    found = (getattr(module, "__webui_hypertile_params", None) for module in shared.sd_model.model.modules())
-    enabled = [params for params in found if params is not None and params.enabled]
+    layers = (getattr(module, "__webui_hypertile_params", None) for module in shared.sd_model.model.modules())
+    enabled = [params for params in layers if params is not None and params.enabled]
     for params in enabled:
         params.enabled = False
         p.comment("Ditail: hypertile is off for this job")
@@ -154,7 +157,7 @@ def turn_off_hypertile(p) -> list:
 
 
 def turn_off_token_merging(p) -> float:
-    """Take token merging off the model that is loaded (the WebUI does so at a job's end); returns its ratio."""
+    """Remove token merging from the loaded model, as the WebUI does at a job's end. Returns its ratio."""
     ratio = getattr(shared.sd_model, "applied_token_merged_ratio", 0)
     if ratio:
         sd_models.apply_token_merging(shared.sd_model, 0)
@@ -163,14 +166,14 @@ def turn_off_token_merging(p) -> float:
 
 
 def shortens_attention(model) -> bool:
-    """Whether token merging or hypertile is at work in a model."""
-    found = (getattr(module, "__webui_hypertile_params", None) for module in model.model.modules())
-    return bool(getattr(model, "applied_token_merged_ratio", 0)) or any(params and params.enabled for params in found)
+    """Whether token merging or hypertile is on in a model."""
+    layers = (getattr(module, "__webui_hypertile_params", None) for module in model.model.modules())
+    return bool(getattr(model, "applied_token_merged_ratio", 0)) or any(params and params.enabled for params in layers)
 
 
 @contextmanager
 def whole_attention(p) -> Iterator[None]:
-    """Run a block without hypertile and token merging, which change what the attention sees."""
+    """A context without hypertile and token merging."""
     ratio, tiled = turn_off_token_merging(p), turn_off_hypertile(p)
     try:
         yield
@@ -181,18 +184,18 @@ def whole_attention(p) -> Iterator[None]:
             sd_models.apply_token_merging(shared.sd_model, ratio)
 
 
-# The ControlNet extension replaces the U-Net's `forward` before a job's `init` and keeps what it adds there in a list.
-# That is for the image, not for the source. Its scripts are known by that list, as its module names are not its own.
+# The ControlNet extension replaces the U-Net's `forward` before a job's `init` and keeps its units in a list. They are
+# meant for the image, not for the source. Its scripts are recognised by that list, as their module names are generic.
 
 def _controlnets(p) -> list:
-    """The job's scripts that have a ControlNet at work."""
+    """The job's scripts that have an active ControlNet."""
     return [script for script in getattr(p.scripts, "alwayson_scripts", ())
             if getattr(getattr(script, "latest_network", None), "control_params", None)]
 
 
 @contextmanager
 def without_controlnet(p) -> Iterator[None]:
-    """Run a block in which ControlNet adds nothing to the U-Net."""
+    """A context in which ControlNet adds nothing to the U-Net."""
     emptied = [(script.latest_network, script.latest_network.control_params) for script in _controlnets(p)]
     for network, _ in emptied:
         network.control_params = []
@@ -204,64 +207,64 @@ def without_controlnet(p) -> Iterator[None]:
 
 
 def hook_controlnet_again(p) -> None:
-    """After models were loaded: the target's U-Net may be a new object, which ControlNet has not seen."""
+    """Let ControlNet hook the target's U-Net again, which may be a new object after models were loaded."""
     for script in _controlnets(p):
         script.process(p, *p.script_args[script.args_from : script.args_to])
 
 
 def controlnet_kinds(p) -> set[str]:
-    """The kinds of ControlNet at work, by their names there."""
+    """The names of the active ControlNets' kinds."""
     params = [param for script in _controlnets(p) for param in script.latest_network.control_params]
     return {param.control_model_type.name for param in params}
 
 
-# The latents of a plain sampling, from the sampler object of that sampling.
+# The latents of a plain sampling are recorded by wrapping methods of its sampler object.
 
 class Recorder:
-    """Notes the VP latents that a sampler passes through, and whether it came to its end.
+    """Records the VP latents of a sampling, and whether it was completed.
 
-    The WebUI ends a sampling early without an exception for the caller: when it is interrupted, skipped or stopped, and
-    after a RecursionError. What was noted until then is not what a source has.
+    The WebUI raises no exception if a sampling ends early: when it is interrupted, skipped or stopped, and after a
+    RecursionError. Latents recorded until then are incomplete.
     """
 
     def __init__(self, plan: SamplingPlan):
         self._plan = plan
-        self._kept: dict[float, Tensor] = {}
+        self._latents: dict[float, Tensor] = {}
         self._returned = False
 
     def attach(self, sampler) -> None:
-        """Listen to a sampler that is about to start; its object is for one sampling, so nothing is undone."""
-        denoiser, kept = sampler.model_wrap_cfg, {}
+        """Record a sampler that is about to start. Its object is only used for this sampling, so nothing is undone."""
+        denoiser, latents = sampler.model_wrap_cfg, {}
         forward, func = denoiser.forward, sampler.func
         to_timestep = getattr(sampler.model_wrap, "sigma_to_t", None)
 
         @wraps(forward)
-        def recorded(x, sigma, *args, **kwargs):
-            at = to_timestep(sigma) if to_timestep else sigma
-            # A sampler that asks twice at one timestep starts its next step from the second latent.
-            kept[float(at.flatten()[0])] = x / (1 + float(sigma.flatten()[0]) ** 2) ** 0.5 if to_timestep else x
+        def recording_forward(x, sigma, *args, **kwargs):
+            t = to_timestep(sigma) if to_timestep else sigma
+            # A sampler that calls the model twice at one timestep starts its next step from the second latent.
+            latents[float(t.flatten()[0])] = x / (1 + float(sigma.flatten()[0]) ** 2) ** 0.5 if to_timestep else x
             return forward(x, sigma, *args, **kwargs)
 
         @wraps(func)
-        def to_the_end(*args, **kwargs):
+        def watched_func(*args, **kwargs):
             samples = func(*args, **kwargs)
             self._returned = True
             return samples
 
-        denoiser.forward, sampler.func = recorded, to_the_end
-        self._kept, self._returned = kept, False
+        denoiser.forward, sampler.func = recording_forward, watched_func
+        self._latents, self._returned = latents, False
 
     @property
     def is_complete(self) -> bool:
-        """Whether the sampling was planned as it ran, and ended after its last step."""
+        """Whether the sampling ran as planned, to its last step."""
         state = shared.state
         if not self._returned or state.interrupted or state.skipped or state.stopping_generation:
             return False
-        return self._plan.is_adaptive or len(self._kept) >= len(self._plan.timesteps)
+        return self._plan.is_adaptive or len(self._latents) >= len(self._plan.timesteps)
 
     def latents(self, alphas_cumprod: Tensor, z0: Tensor) -> list[SourceLatents]:
-        """What was noted, by row, with the `z_0` that it ended in; only for a complete sampling."""
-        timesteps = sorted(self._kept)
-        rows = torch.stack([self._kept[t].float().cpu() for t in timesteps]).split(1, 1)
+        """The recorded latents of a complete sampling, one SourceLatents per row. z0: `[b, c, h, w]`, its result."""
+        timesteps = sorted(self._latents)
+        rows = torch.stack([self._latents[t].float().cpu() for t in timesteps]).split(1, 1)
         return [SourceLatents(timesteps, row.clone(), alphas_cumprod.float().cpu(), z0=end)
                 for row, end in zip(rows, z0.split(1), strict=True)]

@@ -1,4 +1,4 @@
-"""The host of a job: AUTOMATIC1111's WebUI or Forge, told apart by what they have."""
+"""The host of a job: AUTOMATIC1111's WebUI or Forge."""
 
 from collections.abc import Callable
 

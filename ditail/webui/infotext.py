@@ -1,4 +1,4 @@
-"""Ditail's settings in an image's infotext, and from there back into the tab."""
+"""Writing Ditail's settings to an image's infotext, and pasting them from there into the tab."""
 
 import copy
 import json
@@ -13,7 +13,7 @@ from ..content.infotext import SOURCES, has_settings, sources_from_infotext, to_
 from ..content.settings import BY_KEY, Field
 from ..errors import DitailError
 from ..job.plan import image_hash
-from ..job.request import Further, Request
+from ..job.request import FurtherRequest, Request
 from .controls import SHOWN_FOR_EMPTY
 from .kept_images import COLLAGE, IMAGE_HASH, IMAGE_NAME, MASK_HASH, collage_text
 
@@ -21,33 +21,33 @@ TITLE = "Ditail"
 
 
 def infotext_of(request: Request, image_hashes: Sequence[str], image_name: str = "") -> dict:
-    """The infotext's entries for a job; what is empty is left out.
+    """The infotext's entries for a job; empty settings are left out.
 
-    image_hashes: of the content images that the images of a batch take in turn. image_name: their file's.
+    image_hashes: of the content images, which are assigned to a batch in turn. image_name: the file name of one.
     """
     described = [_described(part) for part in request.further]
-    written = to_infotext(request.settings, described, with_image=bool(image_hashes))
-    written = {key: _protected(key, value) for key, value in written.items()}
+    entries = to_infotext(request.settings, described, with_image=bool(image_hashes))
+    entries = {key: _protected(key, value) for key, value in entries.items()}
     if request.checkpoint is not None:
-        written["Ditail source checkpoint"] = request.checkpoint.handle.short_title
+        entries["Ditail source checkpoint"] = request.checkpoint.handle.short_title
     if request.collage:
-        written[COLLAGE] = collage_text(request)
+        entries[COLLAGE] = collage_text(request)
     if request.mask is not None:
-        written[MASK_HASH] = image_hash(request.mask)
+        entries[MASK_HASH] = image_hash(request.mask)
     if image_name and request.image is not None:
-        written[IMAGE_NAME] = _protected(IMAGE_NAME, image_name)
+        entries[IMAGE_NAME] = _protected(IMAGE_NAME, image_name)
     if len(image_hashes) > 1:
-        written[IMAGE_HASH] = lambda index, **_: image_hashes[index % len(image_hashes)]
+        entries[IMAGE_HASH] = lambda index, **_: image_hashes[index % len(image_hashes)]
     elif image_hashes:
-        written[IMAGE_HASH] = image_hashes[0]
-    return written
+        entries[IMAGE_HASH] = image_hashes[0]
+    return entries
 
 
 def _protected(key: str, value):
-    """A text in quotation marks where the WebUI would write it without, and read it back as another.
+    """A text, quoted if the WebUI would not quote it but read it back differently.
 
-    It sets a text in quotation marks only for a comma, a colon or a new line in it; it leaves out a text that is its
-    own key, and takes off a text's own quotation marks and the spaces around it.
+    The WebUI quotes a text only if it has a comma, a colon or a new line. It leaves out a text that equals its key, and
+    strips quotation marks and spaces around a text.
     """
     if not isinstance(value, str) or any(mark in value for mark in ",:\n"):
         return value
@@ -56,7 +56,7 @@ def _protected(key: str, value):
     return value
 
 
-def _described(part: Further) -> dict:
+def _described(part: FurtherRequest) -> dict:
     """A further source without its images, which infotext can't hold."""
     settings = part.request.settings
     entry = {"source": settings.source, "weight": part.weight, "steps": list(part.steps)}
@@ -69,25 +69,25 @@ def _described(part: Further) -> dict:
 
 
 def source_infotext(p, checkpoint, prompts: tuple[str, str], image: int) -> str:
-    """The infotext of a generated source's own image: as if job `p` had made it with its model and prompts."""
-    alone = copy.copy(p)
-    alone.sd_model_name, alone.sd_model_hash = checkpoint.name_for_extra, checkpoint.shorthash
-    alone.sd_vae_name = alone.sd_vae_hash = None
-    alone.extra_generation_params = {}
-    return processing.create_infotext(alone, [prompts[0]], [p.all_seeds[image]], [p.all_subseeds[image]], index=0,
+    """The infotext of a generated source's image, as if job `p` had generated it with that model and these prompts."""
+    job = copy.copy(p)
+    job.sd_model_name, job.sd_model_hash = checkpoint.name_for_extra, checkpoint.shorthash
+    job.sd_vae_name = job.sd_vae_hash = None
+    job.extra_generation_params = {}
+    return processing.create_infotext(job, [prompts[0]], [p.all_seeds[image]], [p.all_subseeds[image]], index=0,
                                       all_negative_prompts=[prompts[1]])
 
 
 def pasted_setting(field: Field, params: dict):
     """A setting's control value from parsed infotext.
 
-    None (unchanged) for an image without Ditail; what such an image does not name has its default.
+    None (the control is not changed) for an image without Ditail; a setting that infotext lacks has its default.
     """
     if field.key == "enabled":
         return has_settings(params)
     if not has_settings(params):
         return None
-    with refusing(field.infotext or TITLE):
+    with http_errors(field.infotext or TITLE):
         return _shown(field, value_from_infotext(field, params))
 
 
@@ -95,7 +95,7 @@ def pasted_second_source(name: str, params: dict):
     """The value of one of the second source's controls (`controls.SECOND_SOURCE`) from parsed infotext."""
     if not has_settings(params):
         return None
-    with refusing(SOURCES):
+    with http_errors(SOURCES):
         sources = sources_from_infotext(params)[:1]
     if name == "on":
         return bool(sources)
@@ -107,11 +107,10 @@ def pasted_second_source(name: str, params: dict):
 
 
 @contextmanager
-def refusing(key: str) -> Iterator[None]:
-    """Turn a DitailError about infotext's entry `key` into HTTP 422.
+def http_errors(key: str) -> Iterator[None]:
+    """A context that turns a DitailError about infotext's entry `key` into HTTP 422.
 
-    The API hands that on as its answer. The tab, which pastes through the same functions, logs it and leaves the
-    control as it is.
+    That is the API's answer. The tab, which pastes through the same functions, logs it and does not change the control.
     """
     try:
         yield

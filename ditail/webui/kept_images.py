@@ -1,4 +1,4 @@
-"""The images that a job was made from: kept by hash, and put back into the tab when its infotext is pasted."""
+"""The content images and masks of jobs: kept by hash, and put into the tab again when infotext is pasted."""
 
 import logging
 import re
@@ -20,7 +20,7 @@ log = logging.getLogger("ditail")
 IMAGE_HASH, IMAGE_NAME, MASK_HASH = "Ditail image hash", "Ditail image name", "Ditail mask hash"
 COLLAGE = "Ditail collage"
 GROUND = "ground"
-# One image of a collage as `collage_text` writes it, or, as earlier versions did, its box alone.
+# One image of a collage as `collage_text` writes it; earlier versions wrote only the box.
 PIECE = re.compile(r"(?P<box>[\d.e+-]+(?: [\d.e+-]+){3}|ground)(?: image=(?P<image>\w+))?(?: mask=(?P<mask>\w+))?")
 
 
@@ -36,7 +36,7 @@ def _hashes(image: Image.Image, mask: Image.Image | None = None) -> str:
 
 
 def keep(request: Request, contents: Mapping) -> None:
-    """Keep the images of a job. contents: content images `[1, 3, H, W]` by hash, where the request has none."""
+    """Keep the images of a job. contents: content images `[1, 3, H, W]` by hash, if the request has none."""
     if not caches.IMAGES.budget:
         return
     further = [image for part in request.further for image in (part.request.image, part.mask)]
@@ -50,8 +50,8 @@ def keep(request: Request, contents: Mapping) -> None:
         log.warning("the content image is not kept: %s", error)
 
 
-def wanted(params: Mapping) -> Iterator[tuple[str, str, str]]:
-    """(control, hash, file name or "") of every image that parsed infotext needs."""
+def required_images(params: Mapping) -> Iterator[tuple[str, str, str]]:
+    """(control, hash, file name or description) of every image that parsed infotext refers to."""
     pieces = pieces_of(params)
     ground = [piece for piece in pieces if piece["box"] == GROUND]
     if ground:
@@ -63,28 +63,28 @@ def wanted(params: Mapping) -> Iterator[tuple[str, str, str]]:
     try:
         second = described_sources(params)[:1]
     except DitailError:
-        second = []  # pasting the source itself says so
+        second = []  # pasting the second source reports the error
     for name in ("image", "mask"):
         if second and f"{name} hash" in second[0]:
             yield f"second_{name}", second[0][f"{name} hash"], "an image of the second source"
-    laid = [piece for piece in pieces if piece["box"] != GROUND]
-    for slot, piece in enumerate(laid[:COLLAGE_SLOTS], 1):
+    boxed = [piece for piece in pieces if piece["box"] != GROUND]
+    for slot, piece in enumerate(boxed[:COLLAGE_SLOTS], 1):
         for name in ("image", "mask"):
             if piece[name]:
                 yield f"collage_{name}_{slot}", piece[name], f"an image of the collage ({name} {slot})"
 
 
 def pieces_of(params: Mapping) -> list[dict]:
-    """The collage of parsed infotext: box (numbers as a text, or "ground"), image and mask (hashes or None)."""
-    found = (PIECE.fullmatch(part.strip()) for part in str(params.get(COLLAGE, "")).split(";"))
-    return [match.groupdict() for match in found if match]
+    """The collage in parsed infotext: box (numbers as a text, or "ground"), image and mask (hashes or None)."""
+    matches = (PIECE.fullmatch(part.strip()) for part in str(params.get(COLLAGE, "")).split(";"))
+    return [match.groupdict() for match in matches if match]
 
 
 def pasted_image(control: str, params: dict):
-    """The update of an image's control: the kept image, or nothing where there was none or it isn't kept."""
+    """The update of an image's control: the kept image, or empty if there was none or it is not kept."""
     if not has_settings(params):
         return None
-    digest = {name: digest for name, digest, _ in wanted(params)}.get(control)
+    digest = {name: digest for name, digest, _ in required_images(params)}.get(control)
     return gr.update(value=digest and _kept(str(digest)))
 
 
@@ -97,10 +97,10 @@ def pasted_box(slot: int, params: dict):
 
 
 def pasted_missing(params: dict):
-    """The lines of `controls.Extras.missing`: images of the pasted settings that are not kept."""
+    """The value of the control `missing`: the images of the pasted settings that are not kept."""
     if not has_settings(params):
         return None
-    lines = [missing_line(control, digest, name) for control, digest, name in wanted(params)
+    lines = [missing_line(control, digest, name) for control, digest, name in required_images(params)
              if _kept(str(digest)) is None]
     return "\n".join(lines)
 

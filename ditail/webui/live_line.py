@@ -1,4 +1,4 @@
-"""The line that says what Generate is going to do, what it costs beside a plain image, and what is unwise about it."""
+"""The live line: what Generate will do, its cost relative to a plain image, and warnings."""
 
 import html
 from collections.abc import Iterator, Mapping
@@ -16,29 +16,29 @@ from .checkpoints import check_family, checkpoint_of, family_of_target, find_che
 from .controls import SAME_CHECKPOINT, SAME_SOURCE, missing_sentence
 from .failures import in_words
 
-# The controls that the line depends on; the WebUI's own by the ends of their ids.
-OWN = ("enabled", "source", "source_checkpoint", "source_prompt", "missing", "second_on", "second_source",
-       "second_source_checkpoint", *KEYS)
-HOSTS = ("steps", "cfg_scale", "batch_size", "batch_count", "prompt")
-# What the page knows: "image" (there is a content image), "init", "batch" (img2img's Batch), "reference" (ControlNet).
+# The controls that the line depends on. Those of the WebUI are named by the ends of their ids.
+DITAIL_CONTROLS = ("enabled", "source", "source_checkpoint", "source_prompt", "missing", "second_on", "second_source",
+                   "second_source_checkpoint", *KEYS)
+WEBUI_CONTROLS = ("steps", "cfg_scale", "batch_size", "batch_count", "prompt")
+# Words from the page: image (there is a content image), init, batch (img2img's Batch), reference (ControlNet).
 FACTS = "facts"
-# Above the paper's largest alpha, and above the beta up to which the demo's content images came back from their
-# inversion as they do with 0.5 (explained variance 0.86; at alpha 10 or beta 10 from 0.54 to 0.87).
+# The paper's largest alpha, and the largest beta with which the demo's content images were reconstructed from their
+# inversion as well as with 0.5 (explained variance 0.86; at alpha 10 or beta 10 from 0.54 to 0.87).
 LARGE_ALPHA, LARGE_BETA = 8.0, 3.0
-ALL = tuple(dict.fromkeys((*OWN, *HOSTS)))
+ALL = tuple(dict.fromkeys((*DITAIL_CONTROLS, *WEBUI_CONTROLS)))
 
 
 def html_of(values: Mapping, *, is_img2img: bool) -> str:
-    """The line for the values of `ALL` and FACTS; those of the host may be absent. Empty while Ditail is off."""
+    """The line as HTML; empty while Ditail is off. values: of ALL and FACTS; those of WEBUI_CONTROLS may be absent."""
     if not values.get("enabled"):
         return ""
-    said, warnings = html.escape(_plan(values)), list(_warnings(values, is_img2img))
+    plan, warnings = html.escape(_plan(values)), list(_warnings(values, is_img2img))
     lines = "".join(f'<li class="ditail-warning">{html.escape(sentence)}</li>' for sentence in warnings)
-    return f'<p>{said}</p>' + (f"<ul>{lines}</ul>" if lines else "")
+    return f'<p>{plan}</p>' + (f"<ul>{lines}</ul>" if lines else "")
 
 
 def warning(sentence: str) -> str:
-    """One warning as the line shows it."""
+    """One warning as HTML, as the line shows it."""
     return f'<ul><li class="ditail-warning">{html.escape(sentence)}</li></ul>'
 
 
@@ -63,19 +63,19 @@ def _plan(values: Mapping) -> str:
 
 def _settings(values: Mapping) -> DitailSettings:
     known = {field.name for field in fields(DitailSettings)}
-    given = {key: values[key] for key in (*KEYS, "source") if key in known and values.get(key) is not None}
+    settings = {key: values[key] for key in (*KEYS, "source") if key in known and values.get(key) is not None}
     try:
-        return DitailSettings.from_dict(given)
+        return DitailSettings.from_dict(settings)
     except DitailError:
-        return DitailSettings()  # half-typed numbers
+        return DitailSettings()  # a number that is being typed
 
 
 def _warnings(values: Mapping, is_img2img: bool) -> Iterator[str]:
     facts = set(str(values.get(FACTS) or "").split())
     for line in str(values.get("missing") or "").splitlines():
         yield _capital(missing_sentence(line.partition("\t")[2])) + "."
-    yield from _about_the_image(values, facts, is_img2img)
-    yield from _about_the_checkpoint(values, facts)
+    yield from _image_warnings(values, facts, is_img2img)
+    yield from _checkpoint_warnings(values, facts)
     if not (values.get("prompt") or values.get("source_prompt") or "").strip():
         yield "There is no prompt: say what the content image shows, or structure is lost."
     elif values["source"] == "image" and not (values.get("source_prompt") or "").strip():
@@ -92,7 +92,7 @@ def _warnings(values: Mapping, is_img2img: bool) -> Iterator[str]:
     yield from warnings_of(alpha=settings.alpha, beta=settings.beta, cfg_scale=values.get("cfg_scale"))
 
 
-def _about_the_image(values: Mapping, facts: set, is_img2img: bool) -> Iterator[str]:
+def _image_warnings(values: Mapping, facts: set, is_img2img: bool) -> Iterator[str]:
     needs_image = values["source"] == "image" and "image" not in facts and not values.get("missing")
     if needs_image and not is_img2img:
         yield "There is no content image yet."
@@ -100,7 +100,7 @@ def _about_the_image(values: Mapping, facts: set, is_img2img: bool) -> Iterator[
         yield "There is no image in img2img's own slot yet."
 
 
-def _about_the_checkpoint(values: Mapping, facts: set) -> Iterator[str]:
+def _checkpoint_warnings(values: Mapping, facts: set) -> Iterator[str]:
     source, target = _source(values), _target()
     if source is None or target is None or source.path == target.path:
         return
@@ -135,12 +135,12 @@ def _family() -> str:
     try:
         return family_of_target() if loaded.selected() is not None else USUAL_FAMILY
     except DitailError:
-        return USUAL_FAMILY  # the warnings say that it is another
+        return USUAL_FAMILY  # a warning says so
 
 
-def _whole(values: Mapping, name: str, otherwise: int) -> int:
+def _whole(values: Mapping, name: str, default: int) -> int:
     value = values.get(name)
-    return int(value) if isinstance(value, int | float) and value >= 1 else otherwise
+    return int(value) if isinstance(value, int | float) and value >= 1 else default
 
 
 def _capital(sentence: str) -> str:

@@ -1,4 +1,4 @@
-"""The models that are loaded now, in AUTOMATIC1111's WebUI and in Forge: where each keeps what Ditail needs of them."""
+"""Access to the loaded models in AUTOMATIC1111's WebUI and in Forge."""
 
 from importlib.util import find_spec
 
@@ -14,36 +14,36 @@ def unet_of(model) -> nn.Module:
 
 
 def unet() -> nn.Module:
-    """The U-Net of the model that is in place."""
+    """The U-Net of the current model."""
     return unet_of(shared.sd_model)
 
 
 def alphas_cumprod(model) -> Tensor:
     """A loaded model's schedule `[1000]`, float32 on the CPU."""
-    if IS_FORGE:  # whose predictor knows its sigmas alone once the schedule is another
+    if IS_FORGE:  # its predictor only has sigmas
         return 1 / (model.forge_objects.unet.model.predictor.sigmas.float().cpu() ** 2 + 1)
     return model.alphas_cumprod.float().cpu()
 
 
 def selected() -> object | None:
-    """The model of the WebUI's settings, as far as it is in memory; None before it is loaded.
+    """The model that is chosen in the WebUI's settings; None if it is not loaded yet.
 
-    AUTOMATIC1111's loads a checkpoint when it is chosen, Forge when it is first used.
+    AUTOMATIC1111's WebUI loads a checkpoint when it is chosen, Forge when it is first used.
     """
     model = sd_models.model_data.sd_model
     if not IS_FORGE:
         return model
-    chosen = sd_models.model_data.forge_loading_parameters.get("checkpoint_info")
-    return model if chosen is not None and getattr(model, "filename", None) == chosen.filename else None
+    info = sd_models.model_data.forge_loading_parameters.get("checkpoint_info")
+    return model if info is not None and getattr(model, "filename", None) == info.filename else None
 
 
 def load_selected() -> object:
-    """The model of the WebUI's settings, which is in place afterwards."""
+    """Load the model that is chosen in the WebUI's settings, if it is not loaded yet, and return it."""
     return sd_models.forge_model_reload()[0] if IS_FORGE else shared.sd_model
 
 
 def in_memory() -> list:
-    """Every model that is loaded."""
+    """Every model in memory."""
     data = sd_models.model_data
     models = [data.sd_model, *getattr(data, "loaded_sd_models", ())]
     return [model for i, model in enumerate(models)

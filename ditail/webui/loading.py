@@ -1,4 +1,4 @@
-"""Putting other models in place of the WebUI's, through its own loading, and the target back."""
+"""Loading source models with the WebUI's own functions, and the target again afterwards."""
 
 import logging
 import os
@@ -20,27 +20,27 @@ log = logging.getLogger("ditail")
 
 
 def chosen_vae() -> str:
-    """The VAE of the WebUI's settings, for sources that name none; "" where each checkpoint has its own."""
+    """The VAE that is chosen in the WebUI's settings, for sources without one; "" if each checkpoint uses its own."""
     return "" if shared.opts.sd_vae in ("Automatic", None) else shared.opts.sd_vae
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A checkpoint and the file of its VAE (None: its own) as they are in place."""
+    """A loaded checkpoint and the file of its VAE (None: the checkpoint's own)."""
 
     info: object
     vae_file: str | None
 
     @classmethod
     def now(cls) -> "Loaded":
-        # Not `shared.sd_model`, which loads one where there is none.
+        # `shared.sd_model` would load a model if there is none.
         return cls(getattr(sd_models.model_data.sd_model, "sd_checkpoint_info", None), sd_vae.loaded_vae_file)
 
     def check_files(self) -> None:
-        """Raise DitailError unless both can be loaded again after others took their place."""
+        """Raise DitailError unless both files can still be read, so that they can be loaded again later."""
         for path in filter(None, (self.info and self.info.filename, self.vae_file)):
             try:
-                # A safetensors header names the file's length, so this also finds one that was cut off.
+                # A safetensors header implies the file's length, so this also finds a truncated file.
                 with safe_open(path, "pt") if path.endswith(".safetensors") else open(path, "rb"):
                     pass
             except (SafetensorError, OSError) as error:
@@ -50,51 +50,51 @@ class Loaded:
 
 @contextmanager
 def restored_models(p=None, *, is_sound: Callable[[BaseException], bool]) -> Iterator[Loaded]:
-    """A block that may load other models: yields what is in place, which is in place again afterwards.
+    """A context in which other models may be loaded; yields the current model, which is restored afterwards.
 
-    is_sound: whether the model that is in place can be trusted when this is raised in the block; otherwise the one of
-    before is loaded anew. So it is if putting it back raises. If loading it anew raises too, the WebUI is left without
-    a model, which makes its next job load one, and DitailError is raised.
+    is_sound: whether the loaded model is intact after an exception in the context; if not, or if restoring raises, the
+    former model is loaded from its file. If that raises too, the WebUI is left without a model, so that its next job
+    loads one, and DitailError is raised.
     """
     before = Loaded.now()
     try:
         yield before
     except BaseException as error:
-        _put_back(before, p, anew=not is_sound(error))
+        _restore(before, p, reload=not is_sound(error))
         raise
     else:
-        _put_back(before, p)
+        _restore(before, p)
 
 
-def _put_back(before: Loaded, p, *, anew: bool = False) -> None:
+def _restore(before: Loaded, p, *, reload: bool = False) -> None:
     if before.info is None:
-        return None  # there was none, so the next job loads one anyway
+        return None  # no model was loaded; the next job loads one
     if Loaded.now() != before:
         log.info("%s: back in place as the target", before.info.name_for_extra)
     try:
-        if not anew:
+        if not reload:
             return switch_to(before, p)
     except Exception:
         log.exception("loading %s back", before.info.name)
     except BaseException:
-        _forget_models()
+        _unload_models()
         raise
-    _forget_models()
+    _unload_models()
     try:
         with sd_models.SkipWritingToConfig():
             sd_models.load_model(before.info)
         switch_to(before, p)
     except BaseException as error:
-        _forget_models()
+        _unload_models()
         raise DitailError("source_checkpoint", f"{before.info.name_for_extra}, the target, can't be loaded back "
                           f"({error}); the next image loads it again") from error
 
 
-def _forget_models() -> None:
-    """Leave the WebUI as it is at its start, without a model: whoever needs one next loads that of the settings."""
+def _unload_models() -> None:
+    """Remove all models, as at the WebUI's start, so that the next job loads the one that is chosen in the settings."""
     data = sd_models.model_data
     for model in {data.sd_model, *data.loaded_sd_models} - {None}:
-        with suppress(Exception):  # it only frees memory, and what is wrong with a model may be anything
+        with suppress(Exception):  # it only frees memory, and a broken model may raise anything
             sd_models.send_model_to_trash(model)
     data.sd_model, data.was_loaded_at_least_once = None, False
     data.loaded_sd_models.clear()
@@ -104,13 +104,14 @@ def _forget_models() -> None:
 
 @contextmanager
 def borrowed_models(p) -> Iterator[Callable[..., AbstractContextManager[Model]]]:
-    """For a block, a function `borrow(checkpoint, vae_file, networks, why)`: a context with that model in place.
+    """A context that yields `borrow(checkpoint, vae_file, networks, why)`, a context that yields that model.
 
-    It raises DitailError if one can't be loaded, and before anything is unloaded if the target could not come back;
-    nothing is loaded that is in place already. Afterwards the target is back (see `restored_models`).
+    `borrow` raises DitailError if the model can't be loaded, or, before it unloads anything, if the target could not be
+    loaded again. A model that is already loaded is not loaded again. Afterwards the target is restored (see
+    `restored_models`).
     """
-    wanted, is_loading = family_of_target(), False
-    # The WebUI may believe a half-dismantled model to be loaded after whatever ended the loading, an interrupt, too.
+    target_family, is_loading = family_of_target(), False
+    # When an exception ends the loading, the WebUI may keep a partly loaded model as its current one.
     with restored_models(p, is_sound=lambda error: not is_loading) as target:
 
         @contextmanager
@@ -127,7 +128,7 @@ def borrowed_models(p) -> Iterator[Callable[..., AbstractContextManager[Model]]]
                 log.exception("loading %s", checkpoint.path)
                 raise wrong_source(checkpoint.name, f"can't be loaded ({error})") from error
             is_loading = False
-            check_same_family(checkpoint, family_of_unet(loaded.unet()), target.info, wanted)
+            check_same_family(checkpoint, family_of_unet(loaded.unet()), target.info, target_family)
             with active_extra_networks(p, networks):
                 yield shared.sd_model
                 for comment in sd_hijack.model_hijack.comments:
@@ -137,35 +138,35 @@ def borrowed_models(p) -> Iterator[Callable[..., AbstractContextManager[Model]]]
         yield borrow
 
 
-def switch_to(wanted: Loaded, p=None) -> None:
-    """Put a checkpoint with its VAE in place, as job `p` needs it."""
+def switch_to(model: Loaded, p=None) -> None:
+    """Make a checkpoint with its VAE the current model, prepared for job `p`."""
     with sd_models.SkipWritingToConfig():
-        sd_models.reload_model_weights(info=wanted.info)
-        sd_vae.reload_vae_weights(vae_file=wanted.vae_file)
+        sd_models.reload_model_weights(info=model.info)
+        sd_vae.reload_vae_weights(vae_file=model.vae_file)
     if p is None:
         return
-    # A checkpoint with its own yaml is a new model object, which these have not been done to.
+    # A checkpoint with its own yaml is a new model object, which needs the job's changes again.
     sd_models.apply_alpha_schedule_override(shared.sd_model)
     sd_hijack.model_hijack.apply_circular(p.tiling)
     turn_off_hypertile(p)
 
 
 def job_without_prompts():
-    """A job for `extra_networks`, which may add a tag to its prompts."""
-    made = processing.StableDiffusionProcessingTxt2Img()
-    made.all_prompts = []
-    return made
+    """A job for calls of `extra_networks`, which may add a tag to the job's prompts."""
+    job = processing.StableDiffusionProcessingTxt2Img()
+    job.all_prompts = []
+    return job
 
 
 @contextmanager
 def active_extra_networks(p, networks: Networks) -> Iterator[None]:
-    """Run a block with these extra networks (LoRA, ...) and no others."""
+    """A context with these extra networks (LoRA, ...) active, and no others."""
     if p.disable_extra_networks:
         yield
         return
     stand_in = job_without_prompts()
     with ExitStack() as undo:
-        # Undone last first: without networks, then the deactivation, each also if the one before it raises.
+        # Called in reverse order, each also if the one before it raises: activation of none, then the deactivation.
         undo.callback(lambda: [p.comment(comment) for comment in stand_in.comments])
         undo.callback(extra_networks.deactivate, stand_in, {})
         undo.callback(extra_networks.activate, stand_in, {})

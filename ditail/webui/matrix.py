@@ -1,4 +1,4 @@
-"""The m x m matrix: content of each row's model, style of each column's (paper figure 1), the diagonal plain."""
+"""The Ditail matrix script: content of each row's model, style of each column's, the diagonal plain."""
 
 import copy
 import logging
@@ -25,17 +25,17 @@ log = logging.getLogger("ditail")
 
 MATRIX_TITLE = "Ditail matrix"
 MOST = 16
-# One checkpoint has a title, a name, hashes: some names may mean the same.
+# Several names may mean the same checkpoint: its title, name and hashes.
 MOST_TEXTS = 10 * MOST
 MAX_MARGIN = 500
-# The keys of the tab's controls in their order.
+# The keys of the tab's controls, in order.
 CONTROLS = ("checkpoints", "further", "one_source", "margin")
-# What the WebUI takes for an extra network in a prompt.
+# The WebUI's syntax of extra networks in a prompt.
 TAG = re.compile(r"<\w+:[^<>]+>")
 
 
 def parse_models(texts: Sequence[str]) -> list[MatrixModel]:
-    """Models from `checkpoint` or `checkpoint + <lora:name:weight>` texts. Raises DitailError naming "checkpoints"."""
+    """Models from texts `checkpoint` or `checkpoint + <lora:name:weight>`. Raises DitailError naming "checkpoints"."""
     if not isinstance(texts, Sequence) or isinstance(texts, str) or not all(isinstance(t, str) for t in texts):
         raise DitailError("checkpoints", f"must be a list of names, got {shown(texts)}")
     texts = dict.fromkeys(texts)
@@ -63,23 +63,23 @@ def _parse_model(text: str) -> MatrixModel:
 
 
 def run(p, values: dict, names: Sequence[str], *, one_source: bool = False, margin: int = 0):
-    """The Processed of a matrix of job `p`: the titled grid, then the images row by row.
+    """Run a matrix of job `p`. Returns a Processed with the titled grid and then the images row by row.
 
-    values: Ditail's settings, as the API takes them or with images of the tab. Interrupting gives what is done.
+    values: Ditail's settings, as the API takes them or with images of the tab. If interrupted, the rest is empty.
     """
     with restored_models(is_sound=_is_refusal) as before:
         before.check_files()
-        values = _complete(values)
+        values = _with_vae(values)
         request = Request.from_values({**values, "enabled": True}, WebuiLibrary())
         source = None
         if one_source:
             source = MatrixModel(request.checkpoint or checkpoint_of(shared.sd_model.sd_checkpoint_info))
-        chosen = parse_models(names)
+        models = parse_models(names)
         processing.fix_seed(p)
-        cells = cells_of(chosen, source)
+        cells = cells_of(models, source)
         shared.state.job_count = len(cells) * p.n_iter
         shared.total_tqdm.updateTotal(len(cells) * p.n_iter * p.steps)
-        tagged = any(model.tags for model in (*chosen, source or chosen[0]))
+        has_tags = any(model.tags for model in (*models, source or models[0]))
         results = {}
         for done, cell in enumerate(in_loading_order(cells)):
             if shared.state.interrupted or shared.state.stopping_generation:
@@ -87,7 +87,7 @@ def run(p, values: dict, names: Sequence[str], *, one_source: bool = False, marg
             shared.state.job = f"{done + 1} out of {len(cells)}"
             log.info("matrix %d of %d: content of %s, style of %s", done + 1, len(cells), cell.source.name,
                      cell.target.name)
-            job = _job(p, cell, values, tagged)
+            job = _job(p, cell, values, has_tags)
             setattr(job, PLACE, f"{done + 1} of {len(cells)}")
             processed = processing.process_images(job)
             if processed.images:
@@ -95,54 +95,54 @@ def run(p, values: dict, names: Sequence[str], *, one_source: bool = False, marg
         return _joined(p, cells, results, margin)
 
 
-def _complete(values: dict) -> dict:
-    """The VAE of the WebUI's settings counts for the sources, too, if no other is chosen."""
+def _with_vae(values: dict) -> dict:
+    """Settings with a VAE for the sources: that of the WebUI's settings, unless one is chosen."""
     return values if values.get("source_vae") else {**values, "source_vae": chosen_vae()}
 
 
-def _job(p, cell: Cell, values: dict, tagged: bool):
-    """A copy of the job for one cell."""
+def _job(p, cell: Cell, values: dict, has_tags: bool):
+    """A copy of `p` for one cell. has_tags: whether any model of the matrix has tags of extra networks."""
     job = copy.copy(p)
     job.styles = list(p.styles)
-    # Whatever the request says of its own settings: that of a cell's checkpoint is the matrix's.
+    # The cell's checkpoint must not stay selected, whatever the request says for its own override settings.
     job.override_settings_restore_afterwards = True
     job.override_settings = {**p.override_settings, "sd_model_checkpoint": cell.target.checkpoint.handle.name}
     job.extra_generation_params, job.comments = dict(p.extra_generation_params), {}
     job.do_not_save_grid = True
     values = {**values, "enabled": True, "source_checkpoint": cell.source.checkpoint.title}
-    if tagged:
+    if has_tags:
         prompt = values.get("source_prompt") or shared.prompt_styles.apply_styles_to_prompt(p.prompt, p.styles)
         values["source_prompt"] = f"{prompt} {cell.source.tags}".strip()
         job.prompt = f"{p.prompt} {cell.target.tags}".strip()
-    # Without a content image a model's own image is the content of its row.
+    # Without a content image, the plain image of the diagonal is the content of its row.
     setattr(job, PLAIN, cell.is_plain and values.get("source") == "generate")
-    arguments, place = list(p.script_args), own_arguments(p)
-    arguments[place] = [values, *[None] * (place.stop - place.start - 1)]
+    arguments, ours = list(p.script_args), arguments_slice(p)
+    arguments[ours] = [values, *[None] * (ours.stop - ours.start - 1)]
     job.script_args = tuple(arguments)
     return job
 
 
-def own_arguments(p) -> slice:
-    """Where the always-on script's arguments are among the job's."""
-    always = next(s for s in p.scripts.alwayson_scripts if s.title() == TITLE)
-    return slice(always.args_from, always.args_to)
+def arguments_slice(p) -> slice:
+    """The slice of the job's script arguments that is the always-on script's."""
+    script = next(s for s in p.scripts.alwayson_scripts if s.title() == TITLE)
+    return slice(script.args_from, script.args_to)
 
 
 def _is_refusal(error: BaseException) -> bool:
-    """Whether what a cell raised says nothing of the model that is loaded."""
+    """Whether an exception of a cell is a refusal of the request, which leaves the loaded model intact."""
     return isinstance(error, DitailError | Ditail | HTTPException)
 
 
 def _joined(p, cells: Sequence[Cell], results: dict, margin: int):
-    """One Processed of those of the cells; a cell that was not reached is empty."""
+    """One Processed from those of the cells; a cell that was not reached is black in the grid."""
     if not results:
         return processing.Processed(p, [], p.seed)
     ordered = [results[cell] for cell in cells if cell in results]
     first = ordered[0]
     size = first.images[0].size
-    shown = [results[cell].images[0] if cell in results else Image.new("RGB", size) for cell in cells]
+    tiles = [results[cell].images[0] if cell in results else Image.new("RGB", size) for cell in cells]
     columns = 1 + max(cell.column for cell in cells)
-    grid = images.image_grid(shown, rows=len(cells) // columns)
+    grid = images.image_grid(tiles, rows=len(cells) // columns)
     grid = images.draw_grid_annotations(
         grid, *size, [[images.GridAnnotation(c.target.name), images.GridAnnotation("style")] for c in cells[:columns]],
         [[images.GridAnnotation(c.source.name), images.GridAnnotation("content")] for c in cells[::columns]], margin,
@@ -150,10 +150,10 @@ def _joined(p, cells: Sequence[Cell], results: dict, margin: int):
     joined = copy.copy(first)
     names = "; ".join(cell.target.name for cell in cells[:columns])
     text = f"{first.infotexts[0]}, Script: {MATRIX_TITLE}, Matrix models: {infotext_utils.quote(names)}"
-    joined.images = [grid, *(image for one in ordered for image in one.images)]
-    joined.infotexts = [text, *(text for one in ordered for text in one.infotexts)]
-    joined.all_prompts = [prompt for one in ordered for prompt in one.all_prompts]
-    joined.all_seeds = [seed for one in ordered for seed in one.all_seeds]
+    joined.images = [grid, *(image for processed in ordered for image in processed.images)]
+    joined.infotexts = [text, *(text for processed in ordered for text in processed.infotexts)]
+    joined.all_prompts = [prompt for processed in ordered for prompt in processed.all_prompts]
+    joined.all_seeds = [seed for processed in ordered for seed in processed.all_seeds]
     joined.index_of_first_image = 1
     if shared.opts.grid_save and not p.do_not_save_grid:
         images.save_image(grid, p.outpath_grids, "ditail_matrix", info=text, extension=shared.opts.grid_format,
@@ -162,22 +162,22 @@ def _joined(p, cells: Sequence[Cell], results: dict, margin: int):
 
 
 def run_args(p, args: tuple):
-    """`run` with the script's arguments: one dict (API), or what the tab's controls hold."""
+    """`run` with the script's arguments: one dict (API), or the values of the tab's controls."""
     with errors_for_the_user(p):
         if args and isinstance(args[0], dict):
-            asked = _from_api(args[0])
-            values, chosen = asked.values, asked.values.get("source")
+            request = _from_api(args[0])
+            values, source = request.values, request.values.get("source")
         else:
-            asked = _from_controls(p, args)
-            values, chosen = asked.values, None
-        if not chosen and not values.get("image") and not values.get("collage") and not hasattr(p, "init_images"):
-            values["source"] = "generate"  # without a content image each model makes its own
-        return run(p, values, asked.names, one_source=asked.one_source, margin=asked.margin)
+            request = _from_controls(p, args)
+            values, source = request.values, None
+        if not source and not values.get("image") and not values.get("collage") and not hasattr(p, "init_images"):
+            values["source"] = "generate"  # without a content image each model generates its own content
+        return run(p, values, request.names, one_source=request.one_source, margin=request.margin)
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a matrix is asked for: Ditail's settings by key, the models' names, one row or all, the grid's margin."""
+class MatrixRequest:
+    """The user's request for a matrix. values: Ditail's settings by key. names: the models. margin: in pixels."""
 
     values: dict
     names: object
@@ -185,14 +185,14 @@ class Asked:
     margin: int = 0
 
 
-def _from_api(given: dict) -> Asked:
-    values = dict(given)
-    return Asked(values, values.pop("checkpoints", []), _check_one_source(values.pop("one_source", False)))
+def _from_api(argument: dict) -> MatrixRequest:
+    values = dict(argument)
+    return MatrixRequest(values, values.pop("checkpoints", []), _check_one_source(values.pop("one_source", False)))
 
 
-def _from_controls(p, args: tuple) -> Asked:
-    """The values of the tab's controls (`ui.build_matrix`), which the API may send by position, too."""
-    count = _count_given(p, args)
+def _from_controls(p, args: tuple) -> MatrixRequest:
+    """The request of the tab's controls (`ui.build_matrix`); the API may also send their values by position."""
+    count = _count_arguments(p, args)
     if count != len(CONTROLS):
         raise DitailError("script_args", f"must be one object, or {len(CONTROLS)} values ({', '.join(CONTROLS)}), got "
                           f"{count}")
@@ -202,17 +202,17 @@ def _from_controls(p, args: tuple) -> Asked:
     if not isinstance(further, str | None):
         raise DitailError("further", f"must be a text of one model a line, got {shown(further)}")
     names = [*(names or ()), *filter(None, (line.strip() for line in (further or "").splitlines()))]
-    arguments = p.script_args[own_arguments(p)]
+    arguments = p.script_args[arguments_slice(p)]
     Extras.from_args(arguments).check()
-    return Asked(settings_from(arguments), names,
-                 _check_one_source(False if one_source is None else one_source), _check_margin(margin))
+    return MatrixRequest(settings_from(arguments), names,
+                         _check_one_source(False if one_source is None else one_source), _check_margin(margin))
 
 
-def _count_given(p, args: tuple) -> int:
-    """How many arguments the script was given.
+def _count_arguments(p, args: tuple) -> int:
+    """The number of arguments that the request has for this script.
 
-    The API puts them in the place of the script's own, whatever their number; the WebUI then counts off as many as the
-    script has controls, and so may hand over the next script's, or leave some out.
+    The API inserts them in place of the script's own, whatever their number; the WebUI then passes as many as the
+    script has controls, so `args` may include the next script's arguments, or lack some.
     """
     return len(CONTROLS) + len(p.script_args) - len(p.scripts.inputs) if getattr(p, "is_api", False) else len(args)
 

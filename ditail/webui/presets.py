@@ -1,7 +1,7 @@
-"""Presets: those that are shipped and the user's own, which one JSON file at the extension's root holds.
+"""The presets of the extension, and the user's, which are stored in a JSON file in the extension's folder.
 
-Updates leave the file alone, as git ignores it. Both tabs, the API and other processes share it, so it is read anew
-whenever it has changed, and is replaced as a whole.
+Git ignores the file, so updates don't change it. Both tabs, the API and other processes share it, so it is read each
+time and replaced as a whole.
 """
 
 import json
@@ -24,25 +24,25 @@ MAX_NAME = 60
 
 
 def all_presets() -> dict[str, dict]:
-    """The presets by name, the shipped ones first."""
-    return {**PRESETS, **own_presets()}
+    """The settings of each preset by name, the extension's first."""
+    return {**PRESETS, **user_presets()}
 
 
 def names() -> list[str]:
     return list(all_presets())
 
 
-def own_presets(file: Path | None = None) -> dict[str, dict]:
-    """The user's presets. What can't be read of the file is left out, and logged."""
+def user_presets(file: Path | None = None) -> dict[str, dict]:
+    """The user's presets by name. Entries that can't be used are left out and logged."""
     file = file or FILE
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
         log.error("%s can't be read (%s)", file.name, error)
         return {}
-    entries = found.items() if isinstance(found, dict) else ()
+    entries = content.items() if isinstance(content, dict) else ()
     return {name: values for name, values in entries if name not in PRESETS and _is_sound(name, values)}
 
 
@@ -56,30 +56,31 @@ def _is_sound(name: str, values) -> bool:
 
 
 def save(name: str, values: Mapping) -> None:
-    """Save settings as the user's preset of this name. Raises DitailError for a name that can't be used."""
+    """Save the values of KEYS as a preset of the user. Raises DitailError for a name that can't be used."""
     name = _check_name(name)
     settings = DitailSettings.from_dict({key: values[key] for key in KEYS})
-    _write({**own_presets(), name: {key: getattr(settings, key) for key in KEYS}})
+    _write({**user_presets(), name: {key: getattr(settings, key) for key in KEYS}})
 
 
 def rename(old: str, new: str) -> None:
-    """Give one of the user's presets another name. Raises DitailError."""
-    own, new = _own_with(old), _check_name(new)
-    _write({new if name == old else name: values for name, values in own.items() if name == old or name != new})
+    """Rename one of the user's presets, replacing one that has the new name. Raises DitailError."""
+    presets, new = _user_presets_with(old), _check_name(new)
+    _write({new if name == old else name: values for name, values in presets.items() if name == old or name != new})
 
 
 def delete(name: str) -> None:
     """Delete one of the user's presets. Raises DitailError."""
-    own = _own_with(name)
-    del own[name]
-    _write(own)
+    presets = _user_presets_with(name)
+    del presets[name]
+    _write(presets)
 
 
-def _own_with(name: str) -> dict[str, dict]:
-    own = own_presets()
-    if name not in own:
+def _user_presets_with(name: str) -> dict[str, dict]:
+    """The user's presets. Raises DitailError unless `name` is one of them."""
+    presets = user_presets()
+    if name not in presets:
         raise DitailError("preset", f'"{named(name)}" is not one of your own, so it stays as it is')
-    return own
+    return presets
 
 
 def _check_name(name: str) -> str:

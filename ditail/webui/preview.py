@@ -1,4 +1,4 @@
-"""The tab's Preview: a job as Generate would run it, up to the sampling, which shows what its sources are worth."""
+"""The tab's Preview: a job that runs like Generate up to the sampling, and shows its sources instead."""
 
 import torch
 from modules import images, processing, shared
@@ -18,9 +18,9 @@ def is_preview(extras: Extras) -> bool:
 
 
 def make_preview_of(p) -> None:
-    """Let job `p` end in one image that is not saved; called before the WebUI reads its numbers.
+    """Make job `p` a preview of one image that is not saved; called before the WebUI reads its batch size and count.
 
-    Raises DitailError where a script of the Script dropdown would make jobs of its own.
+    Raises DitailError if a script of the Script dropdown is selected, as it would run jobs of its own.
     """
     if p.scripts is not None and getattr(p, "script_args", None) and p.script_args[0]:
         raise DitailError("script_args", "there is no preview of a script's jobs: set Script to None")
@@ -30,7 +30,7 @@ def make_preview_of(p) -> None:
 
 
 def sample(run) -> list[torch.Tensor]:
-    """What the WebUI gets instead of latents: the last of the preview's images; the others are added by `show`."""
+    """The preview's last image, returned to the WebUI as decoded samples; `show` adds the others."""
     job, p = run.job, run.p
     if not job.samplings:
         raise DitailError("enabled", "there is nothing to preview, as the denoising strength leaves no step")
@@ -44,29 +44,28 @@ def sample(run) -> list[torch.Tensor]:
 
 
 def show(run, processed) -> None:
-    """Put the preview's images, and a sheet of all with their titles, into a finished job's place."""
-    found = run.preview
-    if found is None:
+    """Replace a finished job's images by a titled sheet of the preview's images, and these images."""
+    if run.preview is None:
         return
-    shown, titles = _images(found), _titles(run, found)
+    parts, titles = _images(run.preview), _titles(run, run.preview)
     sheet = images.draw_grid_annotations(
-        images.image_grid(shown, rows=1), *shown[0].size, [[images.GridAnnotation(title)] for title in titles],
+        images.image_grid(parts, rows=1), *parts[0].size, [[images.GridAnnotation(title)] for title in titles],
         [[images.GridAnnotation()]], 8)
-    processed.images = [sheet, *shown]
+    processed.images = [sheet, *parts]
     processed.infotexts = ["Ditail preview: " + "; ".join(titles), *titles]
     processed.info, processed.index_of_first_image = processed.infotexts[0], 1
 
 
-def _images(found: Preview) -> list[Image.Image]:
-    return [image for image in (found.content, found.reconstruction, found.start) if image is not None]
+def _images(result: Preview) -> list[Image.Image]:
+    return [image for image in (result.content, result.reconstruction, result.start) if image is not None]
 
 
-def _titles(run, found: Preview) -> list[str]:
+def _titles(run, result: Preview) -> list[str]:
     source = run.job.sources[0].checkpoint.name
     titles = ["content image"]
-    if found.reconstruction is not None:
-        share = max(0, round(100 * found.came_back))
+    if result.reconstruction is not None:
+        share = max(0, round(100 * result.similarity))
         titles.append(f"{share} % of it comes back from {source}")
-    if found.start is not None:
+    if result.start is not None:
         titles.append(f"{shared.sd_model.sd_checkpoint_info.name_for_extra}, {STEPS} steps from the start alone")
     return titles

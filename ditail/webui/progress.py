@@ -9,19 +9,19 @@ from torch import Tensor
 
 from ..job.host import Interrupted
 
-# Set on a job that is one of several: "4 of 9".
+# Attribute of a job that is one of several: its place, such as "4 of 9".
 PLACE = "_ditail_place"
 
 
 def text_of(p, text: str) -> str:
-    """What the bar says: "Ditail, 4 of 9: inverting the content image"."""
+    """The progress bar's text: "Ditail, 4 of 9: inverting the content image"."""
     place = getattr(p, PLACE, "")
     return f"Ditail, {place}: {text}" if place else f"Ditail: {text}"
 
 
 @contextmanager
 def sampling_text(p) -> Iterator[None]:
-    """The bar's text while job `p` samples."""
+    """A context with the progress bar's text for the sampling of job `p`."""
     before = shared.state.textinfo
     shared.state.textinfo = text_of(p, f"sampling with {shared.sd_model.sd_checkpoint_info.name_for_extra}")
     try:
@@ -62,13 +62,16 @@ class WebuiProgress:
 
 @contextmanager
 def source_job(p, target_steps: list[int], source_steps: list[int]) -> Iterator[WebuiProgress]:
-    """Count the source pass into the job's total, and give the state's texts back afterwards."""
+    """A context that adds the source pass to the job's total progress, and restores the progress texts afterwards.
+
+    target_steps: of each sampling of the job. source_steps: of each batch of sources.
+    """
     state = copy.copy(shared.state.__dict__)
     if shared.state.job_count == -1:
         shared.state.job_count = p.n_iter
     shared.state.job_count += len(source_steps)
-    known = getattr(shared.total_tqdm, "_tqdm", None)
-    total = known.total if known is not None else p.n_iter * sum(target_steps)
+    bar = getattr(shared.total_tqdm, "_tqdm", None)
+    total = bar.total if bar is not None else p.n_iter * sum(target_steps)
     shared.total_tqdm.updateTotal(total + sum(source_steps))
     try:
         yield WebuiProgress(p)

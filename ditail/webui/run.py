@@ -1,4 +1,4 @@
-"""Ditail in one job of the WebUI: the host-neutral `job.Job` run by the job's own methods and the WebUI's callbacks."""
+"""Ditail in one job of the WebUI: calls the host-neutral `job.Job` from the WebUI's methods and callbacks."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..content.settings import warnings_of
 from ..errors import DitailError
-from ..job.finish import finished
+from ..job.finish import finish_image
 from ..job.host import Interrupted
 from ..job.job import Job
 from ..job.plan import image_hash, image_hashes
@@ -26,14 +26,14 @@ from .infotext import infotext_of, source_infotext
 from .progress import sampling_text
 
 RUN = "_ditail_run"
-# Set on a job by the matrix: see `Job.is_plain`.
+# Attribute of a job of the matrix: see `Job.is_plain`.
 PLAIN = "_ditail_plain"
-# Set on a job that is one of several: the requests of those after it, and what the tab would say beside the settings.
+# Attributes of a job that is one of several: the requests of later jobs, and its `controls.Extras`.
 SWEEP, EXTRAS = "_ditail_sweep", "_ditail_extras"
 
 
 class Run:
-    """Ditail in one processing job `p`. error: what is wrong with its settings, raised where the user sees it."""
+    """Ditail in one processing job `p`. error: of its settings, raised in `init`, where the user sees it."""
 
     def __init__(self, p, request: Request | None, error: Exception | None = None, *, sweep: Sequence[Request] = (),
                  extras: Extras | None = None, is_plain: bool = False):
@@ -49,14 +49,14 @@ class Run:
         self.preview: Preview | None = None
 
     def install(self) -> None:
-        """Take over `init` and `sample` of the job."""
+        """Replace `init` and `sample` of the job."""
         setattr(self.p, RUN, self)
         for name, method in (("init", Run._init), ("sample", Run._sample)):
             hijacks.replace_method(self.p, name, partial(_method_of, self.p, method))
 
     @property
     def _first(self) -> int:
-        """The number of the first image that is sampled now."""
+        """The number of the first image of the current batch."""
         return self.p.iteration * self.p.batch_size
 
     def _init(self, original, *args, **kwargs) -> None:
@@ -66,22 +66,22 @@ class Run:
             if None in getattr(self.p, "init_images", ()):
                 raise DitailError("init_images", "choose an image in the tab itself, which is what img2img starts "
                                   "from; with a content image alone, use txt2img")
-            with hijacks.recorded_pixels() as seen:
+            with hijacks.recorded_pixels() as pixels:
                 original(*args, **kwargs)
-            self._prepare(list(seen[0].split(1)) if seen else [])
+            self._prepare(list(pixels[0].split(1)) if pixels else [])
 
     def _prepare(self, init_images: list[Tensor]) -> None:
         caches.apply_settings()
         if sd_unet.get_unet_option() is not None:
             raise DitailError("sd_unet", f'"{shared.opts.sd_unet}" has no layers to inject into; set SD Unet to None')
-        sd_unet.apply_unet()  # an earlier job's would answer in the source pass
+        sd_unet.apply_unet()  # removes that of an earlier job, which would be called in the source pass
         p, job = self.p, self.job
         can_record = not hasattr(p, "init_images") and not getattr(p, "enable_hr", False)
         try:
             if job.prepare(init_images, can_record=can_record):
                 self._recorder = hijacks.Recorder(job.samplings[False].plan)
         except Interrupted:
-            # Skip would go on with the next image, and that would be a plain one: both end the job.
+            # Skip would go on with the next image, which would be a plain one, so it ends the job like Interrupt.
             shared.state.interrupted = True
             p.comment("Ditail: interrupted before the source was ready, so there is no image")
             return
@@ -91,9 +91,9 @@ class Run:
             for sentence in (*warnings, *self.extras.notes):
                 p.comment(f"Ditail: {sentence}")
             hashes = image_hashes(job.request, job.samplings, init_images)
-            has_own = job.request.image is not None or job.request.collage
-            kept_images.keep(job.request, {} if has_own else dict(zip(hashes, init_images, strict=False)))
-            # Not in place: a script's own job (ADetailer's) may share the dict with the job that it is part of.
+            has_content = job.request.image is not None or job.request.collage
+            kept_images.keep(job.request, {} if has_content else dict(zip(hashes, init_images, strict=False)))
+            # A new dict, as another extension's job (ADetailer's) may share it with the job that it was copied from.
             p.extra_generation_params = {**p.extra_generation_params, **infotext_of(job.request, hashes,
                                                                                       self.extras.image_name)}
 
@@ -113,7 +113,7 @@ class Run:
             if not self._is_attached and not shared.state.interrupted:
                 raise DitailError("enabled", "a script that samples in its own way (img2img alternative, say) leaves "
                                   "Ditail nothing to follow; switch one of the two off")
-            # What others do to the U-Net, they may have begun only as the sampling did.
+            # Checked after the sampling, as other extensions may have changed the U-Net only during it.
             if self._recorder and self._recorder.is_complete and self.job.host.target.is_plain():
                 self._keep(self._recorder.latents(loaded.alphas_cumprod(shared.sd_model), samples))
             return samples
@@ -122,16 +122,16 @@ class Run:
         try:
             self.job.keep_recorded(self._first, latents)
         except Interrupted:
-            shared.state.interrupted = True  # the image is there; only later ones have to invert it anew
+            shared.state.interrupted = True  # this image is complete; later jobs have to invert it
 
     def _renew_sampler(self) -> None:
-        """img2img makes its sampler in `init`; a source pass, or a script's own job, may have loaded models since."""
+        """Create img2img's sampler again, if its model was replaced after `init` (by a source pass or another job)."""
         sampler = self.p.sampler
         if sampler and getattr(sampler.model_wrap_cfg.inner_model, "inner_model", None) is not shared.sd_model:
             self.p.sampler = sd_samplers.create_sampler(self.p.sampler_name, shared.sd_model)
 
     def attach(self, x: Tensor, noise: Tensor) -> None:
-        """Called with the tensors that the sampler is about to read."""
+        """Prepare the sampling that is about to begin. x, noise: the tensors that the sampler will read."""
         try:
             self._is_attached = True
             if self._recorder:
@@ -145,7 +145,7 @@ class Run:
             hijacks.make_sampler_raise(self.p.sampler, error)
 
     def follow(self, denoiser) -> None:
-        """Called at each step, before the U-Net is."""
+        """Called at each step before the U-Net."""
         try:
             self.job.host.target.begin_step(denoiser)
             self.job.follow(hires=bool(self.p.is_hr_pass), first=self._first)
@@ -154,21 +154,21 @@ class Run:
             shared.state.interrupted = True
 
     def detach(self) -> None:
-        """Take the hooks off every U-Net that has them."""
+        """Remove the hooks from every U-Net that has them."""
         self._guidance.close()
         if self.job is not None:
             self.job.detach()
 
     def finish(self, image: Image.Image) -> Image.Image:
-        """An image of the batch, decoded, as the settings ask for it."""
+        """A decoded image of the batch with the post-processing of the settings."""
         try:
-            return finished(self.job, image, self._first + self.p.batch_index)
+            return finish_image(self.job, image, self._first + self.p.batch_index)
         except DitailError as error:
             self.p.comment(f"Ditail: {in_words(error)}")
             return image
 
     def show_sources(self, processed) -> None:
-        """Add the images that the content came from to a finished job's, each with its infotext."""
+        """Add the content images to a finished job's images, each with infotext."""
         job, p = self.job, self.p
         if job is None or job.is_plain or job.is_preview:
             return
@@ -199,10 +199,10 @@ def _method_of(p, method):
 
 
 def release(p, processed=None) -> None:
-    """Give a job back its own methods and take its hooks off; nothing happens for a job without Ditail.
+    """Restore a job's methods and remove its hooks, if it has any.
 
-    processed: the finished job's images, to which the source's are added. A script may copy a job or run it twice, so
-    this also undoes what came along with the copy.
+    processed: the finished job's result, to which the content images are added. A script may copy a job or run it
+    twice, so a copy's attributes are removed, too.
     """
     run = p.__dict__.pop(RUN, None)
     if run is not None:
@@ -211,4 +211,4 @@ def release(p, processed=None) -> None:
             run.show_sources(processed)
             preview.show(run, processed)
     for name in hijacks.METHODS:
-        hijacks.give_back(p, name)
+        hijacks.restore_method(p, name)

@@ -1,7 +1,7 @@
-"""What a sampler of the WebUI is going to do, found out by running it on a stand-in for the model.
+"""The plan of a WebUI sampler's sampling, from running it with a stand-in for the model.
 
-Samplers choose their timesteps in many ways (schedulers, midpoints, restarts, options), and extensions add more. So
-none of that is repeated here: the WebUI's own sampler runs on a tiny latent, and the stand-in notes what it is asked.
+Samplers choose their timesteps in many ways (schedulers, midpoints, restarts, options), and extensions add more.
+Instead of repeating that here, the WebUI's own sampler runs on a tiny latent, and the stand-in records its calls.
 """
 
 import copy
@@ -18,7 +18,7 @@ from ..content.images import LATENT_SCALE, fit
 from ..job.host import Pass, Prompts, SamplingPlan
 
 PROBE_SIZE = 8
-# What a generated source depends on, besides its model and prompts.
+# Attributes of a job and settings that a generated source depends on, besides its model and prompts.
 SAMPLING_ATTRIBUTES = ("sampler_name", "scheduler", "steps", "cfg_scale", "subseed_strength", "seed_resize_from_h",
                        "seed_resize_from_w", "eta", "s_churn", "s_tmin", "s_tmax", "s_noise", "s_min_uncond")
 SAMPLING_OPTIONS = ("eta_ancestral", "eta_ddim", "eta_noise_seed_delta", "randn_source", "sgm_noise_multiplier",
@@ -30,76 +30,74 @@ SAMPLING_OPTIONS = ("eta_ancestral", "eta_ddim", "eta_noise_seed_delta", "randn_
                     "hypertile_swap_size_unet", "token_merging_ratio")
 
 
-
-
 class _NoNoise:
-    """Stands in for the job's random numbers, which the probe must not use up."""
+    """Replaces the job's random number generator, whose state the probe must not change."""
 
     def next(self) -> Tensor:
         return torch.zeros(1, *_latent_shape(), device=shared.device)
 
 
 class _StandIn:
-    """A model that answers zero and notes where it is asked."""
+    """A model that returns zeros and records the sigma of each call."""
 
     def __init__(self, inner_model):
         self.inner_model = inner_model
-        self.asked: list[float] = []
+        self.sigmas: list[float] = []
 
     def __call__(self, x: Tensor, sigma: Tensor, **_) -> Tensor:
-        self.asked.append(float(sigma.flatten()[0]))
+        self.sigmas.append(float(sigma.flatten()[0]))
         self.last_noise_uncond = torch.zeros_like(x)
         return torch.zeros_like(x)
 
 
 def plan_sampling(p, *, hires: bool = False) -> SamplingPlan | None:
-    """The plan of `p`'s sampling (`hires`: of its second pass) with the model that is loaded; None for no steps."""
+    """The plan of `p`'s sampling (`hires`: of its second pass) with the loaded model; None if it takes no step."""
     # The WebUI does this only right before sampling, and the settings may have changed since the last job.
     sd_models.apply_alpha_schedule_override(shared.sd_model)
     probe = probe_of(p, hires)
     sampler = sd_samplers.create_sampler((p.hr_sampler_name if hires else None) or p.sampler_name, shared.sd_model)
     model = _StandIn(sampler.model_wrap_cfg.inner_model)
-    seen = _watch(sampler, model)
+    arguments = _run_with(sampler, model)
     x, noise = (torch.zeros(1, *_latent_shape(), device=shared.device) for _ in range(2))
     x[:, 0], noise[:, 1] = 1, 1
     if hires or hasattr(p, "init_images"):
         steps = (p.hr_second_pass_steps or p.steps) if hires else None
         sampler.sample_img2img(probe, x, noise, None, None, steps=steps)
-        image_scale, noise_scale = float(seen["x"][0, 0, 0, 0]), float(seen["x"][0, 1, 0, 0])
+        image_scale, noise_scale = float(arguments["x"][0, 0, 0, 0]), float(arguments["x"][0, 1, 0, 0])
     else:
         sampler.sample(probe, x, None, None)
-        image_scale, noise_scale = 0.0, float(seen["x"][0, 0, 0, 0])
-    timesteps, sigma = _timesteps(sampler, probe, model.asked, seen)
+        image_scale, noise_scale = 0.0, float(arguments["x"][0, 0, 0, 0])
+    timesteps, sigma = _timesteps(sampler, probe, model.sigmas, arguments)
     if not timesteps or not noise_scale:
         return None
-    return SamplingPlan(timesteps, seen["steps"], image_scale, noise_scale, (1 + sigma**2) ** 0.5,
-                        _is_adaptive(sampler, seen))
+    return SamplingPlan(timesteps, arguments["steps"], image_scale, noise_scale, (1 + sigma**2) ** 0.5,
+                        _is_adaptive(sampler, arguments))
 
 
-def _is_adaptive(sampler, seen: dict) -> bool:
-    """Whether a sampler is told only where to begin and to end."""
-    return hasattr(sampler.model_wrap, "sigma_to_t") and not seen.keys() & {"sigmas", "sigma_sched", "n"}
+def _is_adaptive(sampler, arguments: dict) -> bool:
+    """Whether a sampler's function gets only the first and the last sigma."""
+    return hasattr(sampler.model_wrap, "sigma_to_t") and not arguments.keys() & {"sigmas", "sigma_sched", "n"}
 
 
-def _watch(sampler, model: _StandIn) -> dict:
-    """Let `sampler` ask `model`; gives what its function will be called with, and the steps that are counted."""
-    seen, original = {}, sampler.func
+def _run_with(sampler, model: _StandIn) -> dict:
+    """Make `sampler` call `model`. Returns a dict that will get its function's arguments and the number of "steps"."""
+    arguments, original = {}, sampler.func
 
     @wraps(original)
     def func(_, x, **kwargs):
-        seen.update(kwargs, x=x)
+        arguments.update(kwargs, x=x)
         return original(model, x, **{**kwargs, "callback": lambda _: None, "disable": True})
 
     def launch(steps, run):
-        seen["steps"] = steps
+        arguments["steps"] = steps
         return run()
 
     sampler.func, sampler.launch_sampling = func, launch
-    return seen
+    return arguments
 
 
 def probe_of(p, hires: bool):
-    """A copy of `p` whose changes touch nothing of `p`."""
+    """A copy of `p` for running a sampler, which does not change `p`."""
     probe = copy.copy(p)
     probe.extra_generation_params = {}
     probe.rng = _NoNoise()
@@ -113,19 +111,19 @@ def _latent_shape() -> tuple[int, int, int]:
     return getattr(shared.sd_model, "latent_channels", 4), PROBE_SIZE, PROBE_SIZE
 
 
-def _timesteps(sampler, probe, asked: list[float], seen: dict) -> tuple[tuple[float, ...], float]:
-    """(timesteps, the sigma that sampling starts at in the sampler's own scaling: 0 where that is VP)."""
+def _timesteps(sampler, probe, sigmas: list[float], arguments: dict) -> tuple[tuple[float, ...], float]:
+    """(timesteps, the sigma at which sampling starts; 0 for a sampler with VP latents)."""
     to_timestep = getattr(sampler.model_wrap, "sigma_to_t", None)
     if to_timestep is None:
-        return tuple(sorted(set(asked))), 0.0
-    grid = next((seen[k] for k in ("sigmas", "sigma_sched") if k in seen), None)
-    first = float(grid[0]) if grid is not None else float(seen["sigma_max"])
-    if _is_adaptive(sampler, seen):
-        # An adaptive sampler takes other steps on a real model; the scheduler's grid is fine enough to read between.
-        asked = asked + [float(s) for s in sampler.get_sigmas(probe, probe.steps) if s < first]
+        return tuple(sorted(set(sigmas))), 0.0
+    grid = next((arguments[k] for k in ("sigmas", "sigma_sched") if k in arguments), None)
+    first = float(grid[0]) if grid is not None else float(arguments["sigma_max"])
+    if _is_adaptive(sampler, arguments):
+        # An adaptive sampler takes other steps with a real model; latents are interpolated on the scheduler's sigmas.
+        sigmas = sigmas + [float(s) for s in sampler.get_sigmas(probe, probe.steps) if s < first]
     device = sampler.model_wrap.log_sigmas.device
-    sigmas = torch.tensor(sorted({*asked, first}), device=device)
-    return tuple(sorted(set(to_timestep(sigmas[sigmas > 0]).double().tolist()))), first
+    ascending = torch.tensor(sorted({*sigmas, first}), device=device)
+    return tuple(sorted(set(to_timestep(ascending[ascending > 0]).double().tolist()))), first
 
 
 class WebuiJob:
@@ -149,7 +147,7 @@ class WebuiJob:
     def plan(self, *, hires: bool) -> SamplingPlan | None:
         return plan_sampling(self.p, hires=hires)
 
-    def framed(self, image: Image.Image, resize_mode: str) -> Image.Image:
+    def sampled_part(self, image: Image.Image, resize_mode: str) -> Image.Image:
         if getattr(self.p, "paste_to", None) is None:
             return image
         x, y, width, height = self.p.paste_to

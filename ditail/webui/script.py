@@ -1,4 +1,4 @@
-"""The always-on script's doings, one function per callback of the WebUI; the class itself is in `scripts/`."""
+"""The always-on script, one function per callback of the WebUI; the class itself is in `scripts/`."""
 
 import logging
 
@@ -17,7 +17,7 @@ log = logging.getLogger("ditail")
 
 
 def before_process(p, args: tuple) -> None:
-    """Check the settings and take the job over; what is wrong with them is raised inside the generation."""
+    """Check the settings and install a Run on the job. Errors are raised later, in the job's `init`."""
     release(p)
     axes = getattr(p, AXES, {})
     if not is_enabled(args) and not axes:
@@ -32,8 +32,8 @@ def before_process(p, args: tuple) -> None:
         if axes:
             request = at_cell(request, axes, (str(p.prompt), str(p.negative_prompt)))
             further = sweep(request, axes)
-    except DitailError as wrong:
-        error = wrong
+    except DitailError as invalid:
+        error = invalid
     except Exception as unexpected:
         log.exception("reading the settings")
         error = DitailError("args", f"can't be read ({unexpected})")
@@ -41,34 +41,34 @@ def before_process(p, args: tuple) -> None:
 
 
 def before_sampling(p, x, noise) -> None:
-    """Once per sampling, with the very tensors that the sampler is about to read."""
+    """Called once per sampling, with the tensors that the sampler will read."""
     run = p.__dict__.get(RUN)
     if run is not None:
         run.attach(x, noise)
 
 
 def postprocess_image(p, pp) -> None:
-    """Once per image, before anything is laid over it."""
+    """Called once per image, before inpainting overlays it on the original."""
     run = p.__dict__.get(RUN)
     if run is not None and run.job is not None and not run.job.is_preview:
         pp.image = run.finish(pp.image)
 
 
 def on_cfg_denoiser(params) -> None:
-    """Once per evaluation of the model, for every job: those of Ditail keep up with a change of model."""
+    """Called before each evaluation of the model, for every job."""
     run = getattr(params.denoiser.p, "__dict__", {}).get(RUN)
     if run is not None:
         run.follow(params.denoiser)
 
 
 def on_script_unloaded() -> None:
-    """Before "Reload UI": no hook may outlive the code that knows it."""
+    """Called before "Reload UI": remove hooks, as the new script objects don't know them."""
     for model in loaded.in_memory():
         remove(loaded.unet_of(model))
 
 
 def show_log() -> None:
-    """Let the console show what is loaded and made, and why, unless the WebUI's own log level says what to show."""
+    """Show messages of level INFO in the console, unless the WebUI configures logging."""
     if not log.handlers and not logging.getLogger().handlers:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("Ditail: %(message)s"))
@@ -78,12 +78,12 @@ def show_log() -> None:
 
 
 def register() -> None:
-    """Add the settings and the callbacks; the WebUI forgets these at "Reload UI" and runs the script again."""
+    """Add the settings and the callbacks. The WebUI clears the callbacks at "Reload UI" and runs the script again."""
     show_log()
-    caches.add_options()  # now: the API's list of settings may be made before the callback for settings is called
+    caches.add_options()  # not in a callback: the API's list of settings may be created before it is called
     callbacks = {"cfg_denoiser": on_cfg_denoiser, "script_unloaded": on_script_unloaded, "before_ui": add_axes,
                  "after_component": send.on_after_component}
     for category, function in callbacks.items():
-        # `script_callbacks.on_...` would find out the file's name by `inspect.stack()`: some 30 ms each at the start.
+        # `script_callbacks.on_...` would get the file's name from `inspect.stack()`, which takes some 30 ms each.
         script_callbacks.add_callback(script_callbacks.callback_map[f"callbacks_{category}"], function,
                                       category=category, filename=__file__)

@@ -5,13 +5,13 @@ from modules.ui_components import ToolButton
 
 from .ui_events import script
 
-# The WebUI's own button that ours follows: the place that the image is taken from, as `ditailSend` knows it.
+# elem_id of the WebUI's button that ours follows -> the argument of `ditailSend`: where the image is.
 AFTER = {"txt2img_send_to_extras": "txt2img", "img2img_send_to_extras": "img2img", "extras_tab": "pnginfo"}
 TOOLTIP = "Send image to Ditail, as its content image in txt2img."
 
 
 def on_after_component(component, elem_id: str | None = None, **_) -> None:
-    """The WebUI's callback after every component: makes a button after those of AFTER, in the same row."""
+    """The WebUI's callback after every component: adds a button after those in AFTER, in the same row."""
     place = AFTER.get(elem_id or "")
     if place is None:
         return

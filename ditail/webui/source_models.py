@@ -1,4 +1,4 @@
-"""The source pass in the WebUI: encoding, inverting and generating with models that are in place."""
+"""The source pass in the WebUI: encoding, inverting, generating and decoding with the loaded models."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -22,7 +22,7 @@ from .sampling import probe_of
 class WebuiModels:
     """The source pass of the WebUI's job `p`: see `job.host.SourceModels`.
 
-    target_steps: what the progress counts for each sampling of the job.
+    target_steps: returns the number of progress steps of each sampling of the job.
     """
 
     def __init__(self, p, target_steps: Callable[[], list[int]]):
@@ -70,7 +70,7 @@ class WebuiModels:
 
 
 def _precision() -> AbstractContextManager:
-    """As the WebUI samples."""
+    """The context in which the WebUI samples."""
     return devices.without_autocast() if devices.unet_needs_upcast else devices.autocast()
 
 
@@ -82,14 +82,14 @@ def encode(model, pixels: Tensor, latent_size: tuple[int, int]) -> Tensor:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         encoding = model.encode_first_stage(pixels.to(devices.device, devices.dtype_vae))
-        # A tensor (SDXL) is a sample already, scaled; it has a `mode`, too.
+        # For SDXL this is a scaled sample. Tensors have a method `mode`, too, so test for the type.
         is_sample = isinstance(encoding, Tensor)
         z0 = model.get_first_stage_encoding(encoding) if is_sample else model.scale_factor * encoding.mode()
     return at_latent_size(z0, latent_size)
 
 
 def at_latent_size(z0: Tensor, size: tuple[int, int]) -> Tensor:
-    """An encoded image at a size, as img2img's "latent upscale" encodes it at its own; float32."""
+    """An encoded image resized to (h, w), as with img2img's "latent upscale"; float32. Raises DitailError for NaN."""
     if not torch.isfinite(z0).all():
         raise DitailError("source_vae", "the VAE gives no finite latent for the content image; try --no-half-vae or "
                           "another VAE")
@@ -112,23 +112,23 @@ def source_denoiser(model, prompts: tuple[str, str], alpha: float, beta: float, 
         out = model.apply_model(z, torch.full((len(z),), t, device=z.device), cond).float()
         if getattr(model, "parameterization", "eps") != "v":
             return out
-        at = float(alphas_cumprod_at(abar, torch.tensor([t], dtype=torch.float64)))
-        return at**0.5 * out + (1 - at) ** 0.5 * z
+        abar_t = float(alphas_cumprod_at(abar, torch.tensor([t], dtype=torch.float64)))
+        return abar_t**0.5 * out + (1 - abar_t) ** 0.5 * z
 
     return denoise
 
 
 def _image_conditioning(model, size: tuple[int, int]) -> dict:
-    """What txt2img gives a model that reads an image too (inpainting: everything masked); others ignore it."""
+    """txt2img's conditioning for a model that reads an image, too (inpainting: everything masked); others ignore it."""
     latent = torch.zeros(1, 4, size[1] // LATENT_SCALE, size[0] // LATENT_SCALE, device=devices.device)
     with torch.random.fork_rng():
-        torch.manual_seed(0)  # it encodes a grey image, and samples
-        found = processing.txt2img_image_conditioning(model, latent, *size)
-    return {"c_adm": found} if model.model.conditioning_key == "crossattn-adm" else {"c_concat": [found]}
+        torch.manual_seed(0)  # it samples the posterior of a grey image
+        cond = processing.txt2img_image_conditioning(model, latent, *size)
+    return {"c_adm": cond} if model.model.conditioning_key == "crossattn-adm" else {"c_concat": [cond]}
 
 
 def schedule_of(model, text: str, steps: int, size: tuple[int, int], is_negative: bool):
-    """A prompt's conditioning by step. Prompts that `AND` composes are one list of words here."""
+    """A function from the step to a prompt's conditioning. Prompts joined by `AND` are treated as one prompt."""
     parts = [prompt_parser.re_weight.search(part).group(1) for part in prompt_parser.re_AND.split(text)]
     texts = prompt_parser.SdConditioning([", ".join(parts)], is_negative, *size)
     with devices.autocast():
@@ -143,7 +143,7 @@ def _combined(alpha: float, cond, beta: float, uncond) -> dict:
 
 
 def _generation_of(p, model, prompts: list[str], numbers: list[int], size: tuple[int, int]):
-    """A copy of `p` for the images of these numbers in the job, with their seeds and in txt2img's way."""
+    """A copy of `p` for generating the images of these numbers in the job from their seeds, as txt2img does."""
     probe = probe_of(p, hires=False)
     probe.all_seeds, probe.all_subseeds = [p.all_seeds[i] for i in numbers], [p.all_subseeds[i] for i in numbers]
     probe.seeds, probe.batch_size, probe.refiner_checkpoint_info = probe.all_seeds, len(numbers), None
@@ -157,11 +157,11 @@ def _generation_of(p, model, prompts: list[str], numbers: list[int], size: tuple
 @torch.no_grad()
 def record_generation(p, model, images: Sequence[tuple[tuple[str, str], int]], size: tuple[int, int],
                       plan: SamplingPlan, progress: Callable[[], None], *, decoded: bool) -> list[SourceLatents]:
-    """The VP latents that `model` passes through as it samples as the job's txt2img would, by image.
+    """The VP latents of sampling with `model` as the job's txt2img would, one SourceLatents per image.
 
-    images: for each (prompt, negative prompt) and its number in the job, whose seeds it takes. progress: called before
-    each evaluation of the model, and at the end. decoded: give the latents their image, too. Raises DitailError if
-    the sampler ended early for another reason than the user's wish, at which `progress` raises.
+    images: ((prompt, negative prompt), number in the job) of each; the number gives the seeds. progress: called before
+    each evaluation of the model and at the end; raises if the user interrupts. decoded: include the decoded images.
+    Raises DitailError if the sampler ends early for another reason.
     """
     texts = [[prompts[i] for prompts, _ in images] for i in (0, 1)]
     probe = _generation_of(p, model, texts[0], [number for _, number in images], size)
@@ -185,15 +185,15 @@ def record_generation(p, model, images: Sequence[tuple[tuple[str, str], int]], s
     progress()
     if not recorder.is_complete:
         raise DitailError("source", f"the sampler {p.sampler_name} ended before its last step")
-    made = recorder.latents(loaded.alphas_cumprod(model), samples)
+    sources = recorder.latents(loaded.alphas_cumprod(model), samples)
     if decoded:
-        made = [latents.with_image(image) for latents, image in zip(made, decode(model, samples), strict=True)]
-    return made
+        sources = [source.with_image(image) for source, image in zip(sources, decode(model, samples), strict=True)]
+    return sources
 
 
 @torch.no_grad()
 def decode(model, samples: Tensor) -> list[Tensor]:
-    """The images `[h, w, 3]` uint8, on the CPU, of latents `[b, 4, h / 8, w / 8]`."""
+    """The images `[H, W, 3]` uint8, on the CPU, of latents `[b, 4, H / 8, W / 8]`."""
     samples = samples.to(devices.device, devices.dtype_vae)
     images = processing.decode_latent_batch(model, samples, target_device=devices.cpu, check_for_nans=True)
     return [((image.float().clamp(-1, 1) + 1) * 127.5).byte().permute(1, 2, 0).contiguous() for image in images]

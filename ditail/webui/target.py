@@ -1,4 +1,4 @@
-"""The target's U-Net in a job, and all that its answers depend on, for the features that are kept of it."""
+"""The target's U-Net in a job, and everything that its output depends on, as the key of the feature cache."""
 
 import logging
 import re
@@ -26,12 +26,12 @@ from . import caches, hijacks, loaded
 
 log = logging.getLogger("ditail")
 
-# ldm's and sgm's own functions, and what the WebUI puts in their places.
+# The functions of ldm and sgm, and those that the WebUI replaces them with.
 TRUSTED = Trusted(
     attention=(*Trusted.attention, "modules.sd_hijack_optimizations", "modules.hypernetworks.hypernetwork"),
     movers=("modules.lowvram",),
 )
-# Folders of scripts that do to a U-Net nothing but what is asked for here.
+# Folders of scripts whose changes to a U-Net are all described by `describe_target`.
 KNOWN_SCRIPTS = tuple(Path(folder).resolve() for folder in (
     paths_internal.modules_path, paths_internal.extensions_builtin_dir, Path(__file__).resolve().parents[2],
 ))
@@ -44,14 +44,14 @@ NUMBER = re.compile(r"[-+]?\d*\.?\d+")
 
 
 def describe_target(p) -> dict:
-    """All that the loaded U-Net's answers depend on. Raises TypeError or ValueError where that isn't known."""
+    """Everything that the loaded U-Net's output depends on. Raises TypeError or ValueError if that is not known."""
     if sd_unet.current_unet is not None:
-        raise ValueError("another U-Net stands in for the model's")
+        raise ValueError("the model's U-Net is replaced by another")
     model = shared.sd_model
     unet = model.model.diffusion_model
-    _put_loras_in(unet)
+    _apply_loras(unet)
     return {
-        "checkpoint": file_fingerprint(model.sd_checkpoint_info.filename), "weights": _some_weights(unet),
+        "checkpoint": file_fingerprint(model.sd_checkpoint_info.filename), "weights": _weight_samples(unet),
         "networks": _networks(p), "scripts": other_scripts(p),
         "dtypes": [*map(str, (devices.dtype, devices.dtype_unet, devices.dtype_inference)), devices.unet_needs_upcast],
         "weight_dtypes": sorted({str(parameter.dtype) for parameter in unet.parameters()}),
@@ -61,24 +61,24 @@ def describe_target(p) -> dict:
     }
 
 
-def _some_weights(model: nn.Module) -> Tensor:
+def _weight_samples(model: nn.Module) -> Tensor:
     """One value of every output channel of every layer.
 
-    They are asked because a file may have changed since it was loaded, and a model in memory need not be that of any
-    file: not a checkpoint, nor a LoRA, which the WebUI doesn't put in again while its name and weight stay the same.
+    Files are not enough: one may have changed since it was loaded, and the WebUI does not load a LoRA again while its
+    name and weight stay the same.
     """
-    found = []
+    samples = []
     for module in model.modules():
         for name, weight in module.named_parameters(recurse=False):
-            weight = torch.atleast_1d(_without_last_loras(module, name, weight))
-            found.append(weight[(slice(None), *[0] * (weight.ndim - 1))].float())
-    return torch.cat([values.to(found[0].device) for values in found])
+            weight = torch.atleast_1d(_settled_weight(module, name, weight))
+            samples.append(weight[(slice(None), *[0] * (weight.ndim - 1))].float())
+    return torch.cat([sample.to(samples[0].device) for sample in samples])
 
 
-def _put_loras_in(unet: nn.Module) -> None:
-    """Make the weights those of the job's LoRAs now, as each layer would when it's next called.
+def _apply_loras(unet: nn.Module) -> None:
+    """Apply the job's LoRAs to the weights now, as each layer would do at its next call.
 
-    Not where layers wait on the CPU for their turn: the same sum may come out otherwise there.
+    Not with --lowvram, where layers are on the CPU until they are called: the sum may be rounded differently there.
     """
     if LORA in sys.modules and not _lora_functional() and not shared.sd_model.lowvram:
         for module in unet.modules():
@@ -86,10 +86,10 @@ def _put_loras_in(unet: nn.Module) -> None:
                 sys.modules[LORA].network_apply_weights(module)
 
 
-def _without_last_loras(module: nn.Module, name: str, weight: Tensor) -> Tensor:
-    """A layer's weight; where LoRAs are yet to be taken out or put in, what it is without any."""
-    wanted = tuple((lora.name, lora.te_multiplier, lora.unet_multiplier, lora.dyn_dim) for lora in _loras())
-    if not _lora_functional() and getattr(module, "network_current_names", ()) == wanted:
+def _settled_weight(module: nn.Module, name: str, weight: Tensor) -> Tensor:
+    """A layer's weight with the job's LoRAs; if they are not applied yet, the weight without any LoRA."""
+    current = tuple((lora.name, lora.te_multiplier, lora.unet_multiplier, lora.dyn_dim) for lora in _loras())
+    if not _lora_functional() and getattr(module, "network_current_names", ()) == current:
         return weight
     backup = getattr(module, f"network_{'weights' if name == 'weight' else name}_backup", None)
     return weight if backup is None else backup
@@ -104,17 +104,17 @@ def _lora_functional() -> bool:
 
 
 def _networks(p) -> list:
-    """The LoRAs and hypernetworks at work. Raises ValueError for tags of which only another extension knows more."""
+    """The active LoRAs and hypernetworks. Raises ValueError for other kinds of tags, or unknown arguments."""
     for tags in (p.extra_network_data, getattr(p, "hr_extra_network_data", None)):
-        for kind, found in (tags or {}).items():
-            if kind not in KNOWN_NETWORKS or not all(map(_has_plain_weights, found)):
-                raise ValueError(f"<{kind}:...> may be more than this extension knows of")
-    marks = [[lora.name, lora.mtime, file_fingerprint(lora.network_on_disk.filename), lora.te_multiplier,
-              lora.unet_multiplier, lora.dyn_dim, _lora_functional()] for lora in _loras()]
+        for kind, networks in (tags or {}).items():
+            if kind not in KNOWN_NETWORKS or not all(map(_has_plain_weights, networks)):
+                raise ValueError(f"<{kind}:...> may have effects that are not known here")
+    entries = [[lora.name, lora.mtime, file_fingerprint(lora.network_on_disk.filename), lora.te_multiplier,
+                lora.unet_multiplier, lora.dyn_dim, _lora_functional()] for lora in _loras()]
     for network in shared.loaded_hypernetworks:
         layers = [layer for pair in network.layers.values() for layer in pair]
-        marks.append([network.name, [[layer.multiplier, _some_weights(layer)] for layer in layers]])
-    return marks
+        entries.append([network.name, [[layer.multiplier, _weight_samples(layer)] for layer in layers]])
+    return entries
 
 
 def _has_plain_weights(tag) -> bool:
@@ -123,7 +123,7 @@ def _has_plain_weights(tag) -> bool:
 
 
 def other_scripts(p) -> list:
-    """The arguments of other extensions' always-on scripts: what one does to the U-Net may leave no other mark."""
+    """The arguments of other extensions' always-on scripts, which may change the U-Net without a trace."""
     return [
         [script.filename, _by_value(p.script_args[script.args_from : script.args_to])]
         for script in getattr(p.scripts, "alwayson_scripts", ())
@@ -132,7 +132,7 @@ def other_scripts(p) -> list:
 
 
 def _by_value(argument):
-    """An argument as what a key can hold. Raises TypeError for one that has no value to compare."""
+    """An argument as a value for a cache key. Raises TypeError for one that can't be compared by value."""
     if argument is None or isinstance(argument, str | int | float | Tensor):
         return argument
     if isinstance(argument, Mapping):
@@ -167,7 +167,7 @@ class WebuiTarget:
         return not hijacks.shortens_attention(shared.sd_model) and is_untouched(self.unet(), TRUSTED)
 
     def keep_attention_whole(self) -> None:
-        """Merged tokens and tiles are others in the source than in the image. The WebUI undoes both at a job's end."""
+        """Merged tokens and tiles differ between source and image. The WebUI restores both at a job's end."""
         hijacks.turn_off_hypertile(self.p)
         hijacks.turn_off_token_merging(self.p)
 
@@ -177,9 +177,10 @@ class WebuiTarget:
                               "Ditail injects into; set it to 0, or switch that unit off")
 
     def begin_step(self, denoiser) -> None:
-        """Called at each step: the calls of the U-Net that follow have rows in the WebUI's order, in one call or more.
+        """Called at each step: sets the rows of the following U-Net calls, of which there may be several.
 
-        denoiser: the sampler's CFG denoiser. Its rows: each image's prompts (several for AND), the unconditional ones.
+        denoiser: the sampler's CFG denoiser. Its rows are each image's prompts (several with AND), then the
+        unconditional ones.
         """
         prompts = [len(composed) for composed in denoiser.sampler.sampler_extra_args["cond"].batch]
         self._rows = [Row(image, True) for image, count in enumerate(prompts) for _ in range(count)]
@@ -197,7 +198,7 @@ class WebuiTarget:
 
     def features(self, source_keys: Sequence[str], null: Mapping[str, Tensor],
                  size: tuple[int, int]) -> Features | None:
-        """None, too, where something is at work of which it can't be told what it makes of the U-Net."""
+        """Also None if the U-Net's output depends on something unknown."""
         if not caches.FEATURES.budget:
             return None
         try:
@@ -208,7 +209,7 @@ class WebuiTarget:
             return None
 
     def describe(self) -> dict:
-        """All that the U-Net's answers depend on. Raises TypeError or ValueError where that isn't known."""
+        """Everything that the U-Net's output depends on. Raises TypeError or ValueError if that is not known."""
         return describe_target(self.p)
 
     def without_others(self) -> AbstractContextManager:
@@ -217,7 +218,7 @@ class WebuiTarget:
 
 @torch.no_grad()
 def null_conditioning(model, size: tuple[int, int]) -> dict[str, Tensor]:
-    """The U-Net's keyword arguments for "" in the model's own text encoder."""
+    """The U-Net's keyword arguments for the prompt "", from the model's text encoder."""
     with devices.autocast():
         cond = model.get_learned_conditioning(prompt_parser.SdConditioning([""], True, *size))
     if isinstance(cond, dict):

@@ -1,6 +1,6 @@
 """Ditail's controls in a tab, built from the table of settings.
 
-Eight are always seen; what they stand for is under "Advanced". What follows what is in `ui_events.py`.
+The first ones are always shown, the others are under "Advanced". The events are in `ui_events.py`.
 """
 
 from collections.abc import Callable, Mapping
@@ -43,82 +43,81 @@ ElemId = Callable[[str], str]
 
 @dataclass
 class Controls:
-    """The controls in the order of `CONTROLS`, and what pasting infotext does to them."""
+    """The controls in the order of `CONTROLS`, and (component, function) pairs for pasting infotext."""
 
     controls: list
     infotext_fields: list[tuple]
 
 
-def build(elem_id: ElemId, *, is_img2img: bool, hosts: Mapping | None = None) -> Controls:
-    """Make the tab's controls inside the current gradio block.
+def build(elem_id: ElemId, *, is_img2img: bool, webui_controls: Mapping | None = None) -> Controls:
+    """Create the tab's controls inside the current gradio block.
 
-    hosts: the tab's own components that the live line depends on, by the names in `live_line.HOSTS`.
+    webui_controls: the WebUI's components that the live line depends on, by the names in `live_line.WEBUI_CONTROLS`.
     """
     with InputAccordion(DEFAULTS["enabled"], label=TITLE, elem_id=elem_id("enabled")) as enabled:
-        made = {"enabled": enabled, **_first_level(elem_id, is_img2img)}
+        controls = {"enabled": enabled, **_first_level(elem_id, is_img2img)}
         with gr.Row(elem_classes="ditail-line"):
-            made["line"] = gr.HTML(elem_id=elem_id("line"))
-            made["forget"] = gr.Button("Go on without", elem_id=elem_id("forget"), size="sm", visible=False)
+            controls["line"] = gr.HTML(elem_id=elem_id("line"))
+            controls["forget"] = gr.Button("Go on without", elem_id=elem_id("forget"), size="sm", visible=False)
         with gr.Accordion("Advanced", open=False, elem_id=elem_id("advanced")):
-            made |= _numbers(elem_id)
-            made |= _own_presets(elem_id)
+            controls |= _numbers(elem_id)
+            controls |= _user_presets(elem_id)
             with gr.Accordion("Mask", open=False, elem_id=elem_id("mask_accordion")):
-                made |= _masks(elem_id)
-            made |= _second_source(lambda name: elem_id(f"second_{name}"))
-            made |= _collage(lambda name: elem_id(f"collage_{name}"))
+                controls |= _masks(elem_id)
+            controls |= _second_source(lambda name: elem_id(f"second_{name}"))
+            controls |= _collage(lambda name: elem_id(f"collage_{name}"))
         for name in (*EXTRAS, "facts"):
-            made[name] = gr.Textbox(label=name.replace("_", " ").capitalize(), elem_id=elem_id(name), value="",
+            controls[name] = gr.Textbox(label=name.replace("_", " ").capitalize(), elem_id=elem_id(name), value="",
                                     elem_classes="ditail-hidden", container=False)
         for name, label in (("refresh_line", "Refresh"), ("take_infotext", "Take infotext"),
                             ("take_balance", "Take balance"), ("take_numbers", "Take numbers")):
-            made[name] = gr.Button(label, elem_id=elem_id(name), elem_classes="ditail-hidden")
-    ui_events.connect(made, hosts or {}, elem_id, is_img2img=is_img2img)
-    return Controls([made[name] for name in CONTROLS], _pasted(made))
+            controls[name] = gr.Button(label, elem_id=elem_id(name), elem_classes="ditail-hidden")
+    ui_events.connect(controls, webui_controls or {}, elem_id, is_img2img=is_img2img)
+    return Controls([controls[name] for name in CONTROLS], _pasted(controls))
 
 
 def _first_level(elem_id: ElemId, is_img2img: bool) -> dict:
-    made = {}
+    controls = {}
     with gr.Row(elem_classes="ditail-first"):
         with gr.Column(min_width=180, scale=2):
             label = f"{BY_KEY['image'].label} (empty: the init image)" if is_img2img else BY_KEY["image"].label
-            made["image"] = _slot_image(label, elem_id("image"), IMAGE_HEIGHT)
+            controls["image"] = _slot_image(label, elem_id("image"), IMAGE_HEIGHT)
             with gr.Row():
                 if not is_img2img:
-                    made["use_size"] = gr.Button("Use this image's size", elem_id=elem_id("use_size"), size="sm",
-                                                 interactive=False, min_width=80)
-                made["preview"] = gr.Button("Preview", elem_id=elem_id("preview"), size="sm", min_width=80)
+                    controls["use_size"] = gr.Button("Use this image's size", elem_id=elem_id("use_size"), size="sm",
+                                                     interactive=False, min_width=80)
+                controls["preview"] = gr.Button("Preview", elem_id=elem_id("preview"), size="sm", min_width=80)
         with gr.Column(min_width=220, scale=3):
-            made["source"] = gr.Radio(choices=SOURCE_WORDS, **_common("source", elem_id))
-            made["source_checkpoint"] = _checkpoints(elem_id)
-            made["preset"] = gr.Dropdown(label="Preset", value=DEFAULT_PRESET, elem_id=elem_id("preset"),
-                                         choices=[*presets.names(), presets.CUSTOM])
-            made["balance"] = gr.Slider(label="Balance", minimum=0, maximum=1, step=STEP, elem_id=elem_id("balance"),
-                                        value=next(place for place, name in ANCHORS.items() if name == DEFAULT_PRESET),
-                                        info="0 = style, 1 = structure")
-    return made
+            controls["source"] = gr.Radio(choices=SOURCE_WORDS, **_common("source", elem_id))
+            controls["source_checkpoint"] = _checkpoints(elem_id)
+            controls["preset"] = gr.Dropdown(label="Preset", value=DEFAULT_PRESET, elem_id=elem_id("preset"),
+                                             choices=[*presets.names(), presets.CUSTOM])
+            controls["balance"] = gr.Slider(label="Balance", minimum=0, maximum=1, step=STEP, value=_default_balance(),
+                                            elem_id=elem_id("balance"), info="0 = style, 1 = structure")
+    return controls
 
 
 def _numbers(elem_id: ElemId) -> dict:
-    made = {}
+    controls = {}
     with gr.Row():
-        made |= {key: _control(key, elem_id) for key in PROMPTS}
+        controls |= {key: _control(key, elem_id) for key in PROMPTS}
     with gr.Row():
-        made["take_prompt"] = gr.Button("Prompt from the image", elem_id=elem_id("take_prompt"), size="sm")
-        made["take_tags"] = gr.Button("Tags from the image (DeepBooru)", elem_id=elem_id("take_tags"), size="sm")
+        controls["take_prompt"] = gr.Button("Prompt from the image", elem_id=elem_id("take_prompt"), size="sm")
+        controls["take_tags"] = gr.Button("Tags from the image (DeepBooru)", elem_id=elem_id("take_tags"), size="sm")
     others = [field.key for field in TAB_FIELDS if field.key not in PLACED]
     for keys in zip(others[::2], [*others[1::2], None], strict=False):
         with gr.Row():
-            made |= {key: _control(key, elem_id) for key in keys if key}
+            controls |= {key: _control(key, elem_id) for key in keys if key}
     with gr.Row():
-        made["source_vae"] = _dropdown("source_vae", vae_choices, sd_vae.refresh_vae_list, elem_id)
-        made["resize_mode"] = _control("resize_mode", elem_id)
+        controls["source_vae"] = _dropdown("source_vae", vae_choices, sd_vae.refresh_vae_list, elem_id)
+        controls["resize_mode"] = _control("resize_mode", elem_id)
     with gr.Row():
-        made |= {key: _control(key, elem_id) for key in ("hires", "show_source")}
-    made["layers"] = _control("layers", elem_id)
-    return made
+        controls |= {key: _control(key, elem_id) for key in ("hires", "show_source")}
+    controls["layers"] = _control("layers", elem_id)
+    return controls
 
 
-def _own_presets(elem_id: ElemId) -> dict:
+def _user_presets(elem_id: ElemId) -> dict:
     with gr.Row():
         name = gr.Textbox(label="Name of a preset of your own", lines=1, elem_id=elem_id("preset_name"))
         with gr.Column(min_width=160):
@@ -133,8 +132,8 @@ def _masks(elem_id: ElemId) -> dict:
         mask = _slot_image("Mask (white: takes the content)", elem_id("mask"))
         with gr.Column(min_width=200):
             paint = gr.Button("Paint on the content image", elem_id=elem_id("paint"), size="sm")
-            canvas, ground = mask_canvas(elem_id("painted_mask"), IMAGE_HEIGHT)
-    return {"mask": mask, "paint": paint, "painted_mask": canvas, "painted_on": ground}
+            canvas, background = mask_canvas(elem_id("painted_mask"), IMAGE_HEIGHT)
+    return {"mask": mask, "paint": paint, "painted_mask": canvas, "painted_on": background}
 
 
 def _second_source(elem_id: ElemId) -> dict:
@@ -171,8 +170,8 @@ def _collage(elem_id: ElemId) -> dict:
     return controls
 
 
-def _pasted(made: dict) -> list[tuple]:
-    """(component, function from parsed infotext to its value) for all that pasting sets."""
+def _pasted(controls: dict) -> list[tuple]:
+    """(component, function from parsed infotext to its value) for every control that pasting sets."""
     settings = {f.key: partial(pasted_setting, f) for f in TAB_FIELDS if f.infotext or f.key == "enabled"}
     second = {f"second_{name}": partial(pasted_second_source, name) for name in SECOND_SOURCE
               if name not in ("image", "mask")}
@@ -184,7 +183,7 @@ def _pasted(made: dict) -> list[tuple]:
         "missing": kept_images.pasted_missing, "image_name": kept_images.pasted_name,
         "preset": ui_events.pasted_preset, "balance": ui_events.pasted_balance,
     }
-    return [(made[name], function) for name, function in functions.items()]
+    return [(controls[name], function) for name, function in functions.items()]
 
 
 def _slot_image(label: str, elem_id: str, height: int = SLOT_HEIGHT):
@@ -193,7 +192,7 @@ def _slot_image(label: str, elem_id: str, height: int = SLOT_HEIGHT):
 
 
 def build_matrix(elem_id: ElemId) -> list:
-    """The controls of the matrix script, in the order that `matrix.run_args` takes them."""
+    """The controls of the matrix script, in the order in which `matrix.run_args` takes their values."""
     with gr.Row():
         names = gr.Dropdown(label="Models of the matrix", choices=sd_models.checkpoint_tiles(), multiselect=True,
                             elem_id=elem_id("checkpoints"))
@@ -210,6 +209,10 @@ def build_matrix(elem_id: ElemId) -> list:
     return [names, further, one_source, margin]
 
 
+def _default_balance() -> float:
+    return next(position for position, name in ANCHORS.items() if name == DEFAULT_PRESET)
+
+
 def checkpoint_choices() -> list[str]:
     return [SAME_CHECKPOINT, *sd_models.checkpoint_tiles()]
 
@@ -222,11 +225,11 @@ def _checkpoints(elem_id: ElemId):
     return _dropdown("source_checkpoint", checkpoint_choices, sd_models.list_models, elem_id)
 
 
-def _dropdown(key: str, choices: Callable[[], list[str]], read_again: Callable[[], object], elem_id: ElemId):
+def _dropdown(key: str, choices: Callable[[], list[str]], refresh: Callable[[], object], elem_id: ElemId):
     with gr.Row():
-        made = gr.Dropdown(choices=choices(), **_common(key, elem_id) | {"value": choices()[0]})
-        create_refresh_button(made, read_again, lambda: {"choices": choices()}, elem_id(f"refresh_{key}"))
-    return made
+        dropdown = gr.Dropdown(choices=choices(), **_common(key, elem_id) | {"value": choices()[0]})
+        create_refresh_button(dropdown, refresh, lambda: {"choices": choices()}, elem_id(f"refresh_{key}"))
+    return dropdown
 
 
 def _control(key: str, elem_id: ElemId):

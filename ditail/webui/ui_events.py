@@ -1,4 +1,4 @@
-"""What follows what in the tab: presets and numbers, what does not apply, the live line."""
+"""The events of the tab: presets and the settings that they set, controls that do not apply, the live line."""
 
 from collections.abc import Callable, Mapping
 
@@ -11,109 +11,110 @@ from ..errors import DitailError
 from . import caption, live_line, presets
 from .failures import in_words
 
-# Controls that say nothing where the content is generated.
-OF_AN_IMAGE = ("image", "use_size", "resize_mode", "collage", "take_prompt", "take_tags")
+# Controls without effect if the content is generated, which are hidden then.
+IMAGE_CONTROLS = ("image", "use_size", "resize_mode", "collage", "take_prompt", "take_tags")
 QUIET = {"show_progress": False, "queue": False}
 
 
 def script(code: str) -> dict:
-    """JavaScript for an event: it gets the inputs (and the outputs), and returns the inputs for the function."""
+    """An event's argument for JavaScript, which gets the inputs (and outputs) and returns the function's inputs."""
     return {"_js": code}
 
 
-def connect(made: Mapping, hosts: Mapping, elem_id: Callable[[str], str], *, is_img2img: bool) -> None:
-    """Bind the events of a tab's controls. hosts: see `ui.build`."""
+def connect(controls: Mapping, webui_controls: Mapping, elem_id: Callable[[str], str], *, is_img2img: bool) -> None:
+    """Bind the events of a tab's controls. controls: by name. webui_controls: see `ui.build`."""
     tab = elem_id("").split("_")[0]
-    names = [name for name in live_line.ALL if name in made or name in hosts]
-    inputs = [made.get(name) or hosts[name] for name in names] + [made["facts"]]
+    names = [name for name in live_line.ALL if name in controls or name in webui_controls]
+    inputs = [controls.get(name) or webui_controls[name] for name in names] + [controls["facts"]]
 
     def line(*values) -> list:
-        known = dict(zip([*names, live_line.FACTS], values, strict=True))
-        return [live_line.html_of(known, is_img2img=is_img2img), gr.update(visible=bool(known["missing"]))]
+        by_name = dict(zip([*names, live_line.FACTS], values, strict=True))
+        return [live_line.html_of(by_name, is_img2img=is_img2img), gr.update(visible=bool(by_name["missing"]))]
 
-    made["refresh_line"].click(line, inputs, [made["line"], made["forget"]],
+    controls["refresh_line"].click(line, inputs, [controls["line"], controls["forget"]],
                           **script(f"(...v) => ditailFacts('{tab}', v.slice(0, {len(inputs)}))"), **QUIET)
-    made["forget"].click(lambda: "", None, [made["missing"]], **QUIET)
+    controls["forget"].click(lambda: "", None, [controls["missing"]], **QUIET)
     for name in ("missing", "enabled"):
-        made[name].change(None, None, None, **script(f"() => ditailRefresh('{tab}')"))
-    _connect_source(made)
-    _connect_images(made, tab)
-    _connect_presets(made, tab)
+        controls[name].change(None, None, None, **script(f"() => ditailRefresh('{tab}')"))
+    _connect_source(controls)
+    _connect_images(controls, tab)
+    _connect_presets(controls, tab)
 
 
-def _connect_source(made: Mapping) -> None:
-    shown = [name for name in OF_AN_IMAGE if name in made]
+def _connect_source(controls: Mapping) -> None:
+    names = [name for name in IMAGE_CONTROLS if name in controls]
 
     def show(source: str) -> list:
         return [gr.update(visible=source == "image" and (name != "take_tags" or caption.HAS_DEEPBOORU))
-                for name in shown]
+                for name in names]
 
-    made["source"].change(show, [made["source"]], [made[name] for name in shown], **QUIET)
-
-
-def _connect_images(made: Mapping, tab: str) -> None:
-    made["image"].change(None, None, None, **script(f"() => ditailImageChanged('{tab}')"))
-    if "use_size" in made:
-        made["use_size"].click(None, None, None, **script(f"() => ditailUseImageSize('{tab}_ditail_image')"))
-    made["preview"].click(None, None, None, **script(f"() => ditailPreview('{tab}')"))
-    made["paint"].click(lambda image: image and image.convert("RGB"), [made["image"]], [made["painted_on"]], **QUIET)
-    outputs = [made[name] for name in ("source_prompt", "source_negative_prompt", "source_checkpoint")]
-    made["take_tags"].visible = caption.HAS_DEEPBOORU
-    ways = {"take_prompt": caption.from_clip, "take_tags": caption.from_deepbooru, "take_infotext": None}
-    for name, describe in ways.items():
-        made[name].click(lambda image, describe=describe: _described(image, describe), [made["image"]],
-                         [*outputs, made["line"]])
+    controls["source"].change(show, [controls["source"]], [controls[name] for name in names], **QUIET)
 
 
-def _described(image: Image.Image | None, describe: Callable | None) -> list:
+def _connect_images(controls: Mapping, tab: str) -> None:
+    controls["image"].change(None, None, None, **script(f"() => ditailImageChanged('{tab}')"))
+    if "use_size" in controls:
+        controls["use_size"].click(None, None, None, **script(f"() => ditailUseImageSize('{tab}_ditail_image')"))
+    controls["preview"].click(None, None, None, **script(f"() => ditailPreview('{tab}')"))
+    controls["paint"].click(lambda image: image and image.convert("RGB"), [controls["image"]],
+                            [controls["painted_on"]], **QUIET)
+    outputs = [controls[name] for name in ("source_prompt", "source_negative_prompt", "source_checkpoint")]
+    controls["take_tags"].visible = caption.HAS_DEEPBOORU
+    captions = {"take_prompt": caption.from_clip, "take_tags": caption.from_deepbooru, "take_infotext": None}
+    for name, function in captions.items():
+        controls[name].click(lambda image, function=function: _describe(image, function), [controls["image"]],
+                             [*outputs, controls["line"]])
+
+
+def _describe(image: Image.Image | None, interrogate: Callable | None) -> list:
     """Updates for source prompt, negative prompt, checkpoint and the line."""
     try:
-        found = caption.describe(image, describe)
+        description = caption.describe(image, interrogate)
     except DitailError as error:
         return [gr.update(), gr.update(), gr.update(), live_line.warning(in_words(error))]
-    return [gr.update() if value is None else value for value in found] + [gr.update()]
+    return [gr.update() if value is None else value for value in description] + [gr.update()]
 
 
-def _connect_presets(made: Mapping, tab: str) -> None:
-    numbers = [made[key] for key in KEYS]
-    # `input` is the user's own doing; what these functions set calls none of them in turn.
-    made["preset"].input(_of_preset, [made["preset"]], [made["balance"], *numbers], **QUIET)
-    made["balance"].input(None, None, None, **script(f"() => ditailLater('{tab}', 'take_balance')"))
+def _connect_presets(controls: Mapping, tab: str) -> None:
+    numbers = [controls[key] for key in KEYS]
+    # `input` events come only from the user, so the values that these functions set do not call them again.
+    controls["preset"].input(_apply_preset, [controls["preset"]], [controls["balance"], *numbers], **QUIET)
+    controls["balance"].input(None, None, None, **script(f"() => ditailLater('{tab}', 'take_balance')"))
     for number in numbers:
         number.input(None, None, None, **script(f"() => ditailLater('{tab}', 'take_numbers')"))
     for button, function, inputs, outputs in (
-            ("take_balance", _of_balance, [made["balance"]], [made["preset"], *numbers]),
-            ("take_numbers", _name_and_place, numbers, [made["preset"], made["balance"]])):
-        # Twice: what changed while the first was answered is taken by the second.
-        made[button].click(function, inputs, outputs, **QUIET).then(function, inputs, outputs, **QUIET)
-    said = [made["preset"], made["preset_said"]]
-    made["preset_save"].click(_save, [made["preset_name"], *numbers], said, **QUIET)
-    made["preset_rename"].click(_rename, [made["preset"], made["preset_name"]], said, **QUIET)
-    made["preset_delete"].click(_delete, [made["preset"]], said, **QUIET)
+            ("take_balance", _apply_balance, [controls["balance"]], [controls["preset"], *numbers]),
+            ("take_numbers", _preset_and_balance, numbers, [controls["preset"], controls["balance"]])):
+        # Twice, as a control may have changed while the first call was running.
+        controls[button].click(function, inputs, outputs, **QUIET).then(function, inputs, outputs, **QUIET)
+    outputs = [controls["preset"], controls["preset_said"]]
+    controls["preset_save"].click(_save, [controls["preset_name"], *numbers], outputs, **QUIET)
+    controls["preset_rename"].click(_rename, [controls["preset"], controls["preset_name"]], outputs, **QUIET)
+    controls["preset_delete"].click(_delete, [controls["preset"]], outputs, **QUIET)
 
 
-def _of_preset(name: str) -> list:
+def _apply_preset(name: str) -> list:
     preset = presets.all_presets().get(name)
     if preset is None:
         return [gr.update()] * (1 + len(KEYS))
     values = preset_values(preset)
-    place = balance_of(values)
-    return [gr.update() if place is None else place, *values.values()]
+    position = balance_of(values)
+    return [gr.update() if position is None else position, *values.values()]
 
 
-def _of_balance(place: float) -> list:
-    values = at_balance(place)
+def _apply_balance(position: float) -> list:
+    values = at_balance(position)
     return [name_of(values, presets.all_presets()) or presets.CUSTOM, *values.values()]
 
 
-def _name_and_place(*numbers) -> list:
+def _preset_and_balance(*numbers) -> list:
     values = dict(zip(KEYS, numbers, strict=True))
-    place = balance_of(values)
-    return [name_of(values, presets.all_presets()) or presets.CUSTOM, gr.update() if place is None else place]
+    position = balance_of(values)
+    return [name_of(values, presets.all_presets()) or presets.CUSTOM, gr.update() if position is None else position]
 
 
 def pasted_preset(params: dict):
-    """The preset that the settings of parsed infotext are."""
+    """The name of the preset that has the settings of parsed infotext."""
     if not has_settings(params):
         return None
     try:
@@ -123,7 +124,7 @@ def pasted_preset(params: dict):
 
 
 def pasted_balance(params: dict):
-    """Where on the slider the settings of parsed infotext are; None (unchanged) for nowhere."""
+    """The slider's position for the settings of parsed infotext; None (unchanged) if there is none."""
     try:
         return balance_of(from_infotext(params)) if has_settings(params) else None
     except DitailError:
@@ -131,22 +132,22 @@ def pasted_balance(params: dict):
 
 
 def _save(name: str, *numbers) -> list:
-    return _done(lambda: presets.save(name, dict(zip(KEYS, numbers, strict=True))), name, "Saved.")
+    return _change_presets(lambda: presets.save(name, dict(zip(KEYS, numbers, strict=True))), name, "Saved.")
 
 
 def _rename(old: str, new: str) -> list:
-    return _done(lambda: presets.rename(old, new), new, "Renamed.")
+    return _change_presets(lambda: presets.rename(old, new), new, "Renamed.")
 
 
 def _delete(name: str) -> list:
-    return _done(lambda: presets.delete(name), presets.CUSTOM, "Deleted.")
+    return _change_presets(lambda: presets.delete(name), presets.CUSTOM, "Deleted.")
 
 
-def _done(action: Callable[[], None], chosen: str, said: str) -> list:
-    """Updates for the dropdown and the line below it after a change of the user's presets."""
+def _change_presets(action: Callable[[], None], selected: str, message: str) -> list:
+    """Updates for the dropdown and the message below it after a change of the user's presets."""
     try:
         action()
     except (DitailError, OSError) as error:
         return [gr.update(), live_line.warning(in_words(error) if isinstance(error, DitailError) else str(error))]
-    name = " ".join(chosen.split())
-    return [gr.update(choices=[*presets.names(), presets.CUSTOM], value=name), f"<p>{said}</p>"]
+    name = " ".join(selected.split())
+    return [gr.update(choices=[*presets.names(), presets.CUSTOM], value=name), f"<p>{message}</p>"]

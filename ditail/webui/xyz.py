@@ -1,4 +1,4 @@
-"""Axes for the WebUI's X/Y/Z plot: one for each setting that is a number or a text, which infotext has, too."""
+"""Axes for the WebUI's X/Y/Z plot: one for each setting that is written to infotext."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,27 +18,27 @@ from .presets import all_presets
 AXES = "_ditail_axes"
 PROMPTS = ("source_prompt", "source_negative_prompt")
 SEARCH_REPLACE = "source_prompt_sr"
-# What a sweep changes of an inverted source itself.
-OF_THE_SOURCE = ("alpha", "beta", "inversion_steps", "source_checkpoint", *PROMPTS)
-SWEEP_AT_MOST = 64
+# The settings that an inverted source depends on.
+SOURCE_KEYS = ("alpha", "beta", "inversion_steps", "source_checkpoint", *PROMPTS)
+MAX_SWEEP = 64
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis in one cell: its value there and all its values."""
+    """The value of an axis in a cell, and all its values."""
 
     value: object
     values: tuple
 
 
 def add_axes() -> None:
-    """Add the axes to the X/Y/Z script, unless they are there."""
+    """Add the axes to the X/Y/Z script, unless it has them."""
     plots = [data.module for data in scripts.scripts_data if data.script_class.__module__ == "xyz_grid.py"]
     for plot in plots[:1]:
         labels = {option.label for option in plot.axis_options}
-        wanted = [_axis(plot, field) for field in FIELDS if field.infotext]
-        wanted.append(plot.AxisOption("[Ditail] Source prompt S/R", str, _apply(SEARCH_REPLACE)))
-        plot.axis_options.extend(option for option in wanted if option.label not in labels)
+        options = [_axis(plot, field) for field in FIELDS if field.infotext]
+        options.append(plot.AxisOption("[Ditail] Source prompt S/R", str, _apply(SEARCH_REPLACE)))
+        plot.axis_options.extend(option for option in options if option.label not in labels)
 
 
 def _axis(plot, field: Field):
@@ -61,7 +61,7 @@ def _choices(field: Field):
 
 def _confirm(field: Field):
     def confirm(p, values) -> None:
-        # What a cell raises, the plot logs and leaves the cell empty; what is raised here ends it with the sentence.
+        # An exception of a cell is only logged; one that is raised here ends the plot with the error message.
         with errors_for_the_user(p):
             for value in values:
                 setting = _setting(field.key, value)
@@ -77,7 +77,7 @@ def _confirm(field: Field):
 
 
 def _setting(key: str, value):
-    """An axis value as the setting's own type; the plot knows words and numbers."""
+    """An axis value in the setting's type; the plot gives texts for booleans."""
     if isinstance(BY_KEY[key].default, bool) and str(value).lower() in ("true", "false"):
         return str(value).lower() == "true"
     return value
@@ -85,19 +85,19 @@ def _setting(key: str, value):
 
 def _apply(key: str):
     def apply(p, value, values) -> None:
-        # Each cell is a shallow copy of one job: a dict changed in place would be every cell's.
+        # Cells are shallow copies of one job and share its dicts, so a new dict is set.
         setattr(p, AXES, {**getattr(p, AXES, {}), key: Axis(value, tuple(values))})
 
     return apply
 
 
 def at_cell(request: Request, axes: Mapping[str, Axis], prompts: tuple[str, str]) -> Request:
-    """A job's settings with a cell's values. prompts: the job's own, which S/R works on where there is no other.
+    """A request with a cell's values. prompts: the job's, for S/R if there is no source prompt.
 
     Raises DitailError naming the key that can't be used.
     """
     values = {key: _setting(key, axis.value) for key, axis in axes.items() if key != SEARCH_REPLACE}
-    if "preset" in values:  # a whole set of them; another axis comes first
+    if "preset" in values:  # other axes take precedence over the preset's values
         values = {**preset_values(preset_of(values["preset"], all_presets())), **values}
     changed = request.with_values(values, WebuiLibrary())
     if SEARCH_REPLACE not in axes:
@@ -110,9 +110,9 @@ def at_cell(request: Request, axes: Mapping[str, Axis], prompts: tuple[str, str]
 
 
 def sweep(request: Request, axes: Mapping[str, Axis]) -> list[Request]:
-    """The settings of the other cells whose inverted sources differ from this one's, or nothing for a generated one."""
-    keys = [key for key in OF_THE_SOURCE if key in axes]
+    """The requests of all cells whose inverted sources may differ; empty for a generated source."""
+    keys = [key for key in SOURCE_KEYS if key in axes]
     if "preset" in axes or not keys or request.settings.source != "image" or SEARCH_REPLACE in axes:
         return []
     cells = [dict(zip(keys, values, strict=True)) for values in product(*(axes[key].values for key in keys))]
-    return [request.with_values(cell, WebuiLibrary()) for cell in cells[:SWEEP_AT_MOST]]
+    return [request.with_values(cell, WebuiLibrary()) for cell in cells[:MAX_SWEEP]]

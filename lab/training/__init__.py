@@ -1,1 +1,1 @@
-"""What trains the demo checkpoints: art, text encoder, autoencoder, U-Nets, style classifier (see `lab.train`)."""
+"""Training of the demo checkpoints: art, text encoder, autoencoder, U-Nets, style classifier (see `lab.train`)."""

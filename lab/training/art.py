@@ -1,7 +1,7 @@
 """Scenes of emoji art: the same layouts and captions in every style.
 
 The art comes from npm's `@iconify-json` packages (Noto: Apache-2.0, Fluent: MIT); `fetch_art` installs
-them with npm, everything else works from the folder that it leaves.
+them with npm; everything else reads that folder.
 """
 
 import io
@@ -26,7 +26,7 @@ CONCEPTS = (
     "sailboat", "automobile", "crown", "gem-stone", "umbrella", "light-bulb", "star", "sun", "snowman",
     "teapot", "doughnut", "wrapped-gift",
 )
-GROUNDS = {
+BACKGROUNDS = {
     "pink": (250, 205, 215),
     "peach": (252, 220, 190),
     "cream": (250, 240, 200),
@@ -40,36 +40,36 @@ SPRITE_SIDE = 160
 
 
 def fetch_art(folder: Path) -> None:
-    """Install the art packages with npm below `folder`, once."""
-    wanted = [f"@iconify-json/{name}@{VERSIONS[name]}" for name in STYLES.values()]
-    if not all((folder / "node_modules" / w.rsplit("@", 1)[0]).is_dir() for w in wanted):
+    """Install the art packages with npm below `folder`, if they are not there."""
+    packages = [f"@iconify-json/{name}@{VERSIONS[name]}" for name in STYLES.values()]
+    if not all((folder / "node_modules" / p.rsplit("@", 1)[0]).is_dir() for p in packages):
         folder.mkdir(parents=True, exist_ok=True)
-        subprocess.run(["npm", "install", "--no-audit", "--no-fund", "--prefix", str(folder), *wanted], check=True)
+        subprocess.run(["npm", "install", "--no-audit", "--no-fund", "--prefix", str(folder), *packages], check=True)
 
 
 def word(concept: str) -> str:
-    """The caption's words for a concept: `red-apple` is "red apple", `fox` is "fox"."""
+    """A concept in a caption: "red apple" for `red-apple`."""
     return concept.replace("-face", "").replace("-", " ")
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A layout: the ground's name and colour, and (concept, size, x, y) in pixels for each object."""
+    """A layout: the background's name and colour, and (concept, size, x, y) in pixels of each object."""
 
-    ground: str
+    background: str
     colour: tuple[int, int, int]
     objects: tuple[tuple[str, int, int, int], ...]
 
     @property
     def caption(self) -> str:
         """For example "a fox and a pear on mint"."""
-        return " and ".join(f"a {word(o[0])}" for o in self.objects) + f" on {self.ground}"
+        return " and ".join(f"a {word(o[0])}" for o in self.objects) + f" on {self.background}"
 
 
 def random_scene(rng: random.Random) -> Scene:
     """One object of 76 to 112 px anywhere, or (one time in four) two of 60 to 64 px side by side."""
-    ground = rng.choice(sorted(GROUNDS))
-    colour = tuple(min(255, max(0, c + rng.randint(-4, 4))) for c in GROUNDS[ground])
+    background = rng.choice(sorted(BACKGROUNDS))
+    colour = tuple(min(255, max(0, c + rng.randint(-4, 4))) for c in BACKGROUNDS[background])
     if rng.random() < 0.25:
         left, right = rng.sample(CONCEPTS, 2)
         sizes = [rng.randint(60, 64) for _ in range(2)]
@@ -80,11 +80,11 @@ def random_scene(rng: random.Random) -> Scene:
     else:
         size = rng.randint(76, 112)
         objects = ((rng.choice(CONCEPTS), size, rng.randint(2, SIDE - 2 - size), rng.randint(2, SIDE - 2 - size)),)
-    return Scene(ground, colour, objects)
+    return Scene(background, colour, objects)
 
 
 def held_out_scenes(count: int) -> list[Scene]:
-    """The evaluation's scenes: a stream of their own that training (seeded otherwise) never draws."""
+    """The scenes of the evaluation; training has other seeds."""
     rng = random.Random("held out")
     return [random_scene(rng) for _ in range(count)]
 

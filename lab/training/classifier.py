@@ -21,8 +21,8 @@ BLUR_SIGMA = (0.1, 2.5)
 NOISE = 0.03
 
 
-def random_ground(scene: Scene, rng: random.Random) -> Scene:
-    """The same scene on any light colour: the ground says nothing about the style."""
+def random_background(scene: Scene, rng: random.Random) -> Scene:
+    """The same scene on a random light colour, so that the background tells nothing about the style."""
     return replace(scene, colour=tuple(rng.randint(170, 255) for _ in range(3)))
 
 
@@ -50,7 +50,7 @@ def blur(x: Tensor, sigma: float) -> Tensor:
 
 
 def augment(x: Tensor, rng: random.Random) -> Tensor:
-    """Blur of one random strength, noise, mirroring: what must not count as style."""
+    """Random blur, noise and mirroring, which must not count as style."""
     if rng.random() < 0.7:
         x = blur(x, rng.uniform(*BLUR_SIGMA))
     if rng.random() < 0.5:
@@ -59,8 +59,8 @@ def augment(x: Tensor, rng: random.Random) -> Tensor:
 
 
 def train_classifier(art: Art, vae: Autoencoder, minutes: float, rng: random.Random) -> StyleClassifier:
-    """Train for `minutes` on scenes of `rng`, half of the images as the autoencoder gives them back."""
-    sharp, styles = render_styles(art, [random_ground(random_scene(rng), rng) for _ in range(SCENES)])
+    """Train for `minutes` on scenes of `rng`, half of the images after a round trip through the autoencoder."""
+    sharp, styles = render_styles(art, [random_background(random_scene(rng), rng) for _ in range(SCENES)])
     images, styles = torch.cat([sharp, round_trip(vae, sharp)]), styles.repeat(2)
     classifier = StyleClassifier(len(STYLES))
 
@@ -74,7 +74,7 @@ def train_classifier(art: Art, vae: Autoencoder, minutes: float, rng: random.Ran
 
 
 def accuracies(classifier: StyleClassifier, art: Art, vae: Autoencoder, count: int = 120) -> dict[str, float]:
-    """Share of held-out images whose style is recognised: real art, and as the autoencoder gives it back."""
+    """Share of held-out images whose style is recognised, of real art and after the autoencoder's round trip."""
     sharp, styles = render_styles(art, held_out_scenes(count))
     shares = {}
     for kind, images in (("real art", sharp), ("VAE round trip", round_trip(vae, sharp))):

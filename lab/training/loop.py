@@ -1,4 +1,4 @@
-"""What the trainings share: a clock-driven schedule and batches of scenes."""
+"""The training loop, with a schedule by wall clock, and batches of scenes."""
 
 import math
 import random
@@ -20,10 +20,10 @@ def cosine(progress: float, warmup: float = 0.03) -> float:
 
 def train(name: str, parameters: list[nn.Parameter], loss_of: Callable[[float], Tensor], *, minutes: float, lr: float,
           weight_decay: float = 0.01, save: Callable[[], None] | None = None) -> int:
-    """Minimise `loss_of(progress)` with AdamW in bf16 autocast for `minutes` of wall clock; steps are returned.
+    """Minimise `loss_of(progress)` with AdamW in bf16 autocast for `minutes` of wall clock; returns the steps.
 
-    `save` is called every ten minutes.
-    The schedule follows the clock, not a step count, so that a slow machine still ends on time at rate 0.
+    save: called every ten minutes. The learning rate follows the clock, so that it reaches 0 in time on a slow machine,
+    too.
     """
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, betas=(0.9, 0.98), fused=True)
     begin, steps, mean, saved = time.monotonic(), 0, None, 0

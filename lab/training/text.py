@@ -1,4 +1,4 @@
-"""A CLIP tokenizer and text model of the captions' few words, in the files that `transformers` reads."""
+"""A CLIP tokenizer and text model for the captions' few words, in the files that `transformers` reads."""
 
 import json
 from collections import Counter
@@ -7,15 +7,15 @@ from pathlib import Path
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from .art import CONCEPTS, GROUNDS, word
+from .art import BACKGROUNDS, CONCEPTS, word
 
 END = "</w>"
 WIDTH, LAYERS, HEADS, LENGTH = 128, 2, 4, 77
 
 
 def caption_words() -> list[str]:
-    """Every word of every caption, and the comma that people put between them."""
-    words = {w for c in CONCEPTS for w in word(c).split()} | set(GROUNDS) | {"a", "and", "on"}
+    """Every word of the captions, sorted."""
+    words = {w for c in CONCEPTS for w in word(c).split()} | set(BACKGROUNDS) | {"a", "and", "on"}
     return sorted(words)
 
 
@@ -36,9 +36,9 @@ def learn_merges(words: list[str]) -> list[tuple[str, str]]:
 
 
 def write_tokenizer(folder: Path) -> None:
-    """`vocab.json`, `merges.txt`, `tokenizer_config.json` and the text model's `config.json`.
+    """Write `vocab.json`, `merges.txt`, `tokenizer_config.json` and the text model's `config.json`.
 
-    The vocabulary is CLIP's order: byte symbols, the same ending a word, merges, start and end of text.
+    The vocabulary is in CLIP's order: bytes, bytes at the end of a word, merges, start and end of text.
     """
     merges = learn_merges(caption_words())
     symbols = sorted(ByteLevel.alphabet())

@@ -1,4 +1,4 @@
-"""The demo U-Nets: one base over all styles, then a low-rank difference for each style."""
+"""The demo U-Nets: a base for all styles, then a low-rank difference for each style."""
 
 import random
 from collections.abc import Sequence
@@ -85,7 +85,7 @@ class DenoisingLoss:
 
 
 def train_base(loss: DenoisingLoss, text_model: nn.Module, minutes: float, path: Path) -> UNetModel:
-    """One U-Net over all styles, saved at `path`; its label embedding tells it which style a row has."""
+    """Train one U-Net for all styles, with the style as label embedding, and save it at `path`."""
     def save():
         torch.save({"unet": unet.state_dict(), "text": text_model.state_dict()}, path)
 
@@ -108,7 +108,7 @@ def plain_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def fold_label(unet: UNetModel, style: int) -> UNetModel:
-    """A plain U-Net that does what `unet` does for `style`: the label is a bias of the time embedding."""
+    """A U-Net without labels that computes what `unet` does for `style`: the label is added to a bias."""
     plain = UNetModel(**UNET_CONFIG)
     state = plain_state(unet.state_dict())
     state["time_embed.2.bias"] = state["time_embed.2.bias"] + unet.label_emb.weight[style]
@@ -117,7 +117,7 @@ def fold_label(unet: UNetModel, style: int) -> UNetModel:
 
 
 class LowRank(nn.Module):
-    """The parametrisation `weight + up @ down` of a linear or convolution weight, with `up` at 0 first."""
+    """The parametrisation `weight + up @ down` of a linear or convolution weight, with `up` initially 0."""
 
     def __init__(self, weight: Tensor, rank: int = RANK):
         super().__init__()
@@ -130,7 +130,7 @@ class LowRank(nn.Module):
 
 
 def train_style(unet: UNetModel, text_model: nn.Module, loss: DenoisingLoss, name: str, minutes: float) -> dict:
-    """Fine-tune low-rank differences of all weights of a folded U-Net; `{weight name: (up, down)}` is returned."""
+    """Fine-tune low-rank differences of all weights of a folded U-Net; returns `{weight name: (up, down)}`."""
     layers = {n: m for n, m in unet.named_modules() if isinstance(m, nn.Linear | nn.Conv2d | nn.Conv1d)}
     layers = {n: m for n, m in layers.items() if m.weight[0].numel() > 2 * RANK and len(m.weight) > 2 * RANK}
     for module in layers.values():

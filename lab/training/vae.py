@@ -21,7 +21,7 @@ DECODER_NOISE = 0.05
 
 
 class Autoencoder(nn.Module):
-    """`AutoencoderKL` without its lightning base, with the same state dict keys."""
+    """`AutoencoderKL` without its Lightning base class, with the same state dict keys."""
 
     def __init__(self, ddconfig: dict = DDCONFIG):
         super().__init__()
@@ -40,18 +40,18 @@ class Autoencoder(nn.Module):
         return self.decoder(self.post_quant_conv(z))
 
 
-def sharpness(x: Tensor) -> tuple[Tensor, Tensor]:
+def gradients(x: Tensor) -> tuple[Tensor, Tensor]:
     return x.diff(dim=-1), x.diff(dim=-2)
 
 
 def reconstruction_loss(x: Tensor, y: Tensor) -> Tensor:
     """L1 of the pixels, of their differences (edges) and of a 4x smaller image (colour)."""
-    edges = sum(F.l1_loss(a, b) for a, b in zip(sharpness(x), sharpness(y), strict=True))
+    edges = sum(F.l1_loss(a, b) for a, b in zip(gradients(x), gradients(y), strict=True))
     return F.l1_loss(x, y) + edges + 0.5 * F.l1_loss(F.avg_pool2d(x, 4), F.avg_pool2d(y, 4))
 
 
 def crops(art: Art, rng: random.Random, count: int, side: int) -> Tensor:
-    """Square cuts `[count, 3, side, side]` of new scenes in any style."""
+    """Square crops `[count, 3, side, side]` of new random scenes in random styles."""
     images = []
     for _ in range(count):
         x, y = rng.randint(0, SIDE - side), rng.randint(0, SIDE - side)
@@ -60,7 +60,7 @@ def crops(art: Art, rng: random.Random, count: int, side: int) -> Tensor:
 
 
 def train_vae(art: Art, minutes: float, rng: random.Random) -> Autoencoder:
-    """Train on 64-pixel crops, for the last fifth on whole scenes; the latents come out standardised."""
+    """Train on 64-pixel crops, in the last fifth on whole scenes; then standardise the latents."""
     vae = Autoencoder().to(memory_format=torch.channels_last)
 
     def loss_of(progress: float) -> Tensor:
@@ -76,7 +76,7 @@ def train_vae(art: Art, minutes: float, rng: random.Random) -> Autoencoder:
 
 
 def train_decoder(vae: Autoencoder, art: Art, minutes: float, rng: random.Random) -> None:
-    """Train only what decodes, on whole scenes and slightly noisy latents, as a sampler leaves them."""
+    """Train only the decoder, on whole scenes with slightly noisy latents, like those of a sampler."""
     parameters = [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()]
     for p in parameters:
         p.requires_grad_(True)
@@ -94,7 +94,7 @@ def train_decoder(vae: Autoencoder, art: Art, minutes: float, rng: random.Random
 
 @torch.no_grad()
 def standardise(vae: Autoencoder, images: Tensor) -> None:
-    """Fold a shift and a scale a channel into the convolutions: latents times `SCALE_FACTOR` get mean 0, variance 1."""
+    """Fold a shift and scale of each channel into the weights: latents times SCALE_FACTOR get mean 0, variance 1."""
     mean = torch.cat([vae.moments(x)[0] for x in images.split(16)])
     shift, scale = mean.mean((0, 2, 3)), 1 / (SCALE_FACTOR * mean.std((0, 2, 3)))
     quant, post = vae.quant_conv, vae.post_quant_conv

@@ -102,11 +102,21 @@ def generate(page, tab: str) -> str:
         }, 40);
     }""", tab)
     page.click(f"#{tab}_generate")
-    # The button in its place is shown at once, and gone when the images are there.
+    wait_for_the_end(page, tab)
+    return page.evaluate("() => { clearInterval(window.ditailTimer); return window.ditailSeen.join('\\n'); }")
+
+
+def wait_for_the_end(page, tab: str) -> None:
+    # The buttons in Generate's place are shown at once, and gone when the images are there.
     page.wait_for_function(f"!gradioApp().querySelector('#{tab}_interrupt').offsetParent && "
+                           f"!gradioApp().querySelector('#{tab}_interrupting').offsetParent && "
                            f"gradioApp().querySelector('#html_log_{tab}').innerText.length > 0", timeout=300_000)
     page.wait_for_timeout(1000)
-    return page.evaluate("() => { clearInterval(window.ditailTimer); return window.ditailSeen.join('\\n'); }")
+
+
+def notice_of(page, tab: str) -> str:
+    """What is said below the gallery: comments, errors and the time that was taken."""
+    return page.inner_text(f"#html_log_{tab}")
 
 
 def screenshot(page, name: str) -> None:

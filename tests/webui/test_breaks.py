@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from ditail.content.presets import DEFAULT_PRESET
 from tests.webui.faulty import NOTO, VAE, Faulty, Kind, differences
 from tests.webui.webui_helpers import difference, encode
 
@@ -89,7 +90,7 @@ def test_the_second_source_as_the_tab_has_it_is_mixed(webui, content):
     values = [a["value"] for a in script["args"]]
     values[0], values[names.index("Content image")] = True, encode(content)
     values[names.index("Second source")] = True
-    expected = webui.generate({"image": encode(content)}, steps=STEPS)
+    expected = webui.generate({"image": encode(content), "preset": DEFAULT_PRESET}, steps=STEPS)
     made = webui.generate(steps=STEPS, alwayson_scripts={"Ditail": {"args": values}})
     assert made.status == 200, made.json
     assert difference(made.image, expected.image) < 1

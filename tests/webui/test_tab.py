@@ -12,6 +12,7 @@ from tests.webui.browser import (
     fill,
     generate,
     line_of,
+    notice_of,
     open_advanced,
     open_page,
     open_tab,
@@ -19,6 +20,7 @@ from tests.webui.browser import (
     show_tab,
     value_of,
     wait_for_line,
+    wait_for_the_end,
 )
 from tests.webui.data_folder import ROOT
 
@@ -153,6 +155,24 @@ def test_a_missing_image_is_said_in_the_tabs_words(page):
     assert "Ditail: Content image: a content image is needed in txt2img" in page.inner_text("#html_log_txt2img")
     assert page.get_attribute("#html_log_txt2img .error", "role") == "alert"
     assert page.query_selector("#txt2img_gallery img") is None
+
+
+@pytest.mark.parametrize("button", ["interrupt", "skip"])
+def test_a_source_pass_that_is_interrupted_says_so(tab, webui, button):
+    """There is no image then; a notice beside the empty gallery says why, and the next Generate makes one."""
+    fill(tab, "txt2img", steps=150)
+    webui.call("/ditail-test/latents")  # empties the cache
+    tab.click("#txt2img_generate")
+    tab.wait_for_function("gradioApp().querySelector('#txt2img_results .progressDiv')?.innerText"
+                          ".includes('inverting the content image')")
+    tab.click(f"#txt2img_{button}")
+    wait_for_the_end(tab, "txt2img")
+    assert "Ditail: interrupted before the source was ready, so there is no image" in notice_of(tab, "txt2img")
+    assert tab.query_selector("#txt2img_gallery .thumbnails img, #txt2img_gallery .preview img") is None
+    fill(tab, "txt2img", steps=2)
+    generate(tab, "txt2img")
+    assert "interrupted" not in notice_of(tab, "txt2img")
+    assert tab.query_selector("#txt2img_gallery img")
 
 
 def test_kept_images_come_back_with_their_infotext(tab):

@@ -1,1 +1,1 @@
-"""Forge as a host: what differs from AUTOMATIC1111's WebUI, whose classes these build on."""
+"""Forge as a host: subclasses of the WebUI's classes for what differs in Forge."""

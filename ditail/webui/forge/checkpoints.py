@@ -1,4 +1,4 @@
-"""Forge's checkpoints and VAEs, and what sources made with them depend on."""
+"""Forge's checkpoints and VAEs, and their fingerprints."""
 
 import os
 
@@ -8,7 +8,7 @@ from modules import devices, sd_models, sd_vae, shared
 
 from ...job.host import Checkpoint, Networks, Prompts
 from ...keys import file_fingerprint
-from ..checkpoints import WebuiCheckpoints, networks_of, options_that_count
+from ..checkpoints import WebuiCheckpoints, model_options, networks_of
 
 
 def modules_in_place() -> list[str]:
@@ -34,7 +34,7 @@ class ForgeCheckpoints(WebuiCheckpoints):
     """The checkpoints of Forge's job `p`: see `job.host.Checkpoints`."""
 
     def vae_file(self, checkpoint: Checkpoint, vae: str) -> str | None:
-        """Forge has one VAE for all checkpoints, or each its own; none near a checkpoint, or of its metadata."""
+        """Forge uses one VAE for all checkpoints or each its own, and looks for none beside the file or in metadata."""
         return sd_vae.vae_dict.get(vae) if vae else vae_in_place()
 
     def fingerprint(self, checkpoint: Checkpoint, vae_file: str | None, prompts: Prompts, networks: Networks) -> dict:
@@ -44,7 +44,7 @@ class ForgeCheckpoints(WebuiCheckpoints):
             "host": "forge", "checkpoint": file_fingerprint(checkpoint.path), "vae": file_fingerprint(vae_file),
             "prompts": prompts,
             "modules": [file_fingerprint(path) for path in modules_in_place() if not is_vae(path)],
-            "options": options_that_count(), "networks": networks_of(networks),
+            "options": model_options(), "networks": networks_of(networks),
             "embeddings": {name: e.vec for name, e in embeddings.items() if any(name in text for text in prompts)},
             "dtypes": [str(unet.storage_dtype), str(unet.computation_dtype), str(devices.dtype_vae)],
             "storage": shared.opts.forge_unet_storage_dtype, "attention": attention.attention_function.__name__,

@@ -1,4 +1,4 @@
-"""Other models beside Forge's own: a source model is loaded next to the target, which stays in memory as it is."""
+"""Loading source models in Forge: they are loaded in addition to the target, which stays in memory unchanged."""
 
 import copy
 import gc
@@ -21,17 +21,17 @@ from ..loading import active_extra_networks, job_without_prompts
 from .checkpoints import is_vae, modules_in_place, vae_in_place
 
 log = logging.getLogger("ditail")
-# Of predictors that Ditail knows the schedule of: `x_0` from eps or v.
+# The supported prediction types of Forge's predictors.
 PREDICTIONS = ("epsilon", "v_prediction")
 
 
 def chosen_vae() -> str:
-    """The VAE that counts where a source names none: Forge keeps the one in place for every checkpoint."""
+    """The VAE for sources without one: "" for the loaded one, which Forge uses for every checkpoint."""
     return ""
 
 
 class NothingLoaded:
-    """What `restored_models` gives: Forge loads the model of its settings when it is next needed."""
+    """What `restored_models` yields. Forge loads the model of its settings when it is needed, so there is no check."""
 
     def check_files(self) -> None:
         pass
@@ -39,19 +39,19 @@ class NothingLoaded:
 
 @contextmanager
 def restored_models(*, is_sound: Callable[[BaseException], bool]) -> Iterator[NothingLoaded]:
-    """A block whose jobs load other models by the settings. Forge goes back by itself, and needs only to be able to."""
+    """A context for jobs that load other models by override settings; Forge loads the former again itself."""
     loaded.load_selected()
     try:
         yield NothingLoaded()
     finally:
         if sd_models.model_data.sd_model is None:
-            # A checkpoint could not be loaded; with its hash kept, Forge would take the one before it to be in place.
+            # A checkpoint could not be loaded. With its hash kept, Forge would take the former one to be loaded.
             sd_models.model_data.forge_hash = ""
 
 
 @dataclass
 class Borrowed:
-    """A source model beside the target: its file, its VAE's, and the model itself."""
+    """A loaded model (`engine`) with the files of its checkpoint and VAE."""
 
     path: str
     vae_file: str | None
@@ -60,8 +60,8 @@ class Borrowed:
 
 @contextmanager
 def borrowed_models(p) -> Iterator[Callable[..., AbstractContextManager[Model]]]:
-    """See `job.host.SourceModels.borrowed_models`. The target is never unloaded, only moved off the GPU by Forge."""
-    data, wanted = sd_models.model_data, family_of_target()
+    """See `job.host.SourceModels.borrowed_models`. The target stays in memory; Forge may move it off the GPU."""
+    data, target_family = sd_models.model_data, family_of_target()
     target = Borrowed(data.sd_model.filename, vae_in_place(), data.sd_model)
     source: Borrowed | None = None
 
@@ -74,11 +74,12 @@ def borrowed_models(p) -> Iterator[Callable[..., AbstractContextManager[Model]]]
         else:
             if source is None or (checkpoint.path, vae_file) != (source.path, source.vae_file):
                 data.sd_model = target.engine
-                source = _forget(source)
+                source = _unload(source)
                 source = Borrowed(checkpoint.path, vae_file, _load(checkpoint, vae_file))
             engine = source.engine
         data.sd_model = engine
-        check_same_family(checkpoint, family_of_unet(loaded.unet_of(engine)), target.engine.sd_checkpoint_info, wanted)
+        check_same_family(checkpoint, family_of_unet(loaded.unet_of(engine)), target.engine.sd_checkpoint_info,
+                          target_family)
         apply_circular_forge(engine, p.tiling)
         with _with_networks(p, engine, networks):
             yield engine
@@ -87,11 +88,11 @@ def borrowed_models(p) -> Iterator[Callable[..., AbstractContextManager[Model]]]
         yield borrow
     finally:
         data.sd_model = target.engine
-        source = _forget(source)
+        source = _unload(source)
 
 
 def _load(checkpoint: Checkpoint, vae_file: str | None):
-    """A checkpoint as Forge loads it, with its VAE and the text encoders that Forge loads with each."""
+    """Load a checkpoint as Forge does, with its VAE and the text encoders that are selected for every checkpoint."""
     modules = [path for path in modules_in_place() if not is_vae(path)] + [vae_file] * (vae_file is not None)
     try:
         engine = forge_loader(checkpoint.path, additional_state_dicts=modules)
@@ -100,7 +101,7 @@ def _load(checkpoint: Checkpoint, vae_file: str | None):
         raise wrong_source(checkpoint.name, f"can't be loaded ({error})") from error
     if engine is None:
         raise wrong_source(checkpoint.name, "can't be loaded")
-    # What `sd_models.forge_model_reload` sets.
+    # Attributes that `sd_models.forge_model_reload` sets.
     engine.extra_generation_params, engine.comments = {}, []
     engine.sd_checkpoint_info, engine.filename = checkpoint.handle, checkpoint.path
     engine.sd_model_hash = checkpoint.handle.shorthash
@@ -110,29 +111,29 @@ def _load(checkpoint: Checkpoint, vae_file: str | None):
     return engine
 
 
-def _forget(source: Borrowed | None) -> None:
-    """Let a source model go. Forge's list of models on the GPU would keep it."""
+def _unload(source: Borrowed | None) -> None:
+    """Free a source model, also from Forge's list of models on the GPU."""
     if source is None:
         return
     objects = source.engine.forge_objects_original
-    own = [objects.unet.model, objects.clip.patcher.model, objects.vae.patcher.model]
-    kept = memory_management.current_loaded_models
-    for entry in [entry for entry in kept if any(entry.model.model is model for model in own)]:
-        kept.remove(entry)
+    parts = [objects.unet.model, objects.clip.patcher.model, objects.vae.patcher.model]
+    on_gpu = memory_management.current_loaded_models
+    for entry in [entry for entry in on_gpu if any(entry.model.model is model for model in parts)]:
+        on_gpu.remove(entry)
         entry.model_unload(avoid_model_moving=True)
     source.engine = None
-    del objects, own
+    del objects, parts
     gc.collect()
     memory_management.soft_empty_cache()
 
 
 @contextmanager
 def _with_networks(p, engine, networks: Networks) -> Iterator[None]:
-    """Run a block with these extra networks in a model and no others; its objects are as before afterwards."""
+    """A context with these extra networks active in a model, and no others. Its objects are restored afterwards."""
     before = engine.forge_objects
     try:
         if not p.disable_extra_networks:
-            # Where Forge does not find one, it goes on with those of before.
+            # If Forge does not find a network, it keeps the former ones, so deactivate them first.
             extra_networks.activate(job_without_prompts(), {})
         with active_extra_networks(p, networks):
             engine.forge_objects = engine.forge_objects_after_applying_lora.shallow_copy()
@@ -146,7 +147,7 @@ def _with_networks(p, engine, networks: Networks) -> Iterator[None]:
 
 @contextmanager
 def untouched_notes() -> Iterator[None]:
-    """Encoding a prompt leaves comments and infotext for the image; those of other prompts are not its own."""
+    """A context in which encoding prompts adds no comments and infotext to the image: these are not its prompts."""
     from backend.text_processing import classic_engine
 
     model = sd_models.model_data.sd_model

@@ -1,4 +1,4 @@
-"""What a sampler of Forge is going to do."""
+"""The plan of a Forge sampler's sampling."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,13 +17,13 @@ class ForgeJob(WebuiJob):
     """Forge's job `p`: see `job.host.HostJob`."""
 
     def plan(self, *, hires: bool) -> SamplingPlan | None:
-        with nothing_is_moved(), noise_schedule(shared.sd_model):
+        with without_preparation(), noise_schedule(shared.sd_model):
             return super().plan(hires=hires)
 
 
 @contextmanager
-def nothing_is_moved() -> Iterator[None]:
-    """A sampler that runs on a stand-in needs no U-Net on the GPU, nor the ControlNets of the last job."""
+def without_preparation() -> Iterator[None]:
+    """A context in which samplers load no U-Net and no ControlNet to the GPU, as they run with a stand-in."""
     before = [(module, name, getattr(module, name)) for module in SAMPLERS for name in PREPARING]
     try:
         for module, name, _ in before:
@@ -36,7 +36,7 @@ def nothing_is_moved() -> Iterator[None]:
 
 @contextmanager
 def noise_schedule(model) -> Iterator[None]:
-    """Forge puts zero terminal SNR in place around `p.sample` alone."""
+    """A context with zero terminal SNR, if it is on; Forge itself sets it only during `p.sample`."""
     predictor = model.forge_objects.unet.model.predictor
     before = predictor.sigmas
     is_rescaled = shared.opts.sd_noise_schedule == "Zero Terminal SNR" or getattr(model.model_config, "ztsnr", False)

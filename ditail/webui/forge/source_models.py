@@ -1,4 +1,4 @@
-"""The source pass in Forge: encoding, inverting and generating with models that are in place."""
+"""The source pass in Forge: encoding, inverting, generating and decoding with the loaded models."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -52,13 +52,13 @@ class ForgeModels(WebuiModels):
 
 
 def _set_clip_skip(model) -> None:
-    """Forge does so only where it has no conditioning of the same prompts."""
+    """Set the model's CLIP skip; Forge itself does so only before it encodes prompts that are not cached."""
     model.set_clip_skip(int(shared.opts.CLIP_stop_at_last_layers))
 
 
 @contextmanager
 def _posterior_mean(model) -> Iterator[None]:
-    """Forge's VAE samples its posterior unless its patcher says otherwise."""
+    """A context in which Forge's VAE returns its posterior's mean instead of a sample."""
     options = model.forge_objects.vae.patcher.model_options
     before = options.get("model_vae_regulation")
     options["model_vae_regulation"] = lambda posterior: posterior.mode()
@@ -81,25 +81,26 @@ def source_denoiser(model, prompts: Prompts, alpha: float, beta: float, size: tu
         abar = 1 / (model.forge_objects.unet.model.predictor.sigmas.float().cpu() ** 2 + 1)
     latent = torch.zeros(1, 4, size[1] // LATENT_SCALE, size[0] // LATENT_SCALE, device=devices.device)
     masked = _masked_image(model, latent, size)
-    # After the text encoder and the VAE, either of which may have taken the U-Net's place.
+    # After encoding prompts and images, for which Forge may have moved the U-Net off the GPU.
     sampling_prepare(model.forge_objects.unet, latent)
     unet, predictor = model.forge_objects.unet.model, model.forge_objects.unet.model.predictor
 
     def denoise(z: Tensor, t: float) -> Tensor:
-        cond = arguments_of(_combined(alpha, positive(order[t]), beta, negative(order[t])), unet.computation_dtype)
+        cond = unet_arguments(_combined(alpha, positive(order[t]), beta, negative(order[t])), unet.computation_dtype)
         x = torch.cat([z, *masked], 1).to(unet.computation_dtype)
-        at_t = torch.full((len(z),), t, device=z.device)
-        out = unet.diffusion_model(x, at_t, transformer_options={}, **{k: v.to(z.device) for k, v in cond.items()})
+        timesteps = torch.full((len(z),), t, device=z.device)
+        cond = {k: v.to(z.device) for k, v in cond.items()}
+        out = unet.diffusion_model(x, timesteps, transformer_options={}, **cond)
         if predictor.prediction_type != "v_prediction":
             return out.float()
-        at = float(alphas_cumprod_at(abar, torch.tensor([t], dtype=torch.float64)))
-        return at**0.5 * out.float() + (1 - at) ** 0.5 * z
+        abar_t = float(alphas_cumprod_at(abar, torch.tensor([t], dtype=torch.float64)))
+        return abar_t**0.5 * out.float() + (1 - abar_t) ** 0.5 * z
 
     return denoise
 
 
 def _masked_image(model, latent: Tensor, size: tuple[int, int]) -> list[Tensor]:
-    """What txt2img gives an inpainting model beside the latent: everything masked; none for others."""
+    """The additional input of an inpainting model in txt2img, where everything is masked; empty for other models."""
     if not model.is_inpaint:
         return []
     with _posterior_mean(model):
@@ -107,14 +108,14 @@ def _masked_image(model, latent: Tensor, size: tuple[int, int]) -> list[Tensor]:
 
 
 def _combined(alpha: float, cond, beta: float, uncond):
-    """`alpha * cond - beta * uncond`; SDXL's vector is the prompt's."""
+    """`alpha * cond - beta * uncond`; SDXL's pooled vector is that of `cond`."""
     if not isinstance(cond, dict):
         return combine_conds(alpha, cond, beta, uncond)
     return {**cond, "crossattn": combine_conds(alpha, cond["crossattn"], beta, uncond["crossattn"])}
 
 
-def arguments_of(cond, dtype: torch.dtype) -> dict[str, Tensor]:
-    """A conditioning of Forge's as the U-Net's keyword arguments."""
+def unet_arguments(cond, dtype: torch.dtype) -> dict[str, Tensor]:
+    """A conditioning of Forge as the U-Net's keyword arguments."""
     if not isinstance(cond, dict):
         return {"context": cond.to(dtype)}
     return {"context": cond["crossattn"].to(dtype), "y": cond["vector"].to(dtype)}
@@ -122,8 +123,8 @@ def arguments_of(cond, dtype: torch.dtype) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def null_conditioning(model, size: tuple[int, int]) -> dict[str, Tensor]:
-    """The U-Net's keyword arguments for "" in the model's own text encoder."""
+    """The U-Net's keyword arguments for the prompt "", from the model's text encoder."""
     _set_clip_skip(model)
     with untouched_notes():
         cond = model.get_learned_conditioning(prompt_parser.SdConditioning([""], True, *size))
-    return arguments_of(cond, model.forge_objects.unet.model.computation_dtype)
+    return unet_arguments(cond, model.forge_objects.unet.model.computation_dtype)

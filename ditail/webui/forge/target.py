@@ -1,4 +1,4 @@
-"""The target's U-Net in Forge's job, and all that its answers depend on."""
+"""The target's U-Net in Forge's job, and everything that its output depends on."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -29,7 +29,7 @@ class ForgeTarget(WebuiTarget):
                     or self.p.get_token_merging_ratio()) and is_untouched(self.unet(), TRUSTED)
 
     def keep_attention_whole(self) -> None:
-        """Merged tokens are others in the source than in the image. Forge asks the job for the ratio as it samples."""
+        """Merged tokens differ between source and image. Forge gets the ratio from the job's method when it samples."""
         if any(self.p.get_token_merging_ratio(for_hr=hires) for hires in (False, True)):
             hijacks.replace_method(self.p, hijacks.TOKEN_MERGING, lambda: lambda *_, **__: 0)
             self.p.comment("Ditail: token merging is off for this job")
@@ -45,10 +45,10 @@ class ForgeTarget(WebuiTarget):
                               "injects into; set it to 0, or switch the other off")
 
     def begin_step(self, denoiser) -> None:
-        pass  # each call says what its rows are
+        pass  # `rows_of` reads the rows from each call
 
     def rows_of(self, count: int, call: Mapping) -> Sequence[Row]:
-        """Forge calls the U-Net with whole batches, of which `transformer_options` says the kinds: 0 for cond."""
+        """Forge calls the U-Net with whole batches, whose kinds are in `transformer_options` (0 = cond)."""
         kinds = call.get("transformer_options", {}).get("cond_or_uncond", ())
         images, rest = divmod(count, len(kinds) or 1)
         if not kinds or rest or images > self.p.batch_size:
@@ -63,32 +63,32 @@ class ForgeTarget(WebuiTarget):
         return Savings(upcast_attention=attention.FORCE_UPCAST_ATTENTION_DTYPE is not None, trusted=TRUSTED)
 
     def describe(self) -> dict:
-        """All that the U-Net's answers on a source depend on; what is patched around it is for the image alone."""
+        """Everything that the U-Net's output for a source depends on. Patches only apply to the image's calls."""
         patcher = _patcher()
         if sd_unet.current_unet is not None or patcher.object_patches:
-            raise ValueError("something stands in for a part of the U-Net")
+            raise ValueError("a part of the U-Net is replaced")
         model = patcher.model
         return {
             "checkpoint": file_fingerprint(shared.sd_model.sd_checkpoint_info.filename),
-            "weights": _some_weights(model),
+            "weights": _weight_samples(model),
             "networks": [[file_fingerprint(filename), *rest] for filename, *rest in patcher.lora_patches],
             "scripts": other_scripts(self.p), "dtypes": [str(model.storage_dtype), str(model.computation_dtype)],
             "attention": [attention.attention_function.__name__, str(attention.FORCE_UPCAST_ATTENTION_DTYPE)],
         }
 
     def without_others(self) -> AbstractContextManager:
-        return nullcontext()  # ControlNets and patches come as arguments of the call, which a source's has not
+        return nullcontext()  # ControlNets and patches are arguments of a call, which calls for a source do not have
 
 
 def _patcher():
     return shared.sd_model.forge_objects.unet
 
 
-def _some_weights(model: nn.Module) -> Tensor:
-    """One value of every output channel of every layer, as it is without LoRAs, which Forge puts in when it samples."""
-    before = model.lora_loader.backup
-    found = []
+def _weight_samples(model: nn.Module) -> Tensor:
+    """One value of every output channel of every layer, without LoRAs, which Forge applies when it samples."""
+    originals = model.lora_loader.backup
+    samples = []
     for name, weight in model.named_parameters():
-        weight = torch.atleast_1d(before.get(name, weight).detach())
-        found.append(weight[(slice(None), *[0] * (weight.ndim - 1))].float().cpu())
-    return torch.cat(found)
+        weight = torch.atleast_1d(originals.get(name, weight).detach())
+        samples.append(weight[(slice(None), *[0] * (weight.ndim - 1))].float().cpu())
+    return torch.cat(samples)

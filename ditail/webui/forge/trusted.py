@@ -1,7 +1,7 @@
-"""Whose functions the shortcuts may stand in for in Forge: its own U-Net's."""
+"""The modules of Forge whose functions the shortcuts may replace."""
 
 from ...unet.shortcuts import Trusted
 
-# Its attention's `forward` leaves `transformer_options` unread: what is in them is done by the block around it.
+# The attention's `forward` does not read `transformer_options`; the block around it does.
 TRUSTED = Trusted(("backend.nn.unet",), ("backend.nn.unet",),
                   unread=("transformer_options", ("group_norm_wrapper",)))
