@@ -9,9 +9,9 @@ PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check
 demo: .venv/installed
 	.venv/bin/python -m ditail demo
 
-# As many processes as cores, at most four, of one torch thread each.
+# In processes of one torch thread each (tests/conftest.py says how many).
 test: .venv/installed lint
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 # A real WebUI: SD_WEBUI_DIR is its folder, SD_WEBUI_PYTHON its interpreter.
 test-webui: .venv/installed

@@ -1,5 +1,6 @@
 """Fixtures that many tests share, and the last lines, which name what could not run."""
 
+import os
 import secrets
 
 import pytest
@@ -7,8 +8,13 @@ import pytest
 from tests.unets import SD1, SD2, SDXL, random_unet
 
 # The files that take longest come first, so that no process is left with one at the end.
-LONGEST = ("test_standalone", "test_command_line", "test_fanout", "test_savings", "test_mix_command", "test_methods",
-           "test_core", "test_other_families")
+LONGEST = ("test_command_line", "test_fanout", "test_standalone", "test_cost", "test_methods", "test_bench",
+           "test_savings", "test_evaluation", "test_mixing", "test_mix_command")
+
+
+def pytest_xdist_auto_num_workers(config):
+    """One more than there are cores, as some tests wait for other processes, and four at most."""
+    return min((os.cpu_count() or 1) + 1, 4)
 
 
 def pytest_collection_modifyitems(items):

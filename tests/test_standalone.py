@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import load_file
 
 from ditail import DitailError
 from ditail.content.images import tensor_to_images
@@ -309,8 +310,23 @@ def test_demo_copies_the_demo_checkpoints_into_a_webui(tmp_path, capfd):
     assert main(["demo", f"--webui={tmp_path}"]) == 0
     models = [load_model(p) for p in sorted((tmp_path / "models/Stable-diffusion").glob("*.safetensors"))]
     assert [m.name for m in models] == ["house-flat", "house-ink", "house-noto"]
+    assert_lora_leads_from(models[2], models[1], load_file(tmp_path / "models/Lora/house-ink-lora.safetensors"))
     assert main(["demo", "--webui=/nowhere"]) == 2
     assert "/nowhere has no models/Stable-diffusion" in capfd.readouterr().err
+
+
+def assert_lora_leads_from(start, end, lora):
+    """Applied to every layer that it names, as the WebUI applies LoRA, LoCon and whole differences."""
+    weights = {name: value.clone() for name, value in start.unet.state_dict().items()}
+    layers = {f"lora_unet_{name.replace('.', '_')}": name for name, _ in start.unet.named_modules()}
+    for key, value in lora.items():
+        layer, part = key.split(".", 1)
+        if part == "lora_up.weight":
+            weight, down = weights[f"{layers[layer]}.weight"], lora[f"{layer}.lora_down.weight"]
+            weight += (value.float().flatten(1) @ down.float().flatten(1)).view_as(weight)
+        elif part in ("diff", "diff_b"):
+            weights[f"{layers[layer]}.{'weight' if part == 'diff' else 'bias'}"] += value
+    assert all(torch.allclose(weights[name], value, atol=5e-3) for name, value in end.unet.state_dict().items())
 
 
 def test_held_out_scenes_match_their_captions():

@@ -42,8 +42,9 @@ def add_demo(parser: argparse.ArgumentParser) -> None:
                         help="the content image's style (default: %(default)s)")
     parser.add_argument("--seed", type=number("--seed", 0, MAX_SEED, whole=True), default=1,
                         help="(default: %(default)s)")
-    parser.add_argument("--webui", type=Path, metavar="DIR", help="instead: copy the demo checkpoints into the models "
-                        "folder of this WebUI (or of its --data-dir)")
+    parser.add_argument("--webui", type=Path, metavar="DIR",
+                        help="instead: copy the demo checkpoints and a LoRA into the models folder of this WebUI "
+                        "(or of its --data-dir)")
 
 
 def add_settings(parser: argparse.ArgumentParser, *keys: str) -> None:

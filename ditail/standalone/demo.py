@@ -96,9 +96,10 @@ class Demo:
 
 
 def copy_to_webui(folder: Path) -> None:
-    """Write the demo checkpoints to a WebUI's models folder."""
+    """Write the demo checkpoints and their LoRA into a WebUI's models folder."""
     models = folder / "models" / "Stable-diffusion"
     if not models.is_dir():
         raise DitailError(None, f"--webui: {folder} has no models/Stable-diffusion folder")
     for path in demo_checkpoints.write_checkpoints(models).values():
         print(path)
+    print(demo_checkpoints.write_lora(folder / "models" / "Lora"))

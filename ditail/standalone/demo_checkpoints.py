@@ -24,6 +24,7 @@ SIDE = 128
 COLUMNS = 12
 TEXT_FOLDER = "house-text"
 STORED = torch.float16
+UNET = "model.diffusion_model."
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,46 @@ def write_checkpoints(folder: Path, moved_to: Path | None = None) -> dict[str, P
         with whole_file(checkpoints[style]) as part:
             part.write_bytes(save(merge_low_rank(base, load_file(ASSETS / f"{style}.safetensors"))))
     return checkpoints
+
+
+def write_lora(folder: Path) -> Path:
+    """Write `house-ink-lora.safetensors` below `folder`, which makes of house-noto what house-ink is.
+
+    Low-rank pairs (LoRA, LoCon) of both styles' differences from the base, and the whole difference where one has none;
+    with the names that the WebUI and Forge read. Raises DitailError for what can't be written.
+    """
+    make_folder(folder)
+    base = load_file(ASSETS / "base.safetensors")
+    ink, noto = (load_file(ASSETS / f"{style}.safetensors") for style in ("ink", "noto"))
+    path = folder / "house-ink-lora.safetensors"
+    with whole_file(path) as part:
+        part.write_bytes(save(lora_between(base, noto, ink)))
+    return path
+
+
+def lora_between(base: dict[str, Tensor], start: dict[str, Tensor], end: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A LoRA that leads from `base` with one low-rank difference (see `merge_low_rank`) to `base` with another."""
+    lora = {}
+    for key in end:
+        name, part = key.rsplit(".", 1)
+        layer = "lora_unet_" + name.removeprefix(UNET).rpartition(".")[0].replace(".", "_")
+        if part == "add":
+            # A bias. Its layer's weight is changed in full, too, as a layer has one kind of difference.
+            weight = f"{name.rpartition('.')[0]}.weight"
+            lora[f"{layer}.diff"] = _low_rank(end, weight) - _low_rank(start, weight)
+            lora[f"{layer}.diff_b"] = end[key] - start[key]
+        elif part == "up" and f"{name.rpartition('.')[0]}.bias.add" not in end:
+            shape = base[name].shape
+            down = torch.cat([end[f"{name}.down"], start[f"{name}.down"]])
+            up = torch.cat([end[key], -start[key]], 1)
+            lora[f"{layer}.lora_up.weight"] = up.view(*up.shape, *[1] * (len(shape) - 2))
+            lora[f"{layer}.lora_down.weight"] = down.view(len(down), *shape[1:])
+            lora[f"{layer}.alpha"] = torch.tensor(float(len(down)))
+    return {k: v.to(STORED).contiguous() for k, v in lora.items()}
+
+
+def _low_rank(difference: dict[str, Tensor], name: str) -> Tensor:
+    return difference[f"{name}.up"].float() @ difference[f"{name}.down"].float()
 
 
 @cache

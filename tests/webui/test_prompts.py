@@ -1,10 +1,15 @@
 """What the WebUI's prompts can hold, in the main prompts and in the source's."""
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.webui.webui_helpers import difference
+from ditail.standalone import demo_checkpoints
+from lab.gallery import SCENES, draw_sheet
+from tests.webui.webui_helpers import difference, encode, on
 
 FOX = "a fox on pink"
 LONG = ", ".join(["a fox on pink"] * 30)
@@ -36,6 +41,29 @@ def latents_of(webui, ditail, **asked) -> list[str]:
     webui.call("/ditail-test/latents")
     assert webui.generate(ditail, **asked).status == 200
     return webui.call("/ditail-test/latents").json
+
+
+def test_a_lora_is_a_model_of_its_own(webui, tmp_path):
+    """The demo's LoRA makes of house-noto what house-ink is: one checkpoint is the source and, with it, the target.
+
+    With SD_WEBUI_SCREENSHOTS set to a folder, the image of docs/gallery.md is kept there.
+    """
+    scenes, number = demo_checkpoints.held_out(), SCENES["mushroom"]
+    content, prompt = scenes.images["noto"][number], scenes.captions[number]
+    with_lora = f"{prompt} <lora:house-ink-lora:1>"
+    asked = {"steps": 20, **on("house-noto")}
+    plain = webui.generate(prompt=with_lora, **asked).image
+    assert difference(plain, webui.generate(prompt=prompt, steps=20).image) < 2 < difference(
+        plain, webui.generate(prompt=prompt, **asked).image)
+    settings = {"image": encode(content), "preset": "Balanced"}
+    mixed = webui.generate({**settings, "source_prompt": prompt}, prompt=with_lora, **asked).image
+    of_two = webui.generate({**settings, "source_checkpoint": "house-noto"}, prompt=prompt, steps=20).image
+    assert difference(mixed, of_two) < 2 < difference(mixed, content)
+    for name, image in (("content", content), ("mixed", mixed)):
+        image.save(tmp_path / f"{name}.png")
+    sheet = draw_sheet(tmp_path, [[("content", "content.png"), ("house-noto with the LoRA", "mixed.png")]])
+    if folder := os.environ.get("SD_WEBUI_SCREENSHOTS"):
+        sheet.save(Path(folder) / "webui-lora.png", optimize=True)
 
 
 @pytest.mark.parametrize("main", ["a (fox:1.3) on [pink]", LONG, "a fox AND pink :0.5 AND a star", "a [fox:cat:0.5]",
