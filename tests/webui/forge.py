@@ -9,7 +9,7 @@ OWN_VAE = "Forge has no VAE for one checkpoint, and no `sd_vae` option; `test_fo
 INFOTEXT = "Forge's API answers a request with infotext with 500, with Ditail or without"
 POINTS = "its points are AUTOMATIC1111's functions"
 NOT_ON_FORGE = {
-    "test_faults.py": POINTS, "test_breaks.py": POINTS, "test_soak.py": POINTS,
+    "test_faults.py": POINTS, "test_breaks.py": POINTS, "test_soak.py": POINTS, "test_interrupts.py": POINTS,
     "test_behaviour.py": "the record is AUTOMATIC1111's",
     "test_flags.py": NO_SUCH_OPTION, "test_memory.py": NO_SUCH_OPTION,
     "TestVAE": OWN_VAE, "test_downcast_alphas": "Forge does not downcast them",
@@ -18,6 +18,7 @@ NOT_ON_FORGE = {
     "test_infotext_in_a_request_makes_the_same_image": INFOTEXT, "test_infotext_of_a_request": INFOTEXT,
     "test_any_infotext": INFOTEXT, "comes_back_through_infotext": INFOTEXT,
     "test_off_while_injected[chosen0]": "Forge has no hypertile",
+    "test_tiling": 'Forge has no tiling ("under maintenance")',
     "TestControlNet": "it is the extension of AUTOMATIC1111's WebUI",
 }
 
