@@ -33,7 +33,7 @@ _MODULES = {
 
 
 class _Package(ModuleType):
-    """`ditail.mix` is the function, also after somebody has imported the submodule of that name."""
+    """`ditail.mix` is the function, even after the submodule of that name was imported."""
 
     def __getattr__(self, name: str):
         if name not in _MODULES:

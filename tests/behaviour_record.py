@@ -1,9 +1,9 @@
-"""A record of what jobs answer, to show that a change of the code changes no image and no sentence.
+"""A record of the images and messages of jobs, to show that a change of the code does not change them.
 
 `DITAIL_BEHAVIOUR` is the path of the record, a JSON file with one section for the WebUI and one for the command line. A
 section that is not there is recorded and the tests are skipped; else every job is compared with it. Pixels depend on
-the CPU, on torch's build and on its number of threads, so a record is only good on the machine that made it, and isn't
-committed.
+the CPU, on torch's build and on its number of threads, so a record is only valid on the machine that made it, and is
+not committed.
 """
 
 import hashlib
@@ -31,13 +31,13 @@ class Record:
 
     def __init__(self, section: str):
         self.section, self.path = section, Path(os.environ[VARIABLE])
-        # Both change the last bits of a sum.
+        # These change the last bits of a sum.
         environment = {"torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability(),
                        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS")}
         recorded = self._read().get("environment", environment)
         assert recorded == environment, f"{self.path} was recorded with {recorded}, this is {environment}"
         self._environment = environment
-        # Decided once, so that comparing never writes: a job that is missing then was renamed or is new.
+        # Decided once, so that comparing never writes: a job that is missing was renamed or is new.
         self.is_recording = not self.jobs
 
     def _read(self) -> dict:
@@ -69,7 +69,7 @@ class Record:
 
 
 def differences_of(recorded: dict, answer: dict) -> Iterable[str]:
-    """What differs, one line each."""
+    """A line for each difference."""
     for key in sorted({*recorded, *answer} - {"images"}):
         if recorded.get(key) != answer.get(key):
             yield f"{key}: recorded {recorded.get(key)!r}, now {answer.get(key)!r}"

@@ -11,7 +11,7 @@ from ditail import DitailError
 
 
 def count(path: Path) -> int:
-    """How often this was called with the file."""
+    """How often this was called with this file."""
     with path.open("a") as file:
         file.write("x")
     return path.stat().st_size
@@ -23,7 +23,7 @@ def start() -> dict:
 
 @dataclass(frozen=True)
 class Task:
-    """Squares its number. `fault`: what happens instead the first `times` times, which the file `counter` counts."""
+    """Squares its number. fault: what happens instead in the first `times` runs, counted in the file `counter`."""
 
     number: int
     fault: str = ""

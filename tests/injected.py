@@ -44,13 +44,13 @@ def label(kind, rows=1):
 
 
 def run(unet, savings=HOOKS, kind="sd1", images=1, x=None, context=None, t=501, **settings):
-    """`unet` on rows `x` under injection, and the projections and attentions that it ran."""
+    """The output of `unet` on rows `x` under injection."""
     x = randn(2, 4, 8, 16, seed=9) if x is None else x
     context = torch.cat(conds()[:2])[: len(x)] if context is None else context
     settings.setdefault("source", source_latents(images))
-    made = Injection(null={"context": conds()[2], **label(kind)}, steps=settings.pop("steps", ALWAYS),
-                     savings=savings, **settings)
-    with inject(unet, made):
+    injection = Injection(null={"context": conds()[2], **label(kind)}, steps=settings.pop("steps", ALWAYS),
+                          savings=savings, **settings)
+    with inject(unet, injection):
         return unet(x, torch.full((len(x),), t), context=context, **label(kind, len(x)))
 
 

@@ -1,4 +1,4 @@
-"""Real processes of the command line, with all that they start."""
+"""Real processes of the command line, with the processes that they start."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ SECONDS = 180
 class Marked:
     """A process of this tree's code; it and every process that it starts inherit a mark in their environment.
 
-    `out` and `err`: files with what it writes. A pipe would be held open by whatever it starts.
+    out, err: files with its output. A pipe would be kept open by the processes that it starts.
     """
 
     def __init__(self, command, folder: Path, **environment):
@@ -34,7 +34,7 @@ class Marked:
                 if self._mark.encode() in read(folder / "environ")}
 
     def catches(self, number: int) -> bool:
-        """Whether it has a handler of its own for a signal."""
+        """Whether it has installed a handler for a signal."""
         lines = read(Path(f"/proc/{self.popen.pid}/status")).decode().splitlines()
         caught = [int(line.split()[1], 16) for line in lines if line.startswith("SigCgt")]
         return bool(caught and caught[0] >> (number - 1) & 1)
@@ -44,7 +44,7 @@ class Marked:
         return library.encode() in read(Path(f"/proc/{self.popen.pid}/maps"))
 
     def wait_until(self, condition: Callable[[], object], ended: bool = False) -> None:
-        """Until something is so; `ended`: also after the process itself has ended."""
+        """Wait until a condition holds. ended: the process itself may have ended before."""
         end = time.monotonic() + SECONDS
         while not condition():
             assert ended or self.popen.poll() is None, (self.popen.returncode, self.err.read_text()[-3000:])
@@ -64,7 +64,7 @@ class Marked:
 
 
 def read(path: Path) -> bytes:
-    """A file of /proc, empty where its process has ended."""
+    """A file of /proc; empty if its process has ended."""
     try:
         return path.read_bytes()
     except OSError:

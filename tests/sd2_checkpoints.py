@@ -1,4 +1,4 @@
-"""Small SD 2.x checkpoints with random weights, in the layout of the published ones, and what they compute."""
+"""Small SD 2.x checkpoints with random weights, in the layout of the published ones."""
 
 import shutil
 from pathlib import Path

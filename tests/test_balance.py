@@ -16,7 +16,7 @@ def test_the_anchors_are_the_presets(place):
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_every_place_is_a_valid_set_of_settings_and_found_again(place):
+def test_every_position_gives_valid_settings_and_is_recognised_again(place):
     values = at_balance(place)
     DitailSettings(**values)
     assert at_balance(balance_of(values)) == values
@@ -31,10 +31,10 @@ def test_numbers_lie_between_their_neighbours():
             assert between in (low, high)
 
 
-def test_other_settings_are_nowhere_on_the_slider():
+def test_other_settings_have_no_position_on_the_slider():
     values = {**at_balance(0.5), "alpha": 9.5}
     assert balance_of(values) is None and name_of(values, PRESETS) is None
 
 
-def test_what_lies_outside_is_the_end():
+def test_positions_outside_are_clamped():
     assert at_balance(-1) == at_balance(0) and at_balance(2) == at_balance(1)

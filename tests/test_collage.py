@@ -69,7 +69,7 @@ def test_soft_masks_add_up_in_the_mask_of_all():
     assert compose([Piece(one(RED), mask=gray(128))], 64, 32)[0].getpixel((0, 0)) == RED
 
 
-def test_the_ground_is_the_mean_of_what_is_seen():
+def test_the_background_is_the_mean_of_the_visible_pieces():
     covered = Piece(one(GREEN), (0, 0, 0.25, 0.5))
     image, _ = compose([covered, Piece(one(RED), (0, 0, 0.25, 1)), Piece(one(BLUE), (0.25, 0, 0.5, 0.5))], 64, 32)
     assert image.getpixel((63, 31)) == (128, 0, 128)
@@ -93,7 +93,7 @@ def test_the_smallest_box_is_one_pixel(box):
     assert len([v for v in mask.getdata() if v]) in (1, 32)
 
 
-def test_what_leaves_nothing_to_lay_out_is_refused():
+def test_a_mask_that_leaves_nothing_is_refused():
     with pytest.raises(DitailError, match="has no pieces"):
         compose([], 64, 32)
     with pytest.raises(DitailError, match=r"^collage\[1\]\.mask: leaves nothing of the piece at 32x32") as caught:

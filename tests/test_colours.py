@@ -21,16 +21,16 @@ def even(red: int, green: int, blue: int, seed: int, size: int = 24) -> Image.Im
     return Image.fromarray((np.array([red, green, blue]) + grain).clip(0, 255).astype(np.uint8), "RGB")
 
 
-def test_hue_and_chroma_are_the_contents_and_the_lightness_stays():
+def test_hue_and_chroma_are_the_contents_and_the_lightness_is_kept():
     image, content = even(120, 140, 120, 1), even(170, 110, 90, 2)
     matched = match_colours(image, content)
-    wanted, got = lab(content), lab(matched)
-    assert np.abs(wanted[..., 1:].mean((0, 1)) - got[..., 1:].mean((0, 1))).max() < 1.5
-    assert np.abs(lab(image)[..., 0] - got[..., 0]).mean() < 2
-    assert np.abs(lab(image)[..., 1:].mean((0, 1)) - got[..., 1:].mean((0, 1))).max() > 10
+    expected, pixels = lab(content), lab(matched)
+    assert np.abs(expected[..., 1:].mean((0, 1)) - pixels[..., 1:].mean((0, 1))).max() < 1.5
+    assert np.abs(lab(image)[..., 0] - pixels[..., 0]).mean() < 2
+    assert np.abs(lab(image)[..., 1:].mean((0, 1)) - pixels[..., 1:].mean((0, 1))).max() > 10
 
 
-def test_the_same_image_stays_and_an_even_one_gets_no_noise():
+def test_the_same_image_is_unchanged_and_a_uniform_one_gets_no_noise():
     image = even(120, 140, 120, 1)
     assert np.abs(np.asarray(match_colours(image, image), int) - np.asarray(image, int)).mean() < 4
     plain = match_colours(Image.new("RGB", (8, 8), (128, 128, 128)), image)

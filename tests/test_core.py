@@ -176,7 +176,7 @@ def test_early_exit_changes_nothing_and_saves_layers(sd1_unets):
     assert len(calls) == 1 + 2
 
 
-def test_no_source_run_where_nothing_is_injected(sd1_unets):
+def test_no_source_run_if_nothing_is_injected(sd1_unets):
     runs = []
     handle = sd1_unets[1].input_blocks[0].register_forward_hook(lambda *_: runs.append(1))
     never = InjectionSteps(float("inf"), float("inf"))
@@ -199,7 +199,7 @@ def test_one_source_run_serves_cond_and_uncond_in_two_calls(sd1_unets):
     assert torch.allclose(apart, together, atol=1e-4)
 
 
-def test_rows_take_their_own_images_source(sd1_unets):
+def test_rows_are_injected_from_their_images_source(sd1_unets):
     """Two images, rows in an order of the host's own: each equals the run of that image alone."""
     cond, _, null = conds()
     unet, x, t = sd1_unets[1], randn(3, 4, 8, 16, seed=9), torch.tensor([501])
@@ -240,10 +240,10 @@ def test_halves_on_every_grid_are_the_authors(side):
 
 
 def test_install_twice_remove_twice_leaves_nothing(sd1_unets):
-    unet, made = sd1_unets[1], Injection(source_latents(), {"context": conds()[2]}, ALWAYS)
-    made.install(unet)
+    unet, configuration = sd1_unets[1], Injection(source_latents(), {"context": conds()[2]}, ALWAYS)
+    configuration.install(unet)
     once = hooks_on(unet)
-    made.install(unet)
+    configuration.install(unet)
     assert hooks_on(unet) == once == 1 + 1 + 2 * 8
     remove(unet)
     remove(unet)
@@ -273,10 +273,10 @@ def test_an_exception_in_any_run_leaves_the_unet_as_it_was(sd1_unets, where):
 @pytest.mark.parametrize("where", ["inside", "before"])
 def test_after_a_source_run_that_raised_the_same_timestep_starts_another(sd1_unets, where):
     unet, x, t = sd1_unets[1], randn(1, 4, 8, 16), torch.tensor([501])
-    with inject(unet, Injection(source_latents(), {"context": conds()[2]}, ALWAYS)) as made:
+    with inject(unet, Injection(source_latents(), {"context": conds()[2]}, ALWAYS)) as configuration:
         expected = unet(x, t, context=conds()[0])
         remove(unet)
-        made.install(unet)
+        configuration.install(unet)
         if where == "inside":
             def interrupt(*_):
                 handle.remove()
@@ -384,7 +384,7 @@ def test_mix_refuses_unets_for_other_prompts(sd1_unets):
         ditail.mix(sd1_unets[0], other, randn(1, 4, 8, 8), *conds(), **SETTINGS)
 
 
-def test_mix_tells_when_sampling_diverges(sd1_unets):
+def test_mix_raises_when_sampling_diverges(sd1_unets):
     target = copy.deepcopy(sd1_unets[1])
     target.out[2].weight.mul_(1e38)
     with pytest.raises(DitailError, match="sampling: the latents are no longer finite"):

@@ -55,6 +55,6 @@ def test_a_step_without_injection_costs_what_a_plain_one_does():
 
 
 def test_a_generated_source_costs_its_generation_for_every_image():
-    kept = cost_of(DitailSettings(source="generate", source_latents="kept", conv_ratio=0, attn_ratio=0), STEPS, 4)
+    generated = cost_of(DitailSettings(source="generate", source_latents="kept", conv_ratio=0, attn_ratio=0), STEPS, 4)
     inverted = cost_of(DitailSettings(source="generate", conv_ratio=0, attn_ratio=0), STEPS, 4)
-    assert (kept.cold, inverted.cold) == (2, 2.5)
+    assert (generated.cold, inverted.cold) == (2, 2.5)

@@ -182,11 +182,11 @@ def test_files_and_tests_that_are_named_exist(page):
     for span in code_spans(page.read_text(encoding="utf-8")):
         path, *names = span.split("::")
         for name in PATH.findall(path):
-            found = [base / name for base in (*FOLDERS, folder) if (base / name).exists()]
-            missing += [] if found else [span]
+            matches = [base / name for base in (*FOLDERS, folder) if (base / name).exists()]
+            missing += [] if matches else [span]
             # The file that `::test` without a file is in, and the folder that files after it are in.
-            last = next((file for file in found if file.is_file()), last)
-            folder = next((file for file in found if file.is_dir()), folder)
+            last = next((file for file in matches if file.is_file()), last)
+            folder = next((file for file in matches if file.is_dir()), folder)
         if names and not defines(last, names):
             missing.append(span)
     assert missing == []

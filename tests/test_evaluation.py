@@ -88,13 +88,13 @@ def stand_in_material(folder):
 
 
 def test_an_interrupted_evaluation_goes_on_where_it_stopped(tmp_path, monkeypatch):
-    asked, ends_after = [], [1]
+    units, ends_after = [], [1]
 
     def run_units(units, material, progress, options):
         for i, unit in enumerate(units):
             if i == ends_after[0]:
                 raise KeyboardInterrupt
-            asked.append(unit)
+            units.append(unit)
             yield [r for r in records_of(unit.rows, unit.scenes) if r["source"] == unit.source]
 
     monkeypatch.setattr(evaluate, "run_units", run_units)
@@ -107,10 +107,10 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(tmp_path, monkeypatc
         file.write('\n{"row": "plain", "sour')  # as a stop while writing leaves it
     ends_after[0] = None
     paths = evaluate.run(out, material=material, **options)
-    assert len(asked) == len(set(asked)) == 4
+    assert len(units) == len(set(units)) == 4
     assert [path.name for path in paths] == list(report.FILES) and all(path.exists() for path in paths)
     evaluate.run(out, material=material, **options)
-    assert len(asked) == 4
+    assert len(units) == 4
     material.classifier.write_bytes(b"another")
     with pytest.raises(DitailError, match="weights and scenes"):
         evaluate.run(out, material=material, **options)
@@ -187,13 +187,13 @@ def test_only_scenes_that_both_have_in_every_direction_are_compared():
     assert compare.point_against_curve(scores, "plain", ["Style"], DIRECTIONS, STYLE) == []
 
 
-def test_seen_from_a_rivals_row_the_sign_is_turned():
+def test_from_a_rivals_row_the_sign_is_opposite():
     scores = scores_of(**{"a": (0.4, 0.8), "b": (0.6, 0.6), "img2img": (0.5, 0.5)})
     ours = compare.curve_against_point(scores, ["a", "b"], "img2img", [("a", "b")], STYLE)[0]
     assert ours.value == pytest.approx(0.2) and ours.low <= ours.value <= ours.high
 
 
-def test_a_distance_counts_the_other_way_round():
+def test_a_smaller_distance_is_better():
     records = [{"row": row, "source": "a", "target": "b", "scenes": [0], "style": [0.5], "distance": [d]}
                for row, d in (("ours", 10.0), ("rival", 15.0))]
     scores = compare.Scores(records, "distance")
@@ -262,8 +262,8 @@ def test_the_page_has_what_the_presets_cost_and_they_keep_their_budgets():
     assert f"<!-- presets' cost -->\n{report.costs_table(counted)}" in PAGE.read_text(encoding="utf-8")
     for name, values in PRESETS.items():
         settings = DitailSettings.from_dict(values)
-        told = cost_of(settings, costs.STEPS)
-        assert (told.cold, told.warm) == pytest.approx((counted[name]["cold"], counted[name]["warm"]), abs=0.01)
+        cost = cost_of(settings, costs.STEPS)
+        assert (cost.cold, cost.warm) == pytest.approx((counted[name]["cold"], counted[name]["warm"]), abs=0.01)
     balanced = counted["Balanced"]
     assert balanced["cold"] <= 1.40 and balanced["warm"] <= 1.15 and balanced["hot"] <= 0.90
     assert counted["Draft"]["cold"] <= 1.15

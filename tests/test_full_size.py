@@ -23,11 +23,11 @@ def unet():
     pytest.importorskip("ldm")
     from lab.counts import SDXL, build
 
-    made = build(SDXL, "cpu", torch.bfloat16)
-    for module in made.modules():
+    unet = build(SDXL, "cpu", torch.bfloat16)
+    for module in unet.modules():
         if isinstance(module, torch.nn.GroupNorm | torch.nn.LayerNorm):
             module.float()  # the CPU's norms don't mix types, as CUDA's do
-    return made
+    return unet
 
 
 @torch.no_grad()
@@ -42,17 +42,17 @@ def test_sdxl(unet):
 
     def run(x, t):
         with torch.autocast("cpu", torch.bfloat16):
-            given = {k: v.expand(len(x), *v.shape[1:]) for k, v in prompt.items()}
-            return unet(x, torch.full((len(x),), float(t)), **given).float()
+            arguments = {k: v.expand(len(x), *v.shape[1:]) for k, v in prompt.items()}
+            return unet(x, torch.full((len(x),), float(t)), **arguments).float()
 
     source = invert(run, torch.randn(1, 4, 16, 16, generator=generator), TIMESTEPS, scaled_linear_alphas_cumprod())
     x = torch.randn(2, 4, 16, 16, generator=generator)
-    plain, made = run(x, 901), []
+    plain, outputs = run(x, 901), []
     for savings in (Savings(), Savings(early_exit=False, skip_dead=False, share_attention=False)):
         with inject(unet, Injection(source, null, InjectionSteps.from_ratios(TIMESTEPS, 1, 1), savings=savings)):
-            made.append(run(x, 901))
-    assert torch.isfinite(made[0]).all()
-    difference = (made[0] - plain).abs().max()
+            outputs.append(run(x, 901))
+    assert torch.isfinite(outputs[0]).all()
+    difference = (outputs[0] - plain).abs().max()
     assert difference > 0.01 * plain.abs().max()
-    assert (made[0] - made[1]).abs().max() < 0.1 * difference
+    assert (outputs[0] - outputs[1]).abs().max() < 0.1 * difference
     assert torch.equal(run(x, 901), plain)

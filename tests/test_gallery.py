@@ -40,7 +40,7 @@ def test_every_cell_of_a_sheet_is_content_or_what_a_command_writes(page):
             roots.add(str(cli.build_parser().parse_args(step).out.with_suffix("")))
 
 
-def test_a_page_of_ones_own(tmp_path, monkeypatch, capsys):
+def test_another_page(tmp_path, monkeypatch, capsys):
     """Its command runs in the working folder, and its sheet lies beside the page."""
     page, before = tmp_path / "docs" / "page.md", Path.cwd()
     page.parent.mkdir()

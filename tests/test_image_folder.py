@@ -17,10 +17,10 @@ def folder(tmp_path):
     return ImageFolder(tmp_path / "kept", 10**6)
 
 
-def test_an_image_comes_back_by_its_hash(folder):
-    kept = image(1)
-    folder.put("0123456789", kept)
-    assert folder.get("0123456789").tobytes() == kept.tobytes()
+def test_an_image_is_found_by_its_hash(folder):
+    original = image(1)
+    folder.put("0123456789", original)
+    assert folder.get("0123456789").tobytes() == original.tobytes()
     assert folder.get("abcdef0123") is None and len(folder) == 1
 
 
@@ -30,7 +30,7 @@ def test_nothing_is_kept_without_a_budget(tmp_path):
     assert folder.get("0123456789") is None and not (tmp_path / "kept").exists()
 
 
-def test_what_was_used_longest_ago_goes_first(folder):
+def test_the_least_recently_used_image_is_deleted_first(folder):
     for i, name in enumerate(("0000000000", "1111111111", "2222222222")):
         folder.put(name, image(i))
         os.utime(folder.path / f"{name}.png", (i, i))

@@ -48,7 +48,7 @@ def test_sixteen_bits_keep_their_scale():
 
 
 @pytest.mark.parametrize("data", [b"", b"hello", encoded(halves())[:60], b"\x89PNG\r\n\x1a\n" + b"x" * 50])
-def test_what_is_no_image_is_named(data):
+def test_the_error_names_a_file_that_is_no_image(data):
     with pytest.raises(DitailError, match="^image: ") as caught:
         read_image(data)
     assert caught.value.key == "image"

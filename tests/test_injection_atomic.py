@@ -30,12 +30,13 @@ def injection() -> Injection:
 
 def traces(unet) -> list[str]:
     """Every hook, replaced forward and mark on the modules of a U-Net."""
-    found = []
+    traces = []
     for name, module in unet.named_modules():
-        own = module.__dict__
-        found += [f"{name} {kind}" for kind in ("_forward_hooks", "_forward_pre_hooks") for _ in own[kind]]
-        found += [f"{name} {key}" for key in own if key in ("forward", "_forward") or key.startswith("_ditail")]
-    return found
+        attributes = module.__dict__
+        traces += [f"{name} {kind}" for kind in ("_forward_hooks", "_forward_pre_hooks")
+                   for _ in attributes[kind]]
+        traces += [f"{name} {key}" for key in attributes if key in ("forward", "_forward") or key.startswith("_ditail")]
+    return traces
 
 
 def run(unet):

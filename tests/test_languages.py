@@ -12,33 +12,33 @@ from ditail.content.settings import FIELDS
 ROOT = Path(__file__).resolve().parent.parent
 LANGUAGES = sorted((ROOT / "localizations").glob("*.json"))
 WEBUI = [ROOT / "ditail" / "webui" / f"{name}.py" for name in ("ui", "folder", "caches", "send", "ui_events")]
-# Of gradio's components and the WebUI's settings: what their keyword arguments show.
+# Keyword arguments of gradio's components and the WebUI's settings that are shown.
 SHOWN = {"label", "info", "tooltip"}
 NOT_IN_THE_TAB = ("enabled", "sources", "collage")
 
 
 def labels() -> set[str]:
     """The labels and helps of the settings that the tab has, their choices, and the presets' names."""
-    shown = {text for field in FIELDS if field.key not in NOT_IN_THE_TAB for text in _texts(field)}
-    return shown | set(PRESETS)
+    texts = {text for field in FIELDS if field.key not in NOT_IN_THE_TAB for text in _texts(field)}
+    return texts | set(PRESETS)
 
 
 def _texts(field) -> list[str]:
-    # The preset, the images and the source have labels of their own in the tab.
+    # The tab has its own texts for the preset, the images and the source.
     helps = [] if field.key in ("preset", "image", "mask") else [field.help]
     return [field.label, *helps, *((field.choices or ()) if field.key != "source" else ())]
 
 
 def literals() -> set[str]:
-    """What the modules that build the page write as a text for a person: labels, and buttons' words."""
-    found = set()
+    """The texts of the page in the modules that build it: labels, and texts of buttons."""
+    texts = set()
     for module in WEBUI:
         for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call):
-                found |= {k.value.value for k in node.keywords if k.arg in SHOWN and _is_text(k.value)}
+                texts |= {k.value.value for k in node.keywords if k.arg in SHOWN and _is_text(k.value)}
                 is_button = getattr(node.func, "attr", "") in ("Button", "Accordion", "OptionInfo")
-                found |= {a.value for a in node.args[:2] if is_button and _is_text(a)}
-    return found
+                texts |= {a.value for a in node.args[:2] if is_button and _is_text(a)}
+    return texts
 
 
 def _is_text(node: ast.expr) -> bool:
@@ -52,6 +52,6 @@ def test_there_are_the_two_languages():
 
 @pytest.mark.parametrize("file", LANGUAGES, ids=lambda file: file.stem)
 def test_every_label_has_an_entry(file):
-    known = json.loads(file.read_text(encoding="utf-8"))
-    assert sorted((labels() | literals()) - known.keys()) == []
-    assert all(isinstance(text, str) and text.strip() for text in known.values())
+    entries = json.loads(file.read_text(encoding="utf-8"))
+    assert sorted((labels() | literals()) - entries.keys()) == []
+    assert all(isinstance(text, str) and text.strip() for text in entries.values())

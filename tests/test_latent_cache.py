@@ -36,11 +36,11 @@ def file_of(folder, n=0):
     return folder.path / f"{KEYS[n]}.safetensors"
 
 
-def kept(folder):
+def remaining(folder):
     return [n for n, key in enumerate(KEYS) if file_of(folder, n).exists()]
 
 
-def test_the_least_recently_used_entry_goes_first():
+def test_the_least_recently_used_entry_is_dropped_first():
     cache = LatentCache(budget=2 * entry().nbytes)
     cache.put("a", entry(1))
     cache.put("b", entry(2))
@@ -77,11 +77,11 @@ def test_a_lowered_budget_frees(folder):
     assert (cache.nbytes, folder.nbytes) == (0, 0)
 
 
-def test_a_image_is_kept_with_the_latents(tmp_path):
+def test_an_image_is_kept_with_the_latents(tmp_path):
     image = torch.arange(4 * 6 * 3, dtype=torch.uint8).reshape(4, 6, 3)
-    made = entry(image=image)
-    assert made.nbytes == entry().nbytes + image.nbytes
-    made.save(tmp_path / "z.safetensors")
+    latents = entry(image=image)
+    assert latents.nbytes == entry().nbytes + image.nbytes
+    latents.save(tmp_path / "z.safetensors")
     assert torch.equal(SourceLatents.load(tmp_path / "z.safetensors")[0].image, image)
     with pytest.raises(DitailError, match="uint8"):
         entry(image=image.float())
@@ -102,7 +102,7 @@ def test_what_a_key_cannot_hold_is_refused():
         cache_key({"model": object()})
 
 
-def test_what_is_on_disk_is_there_in_the_next_session(folder):
+def test_entries_on_disk_survive_a_restart(folder):
     metadata = {"checkpoint": "house-ink", "prompt": "ein Fuchs auf Grün"}
     LatentCache(2**20, folder).put(KEYS[0], entry(7), metadata)
     assert [p.name for p in folder.path.iterdir()] == [f"{KEYS[0]}.safetensors"]
@@ -110,17 +110,17 @@ def test_what_is_on_disk_is_there_in_the_next_session(folder):
         assert metadata.items() <= file.metadata().items() and file.metadata()["key"] == KEYS[0]
     cache = LatentCache(2**20, LatentFolder(folder.path, 2**20))
     assert len(cache) == 0
-    found = cache.get(KEYS[0])
-    assert torch.equal(found.latents, entry(7).latents) and cache.get(KEYS[0]) is found
+    cached = cache.get(KEYS[0])
+    assert torch.equal(cached.latents, entry(7).latents) and cache.get(KEYS[0]) is cached
     assert cache.get(KEYS[1]) is None
 
 
-def test_least_recently_used_file_goes_first(folder):
+def test_the_least_recently_used_file_is_deleted_first(folder):
     put(folder, 0, 1, 2)
     assert folder.get(KEYS[0]) is not None
     folder.budget = folder.nbytes
     folder.put(KEYS[3], entry(3), {})
-    assert kept(folder) == [0, 2, 3]
+    assert remaining(folder) == [0, 2, 3]
 
 
 def test_use_in_ram_counts_as_use_on_disk(folder):
@@ -130,7 +130,7 @@ def test_use_in_ram_counts_as_use_on_disk(folder):
     cache.get(KEYS[0])
     folder.budget = folder.nbytes // 2
     folder.trim()
-    assert kept(folder) == [0]
+    assert remaining(folder) == [0]
 
 
 def truncate(path):
@@ -165,7 +165,7 @@ def test_a_damaged_file_is_one_warning_and_a_miss(folder, caplog, damage):
     damage(file_of(folder))
     assert folder.get(KEYS[0]) is None and folder.get(KEYS[0]) is None
     assert [r.levelno for r in caplog.records] == [logging.WARNING] and KEYS[0] in caplog.text
-    assert kept(folder) == []
+    assert remaining(folder) == []
 
 
 def test_a_renamed_file_does_not_answer_for_another_key(folder, caplog):
@@ -187,7 +187,7 @@ def test_foreign_files_are_left_alone(folder, caplog):
     for _ in range(2):
         folder.clear()
     assert other.exists() and (folder.path / "subfolder").exists() and file_of(folder).read_bytes() == before
-    assert kept(folder) == [0]
+    assert remaining(folder) == [0]
     assert len(caplog.records) == 3
     assert FORMAT not in before.decode(errors="replace")
 
@@ -199,7 +199,7 @@ def test_a_crash_while_writing_leaves_no_entry(folder):
     assert folder.get(KEYS[1]) is None and len(folder) == 1 and part.exists()
     os.utime(part, (0, 0))
     folder.trim()
-    assert not part.exists() and kept(folder) == [0]
+    assert not part.exists() and remaining(folder) == [0]
 
 
 def test_a_full_disk_is_one_warning(folder, caplog):
@@ -231,15 +231,15 @@ import sys, torch
 from ditail.cache.folder import LatentFolder
 from ditail.keys import cache_key
 from tests.injected import entry
-folder, found = LatentFolder(sys.argv[1], 30_000), 0
+folder, hits = LatentFolder(sys.argv[1], 30_000), 0
 for i in range(400):
     n = i // 2 * int(sys.argv[2]) % 11  # each twice, so that some are found however the two take turns
     if (got := folder.get(cache_key({"n": n}))) is None:
         folder.put(cache_key({"n": n}), entry(n), {})
     else:
         assert torch.equal(got.latents, entry(n).latents)
-        found += 1
-assert 0 < found < 400 and folder.nbytes < 60_000
+        hits += 1
+assert 0 < hits < 400 and folder.nbytes < 60_000
 """
 
 

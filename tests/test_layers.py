@@ -36,7 +36,7 @@ def test_a_line_names_blocks_and_their_steps():
     ("a4@0-" + "9" * 900, "must look like"),
     ("f4 " * 10**6, "3000000 characters"), (None, "must be a text, got NoneType"), (["f4"], "must be a text"),
 ])
-def test_a_wrong_term_is_named(text, what):
+def test_the_error_names_the_wrong_term(text, what):
     with pytest.raises(DitailError, match=rf"^layers: .*{what}") as caught:
         parse_layers(text)
     assert caught.value.key == "layers"
@@ -68,25 +68,25 @@ def test_ranges_of_steps_are_cut_as_the_ratios_are():
     timesteps = ddim_timesteps(10)
     steps = steps_of("f4 a4 a5@0-0.3 a6@0.3-0.65 a7@0.65-1 f8@0-1", 0.8, 0.5, timesteps)
 
-    def wanted(kind, block):
+    def injected(kind, block):
         # Half precision asks half a timestep beside the grid.
         seen = {"".join("01"[steps.includes(Layer(kind, block), t + off)] for t in reversed(timesteps))
                 for off in (-0.5, 0, 0.5)}
         assert len(seen) == 1
         return seen.pop()
 
-    assert wanted("f", 4) == "1111111100"
-    assert wanted("a", 4) == "1111100000"
-    assert (wanted("a", 5), wanted("a", 6), wanted("a", 7)) == ("1110000000", "0001110000", "0000001111")
-    assert wanted("f", 8) == "1" * 10
-    assert wanted("a", 9) == "0" * 10
+    assert injected("f", 4) == "1111111100"
+    assert injected("a", 4) == "1111100000"
+    assert (injected("a", 5), injected("a", 6), injected("a", 7)) == ("1110000000", "0001110000", "0000001111")
+    assert injected("f", 8) == "1" * 10
+    assert injected("a", 9) == "0" * 10
     assert [t in Window.of_steps(timesteps, 0, 1) for t in (-1, 0, 999)] == [True] * 3
 
 
 @pytest.mark.parametrize("kind", DEFAULTS)
-def test_the_default_said_in_words_is_the_default(unets, kind):
-    said, default = (run(unets[kind], Savings(), kind, steps=steps_of(text)) for text in (DEFAULTS[kind], ""))
-    assert torch.equal(said, default)
+def test_explicit_default_layers_equal_the_default(unets, kind):
+    explicit, default = (run(unets[kind], Savings(), kind, steps=steps_of(text)) for text in (DEFAULTS[kind], ""))
+    assert torch.equal(explicit, default)
 
 
 @pytest.mark.parametrize("text", [text for kind, text in CHOICES if kind == "sd1"])

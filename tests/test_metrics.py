@@ -44,7 +44,7 @@ def test_edge_f1_tolerates_two_pixels(shift, expected):
     assert f1(square(x=20), square(x=20 + shift)) == pytest.approx(expected, abs=0.03 if 0 < expected < 1 else 0)
 
 
-def test_edge_f1_is_symmetric_and_punishes_what_was_made_up():
+def test_edge_f1_is_symmetric_and_lower_with_false_edges():
     extra = np.maximum(1 - square(), 1 - square(x=90, y=90, side=20))
     assert f1(extra, square()) == pytest.approx(f1(square(), extra))
     assert 0.6 < f1(extra, square()) < 0.9
@@ -103,7 +103,7 @@ class Brightness(torch.nn.Module):
         self._blocks = torch.nn.ModuleList()
 
 
-def test_self_similarity_is_of_places_and_not_of_colours():
+def test_self_similarity_depends_on_positions_and_not_on_colours():
     measure = perceptual.SelfSimilarity(Brightness())
     measure.mean, measure.deviation = torch.zeros(3, 1, 1), torch.ones(3, 1, 1)
     left, right = torch.tensor([1.0, -1, -1]).view(1, 3, 1, 1), torch.tensor([-1.0, -1, 1]).view(1, 3, 1, 1)

@@ -39,7 +39,7 @@ def mix(paths, out, *more, target="ink"):
                  "--cfg=3", "--width=64", "--height=64", f"--out={out}", *more])
 
 
-def told(path):
+def metadata(path):
     return json.loads(Image.open(path).text["ditail"])
 
 
@@ -53,8 +53,9 @@ def test_a_folder_loads_each_checkpoint_once(paths, photos, tmp_path, loads, cap
     assert mix(paths, out, f"--image={photos}", f"--tone={tone}") == 0
     assert loads == ["noto", "ink"]
     assert sorted(path.name for path in out.iterdir()) == ["0.png", "1.png", "2.png"]
-    assert [told(out / f"{n}.png")["prompt"] for n in range(3)] == ["a fox on mint", "a pear on pink", "a fox on mint"]
-    assert told(out / "2.png")["image"] == str(photos / "2.png")
+    prompts = [metadata(out / f"{n}.png")["prompt"] for n in range(3)]
+    assert prompts == ["a fox on mint", "a pear on pink", "a fox on mint"]
+    assert metadata(out / "2.png")["image"] == str(photos / "2.png")
     assert [line.split(" (")[0] for line in capfd.readouterr().out.splitlines()] == [str(out / f"{n}.png")
                                                                                   for n in range(3)]
     # Each is what it is alone.
@@ -84,7 +85,7 @@ def test_a_generated_source_of_several_seeds_is_shown(paths, tmp_path):
     names = ["fox 1 source.png", "fox 1.png", "fox 2 source.png", "fox 2.png"]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
     assert len({pixels(tmp_path / name) for name in names}) == 4
-    assert [told(tmp_path / name)["seed"] for name in names] == [1, 1, 2, 2]
+    assert [metadata(tmp_path / name)["seed"] for name in names] == [1, 1, 2, 2]
     assert mix(paths, tmp_path / "kept.png", "--generate", "--seed=1", "--source-latents=kept") == 0
     assert pixels(tmp_path / "kept.png") != pixels(tmp_path / "fox 1.png")
 

@@ -43,7 +43,7 @@ ROWS = {"row_images": lambda rows, _: [2, 0, 2, 1], "x": randn(4, 4, 8, 16, seed
 
 
 @pytest.mark.parametrize("savings", [Savings(), HOOKS, *EACH], ids=str)
-def test_a_mix_of_one_is_that_one(unets, savings):
+def test_a_mix_of_one_source_equals_that_source(unets, savings):
     alone = run(unets["sd1"], savings, source=A)
     assert torch.equal(run(unets["sd1"], savings, source=[Mixed(A)]), alone)
     others = [Mixed(B, 0.0), Mixed(B, 1.0, None, EARLY)]
@@ -53,13 +53,13 @@ def test_a_mix_of_one_is_that_one(unets, savings):
 @pytest.mark.parametrize("mixed", [
     [Mixed(A), Mixed(A, 3.0)], [Mixed(A, 1.0, half("left")), Mixed(A, 0.1, half("right"))],
     [Mixed(A, 1.0, half("left", 0.4)), Mixed(A)]], ids=["weights", "sides", "soft"])
-def test_equal_sources_are_one(unets, mixed):
+def test_equal_sources_share_one_object(unets, mixed):
     assert_equal(run(unets["sd1"], Savings(), source=mixed), run(unets["sd1"], HOOKS, source=A))
 
 
 def test_the_injections_mask_and_a_sources_are_the_same_to_one_source(unets):
-    own, sources = ({"mask": half("left")}, {"source": [Mixed(A, 1.0, half("left"))]})
-    assert_equal(run(unets["sd1"], Savings(), source=A, **own), run(unets["sd1"], Savings(), **sources))
+    by_mask, by_sources = ({"mask": half("left")}, {"source": [Mixed(A, 1.0, half("left"))]})
+    assert_equal(run(unets["sd1"], Savings(), source=A, **by_mask), run(unets["sd1"], Savings(), **by_sources))
     both = run(unets["sd1"], Savings(), source=[Mixed(A, 1.0, half("left"))], mask=half("right"))
     plain = unets["sd1"](randn(2, 4, 8, 16, seed=9), torch.tensor([501] * 2), context=torch.cat(conds()[:2]))
     assert_equal(both, plain)
@@ -86,11 +86,11 @@ def test_rows_take_the_weighted_mean_at_each_place(unets, name):
     sites, x = find_sites(unet), randn(1, 4, 8, 16, seed=9)
     active = [m for m in MIXES[name] if t in m.window]
     alone = [watched(unet, sites, lambda m=m: unet(m.latents.at(t), torch.tensor([t]), context=null)) for m in active]
-    own = {}
+    outputs = {}
     # Registered before Ditail's hooks, these see what the row itself computes (in the last run, which is the row's).
     modules = {(site.name, ""): site.module for site in sites.features}
     modules |= {(s.name, part): getattr(s.module, f"to_{part}") for s in sites.attention for part in "qk"}
-    handles = [m.register_forward_hook(lambda _, __, out, key=key: own.update({key: out}) and None)
+    handles = [m.register_forward_hook(lambda _, __, out, key=key: outputs.update({key: out}) and None)
                for key, m in modules.items()]
     with inject(unet, Injection(MIXES[name], {"context": null}, ALWAYS, savings=HOOKS)):
         seen = watched(unet, sites, lambda: unet(x, torch.tensor([t]), context=conds()[0]))
@@ -106,7 +106,7 @@ def test_rows_take_the_weighted_mean_at_each_place(unets, name):
 
         weights = [m.weight * on_grid(m.mask) for m in active]
         expected = sum(w * one[key] for w, one in zip(weights, alone, strict=True)) / sum(weights)
-        expected = torch.where(sum(weights) > 0, expected, own[key])
+        expected = torch.where(sum(weights) > 0, expected, outputs[key])
         assert torch.allclose(value, expected, atol=1e-4), key
     assert len(seen) == 1 + 2 * 8
 
@@ -120,7 +120,7 @@ def test_savings_change_no_result(unets, kind, name):
 
 
 @pytest.mark.parametrize("text", ["a5 f7 f2", "f4@0-0.5 a9-11"])
-def test_layers_of_ones_own_from_several_sources(unets, text):
+def test_custom_layers_from_several_sources(unets, text):
     settings = {"source": MIXES["one on top"], "steps": steps_of(text)}
     assert_equal(run(unets["sd1"], Savings(), **settings), run(unets["sd1"], HOOKS, **settings))
 
@@ -201,7 +201,7 @@ def test_an_inpainting_models_own_channels_go_to_every_source():
     ([Mixed(latents(1, rows=2)), Mixed(latents(2, rows=3))], "source 0 has 2 latents"),
     ([Mixed(A, 1.0, torch.ones(8, 16))], r"mask of source 0 is \(8, 16\)"),
 ])
-def test_sources_that_can_not_be_mixed_are_named(unets, mixed, what):
+def test_the_error_names_sources_that_can_not_be_mixed(unets, mixed, what):
     for use in (lambda: run(unets["sd1"], source=mixed), lambda: start_latent(mixed, 901)):
         with pytest.raises(DitailError, match=f"^sources: .*{what}") as caught:
             use()
@@ -216,7 +216,7 @@ def noise(seed, rows=1, scale=1.0, size=(32, 32)):
     return SourceLatents([901], scale * randn(1, rows, 4, *size, seed=seed), ABAR)
 
 
-def test_the_start_of_one_source_is_its_own():
+def test_the_start_of_one_source_is_its_latent():
     assert torch.equal(start_latent(A, 901), A.at(901))
     assert torch.equal(start_latent([Mixed(A, 0.3), Mixed(B, 0.0)], 901), A.at(901))
 
@@ -230,13 +230,13 @@ def test_the_start_keeps_the_mean_deviation_of_independent_sources(weights):
     assert torch.allclose(z.mean((-2, -1)), (p * x.at(901) + q * y.at(901)).mean((-2, -1)), atol=1e-5)
 
 
-def test_sources_that_are_alike_lose_nothing_and_are_not_scaled():
+def test_identical_sources_are_not_scaled():
     x = noise(1)
-    alike = SourceLatents([901], x.latents * 1.0, ABAR)
-    assert torch.allclose(start_latent([Mixed(x), Mixed(alike, 2.0)], 901), x.at(901), atol=1e-5)
+    equal = SourceLatents([901], x.latents * 1.0, ABAR)
+    assert torch.allclose(start_latent([Mixed(x), Mixed(equal, 2.0)], 901), x.at(901), atol=1e-5)
 
 
-def test_a_place_of_one_source_is_left_as_it_is():
+def test_a_place_of_a_single_source_is_not_changed():
     x, y, left = noise(1), noise(2), half("left", size=(32, 32))
     z = start_latent([Mixed(x, 1.0, left), Mixed(y, 1.0, 1 - left)], 901)
     assert torch.allclose(z, torch.where(left > 0, x.at(901), y.at(901)), atol=1e-5)

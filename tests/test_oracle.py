@@ -23,12 +23,12 @@ def unets():
     from ldm.modules.diffusionmodules.openaimodel import UNetModel
 
     config = json.loads((REFERENCE / "cases.json").read_text())["unet"]
-    made = []
+    unets = []
     for name in ("source", "target"):
         unet = UNetModel(**config)
         unet.load_state_dict(load_file(REFERENCE / f"{name}_unet.safetensors"))
-        made.append(unet.eval())
-    return made
+        unets.append(unet.eval())
+    return unets
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -58,13 +58,13 @@ def test_without_ldm(load):
      "backend.loader.forge_loader"),
     ({"modules_forge/__init__.py": "", "backend/__init__.py": "", "backend/loader.py": "1 / 0"}, "backend.loader"),
 ], ids=["no backend", "another loader", "a loader that can't be imported"])
-def test_a_fork_of_forge_that_is_not_alike(load, tmp_path, files, lacks):
+def test_a_fork_of_forge_without_a_needed_function(load, tmp_path, files, lacks):
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     done = load(ROOT)
     assert done.returncode == 0 and done.stdout == NO_SCRIPT_CLASS
-    assert done.stderr.startswith("Ditail is off: of the Forge family") and f"has no `{lacks}`." in done.stderr
+    assert done.stderr.startswith("Ditail is off: it needs lllyasviel's Forge") and f"has no `{lacks}`." in done.stderr
     assert done.stderr.count("\n") == 1
 
 

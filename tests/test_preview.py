@@ -11,7 +11,7 @@ from ditail.method.schedule import ddim_timesteps, scaled_linear_alphas_cumprod
 ABAR = scaled_linear_alphas_cumprod()
 
 
-def test_the_way_back_ends_where_an_inversion_began():
+def test_ddim_sampling_ends_where_the_inversion_began():
     """One eps for all latents makes each step exact in both directions."""
     torch.manual_seed(0)
     z0, eps = torch.randn(1, 4, 6, 6), torch.randn(1, 4, 6, 6)

@@ -72,9 +72,9 @@ VALUES = wrong_or_right(BY_KEY, st.floats(0, 10), st.sampled_from(["image", "noi
 def test_settings_are_taken_or_refused_by_name(values):
     error = refused(DitailSettings.from_dict, values)
     if error is None:
-        made = DitailSettings.from_dict(values)
-        assert all(0 <= getattr(made, key) <= 10 for key in ("alpha", "beta"))
-        assert len(made.source_checkpoint) <= 4096
+        result = DitailSettings.from_dict(values)
+        assert all(0 <= getattr(result, key) <= 10 for key in ("alpha", "beta"))
+        assert len(result.source_checkpoint) <= 4096
         return
     names = {*BY_KEY, "args", *(map(named, values) if isinstance(values, dict) else ())}
     assert names & {error.key, error.key.partition("[")[0]}
@@ -257,16 +257,16 @@ DESCRIBED = st.lists(st.fixed_dictionaries({}, optional={
 
 
 @given(SETTINGS, DESCRIBED)
-def test_infotext_gives_back_the_settings(made, sources):
+def test_infotext_gives_back_the_settings(original, sources):
     # The WebUI writes every value as a text.
-    params = {key: str(value) for key, value in to_infotext(made, sources).items()}
-    assert DitailSettings.from_dict(from_infotext(params)) == made
+    params = {key: str(value) for key, value in to_infotext(original, sources).items()}
+    assert DitailSettings.from_dict(from_infotext(params)) == original
     assert sources_from_infotext(params) == sources
 
 
 @given(SETTINGS)
-def test_without_an_image_there_is_no_resize_mode(made):
-    params = to_infotext(made, with_image=False)
+def test_without_an_image_there_is_no_resize_mode(original):
+    params = to_infotext(original, with_image=False)
     assert "Ditail resize mode" not in params
     assert from_infotext(params)["resize_mode"] == "crop"
 

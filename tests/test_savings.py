@@ -200,10 +200,10 @@ def test_hooks_of_others_have_the_effect_they_have_on_the_hook_path(unet, part, 
     module = getattr(attention_of(unet), part)
     outputs = []
     for savings in (Savings(), HOOKS):
-        made = Injection(source_latents(), {"context": conds()[2]}, ALWAYS, savings=savings)
+        injection = Injection(source_latents(), {"context": conds()[2]}, ALWAYS, savings=savings)
         if first:
             handle = module.register_forward_hook(lambda _, __, output: output * 1.5)
-        with inject(unet, made):
+        with inject(unet, injection):
             if not first:
                 handle = module.register_forward_hook(lambda _, __, output: output * 1.5)
             outputs.append(unet(randn(2, 4, 8, 16, seed=9), T.expand(2), context=torch.cat(conds()[:2])))
@@ -259,10 +259,10 @@ def test_other_numbers_of_tokens_are_refused_as_on_the_hook_path(unet, savings):
 
 
 def test_installing_and_removing_twice_leaves_no_shortcut(unet):
-    made = Injection(source_latents(), {"context": conds()[2]}, ALWAYS)
-    made.install(unet)
+    injection = Injection(source_latents(), {"context": conds()[2]}, ALWAYS)
+    injection.install(unet)
     once = traces(unet)
-    made.install(unet)
+    injection.install(unet)
     assert traces(unet) == once
     assert len(once) == 1 + 3 * 8
     remove(unet)
@@ -270,10 +270,10 @@ def test_installing_and_removing_twice_leaves_no_shortcut(unet):
 
 
 def test_an_injection_installed_on_another_unet_starts_anew(unet, sd1_unets):
-    made, x = Injection(source_latents(), {"context": conds()[2]}, ALWAYS), randn(1, 4, 8, 16, seed=9)
-    with inject(sd1_unets[0], made):
+    injection, x = Injection(source_latents(), {"context": conds()[2]}, ALWAYS), randn(1, 4, 8, 16, seed=9)
+    with inject(sd1_unets[0], injection):
         sd1_unets[0](x, T, context=conds()[0])
-    with inject(unet, made):
+    with inject(unet, injection):
         again = unet(x, T, context=conds()[0])
     assert_equal(again, run(unet, HOOKS, x=x))
 
@@ -339,8 +339,8 @@ def test_features_are_half_of_q_and_k_in_their_precision(unet):
 def test_features_serve_fewer_layers_but_not_more(unet):
     cache = FeatureCache(2**30)
     feature = InjectionSteps(float("-inf"), float("inf"))
-    asked = [feature, ALWAYS, feature, ALWAYS]
-    runs = [source_runs(unet, savings=Savings(), steps=steps, features=cache.under("a"))[1] for steps in asked]
+    calls = [feature, ALWAYS, feature, ALWAYS]
+    runs = [source_runs(unet, savings=Savings(), steps=steps, features=cache.under("a"))[1] for steps in calls]
     assert runs == [1, 1, 0, 0]
 
 

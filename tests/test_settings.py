@@ -54,7 +54,7 @@ def test_the_defaults_are_in_the_safe_region():
 
 
 @pytest.mark.parametrize(("name", "key", "lowest", "highest"), SAFE_REGION)
-def test_what_is_outside_the_safe_region_is_said(name, key, lowest, highest):
+def test_values_outside_the_safe_region_give_a_warning(name, key, lowest, highest):
     assert warnings_of(**{key: lowest}) == warnings_of(**{key: highest}) == []
     for value, side in ((lowest - 0.5, f"below {lowest:g}"), (highest + 0.5, f"above {highest:g}")):
         assert warnings_of(**{key: value}) == [f"{name} {value:g} is {side}, where burnt colours are more common."]

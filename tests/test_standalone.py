@@ -77,9 +77,9 @@ def test_every_sampler_generates_inverts_and_transfers(noto, ink, name):
     again, _ = generate(noto, job, 128, 128)
     assert torch.equal(z, again)
     source_latents = inverted(noto, job, z)
-    asked = Sampler(name, job.steps, noto.alphas_cumprod).timesteps
-    assert source_latents.timesteps.tolist() == sorted(asked)
-    assert passed.timesteps.tolist() == sorted(asked)
+    expected = Sampler(name, job.steps, noto.alphas_cumprod).timesteps
+    assert source_latents.timesteps.tolist() == sorted(expected)
+    assert passed.timesteps.tolist() == sorted(expected)
     plain, _ = generate(ink, job, 128, 128)
     for source in (source_latents, passed):
         mixed = methods.ditail(ink, job, DitailSettings(), source, z)
@@ -103,7 +103,7 @@ def test_samplers_agree_on_the_same_trajectory(noto, ddim, name):
 
 
 @pytest.mark.slow
-def test_a_image_comes_back_from_its_inversion(noto):
+def test_an_image_is_reconstructed_from_its_inversion(noto):
     """With the source's own cond and no CFG, sampling undoes inversion: the image stays recognisable."""
     z0, _ = generate(noto, JOB.with_(steps=20), 128, 128)
     job, settings = JOB.with_(steps=20, omega=1.0), {"alpha": 1.0, "beta": 0.0}
@@ -120,7 +120,7 @@ def test_rows_do_not_depend_on_their_neighbours(noto):
     assert torch.equal(seeded_noise((4, 2, 2), [3, 4])[:1], seeded_noise((4, 2, 2), [3]))
 
 
-def test_the_truncated_and_the_strange_are_refused(paths, tmp_path):
+def test_truncated_and_foreign_files_are_refused(paths, tmp_path):
     for suffix in (".safetensors", ".yaml"):
         shutil.copy(paths["noto"].with_suffix(suffix), tmp_path / f"model{suffix}")
     model = tmp_path / "model.safetensors"
@@ -178,8 +178,8 @@ def test_what_fails_while_the_image_is_written_is_told_and_leaves_no_file(paths,
 
     monkeypatch.setattr(Image.Image, "save", fail)
     assert main(mix_arguments(paths, content, tmp_path / "out.png", steps=1)) == code
-    told = capfd.readouterr().err.strip().splitlines()[-1]
-    assert told.startswith("ditail: ") and words in told
+    message = capfd.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith("ditail: ") and words in message
     assert [p.name for p in tmp_path.iterdir()] == ["content.png"]
 
 
@@ -189,9 +189,9 @@ def test_mix_writes_one_png_that_says_how_it_was_made(paths, content, tmp_path, 
     image = Image.open(out)
     assert image.size == (128, 128)
     assert json.loads(image.text["ditail"])["prompt"] == "a fox on pink"
-    told = capfd.readouterr()
-    assert "inverting the content image: 100%" in told.err and "sampling: 100%" in told.err
-    assert re.fullmatch(rf"{re.escape(str(out))} \(\d+\.\d s\)\n", told.out)
+    output = capfd.readouterr()
+    assert "inverting the content image: 100%" in output.err and "sampling: 100%" in output.err
+    assert re.fullmatch(rf"{re.escape(str(out))} \(\d+\.\d s\)\n", output.out)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["content.png", "mixed.png", "z.safetensors"]
 
 
@@ -289,7 +289,7 @@ def test_an_image_that_is_too_large_needs_a_size(paths, tmp_path, capfd):
     assert main([*arguments, "--width=128", "--height=128"]) == 0
 
 
-def test_divergence_is_told_with_its_step(noto):
+def test_the_error_names_the_step_that_diverges(noto):
     with pytest.raises(DitailError, match=r"no longer finite at step 1 of 4 \(t = 1\); lower alpha"):
         inverted(noto, JOB, torch.full((1, 4, 16, 16), float("inf")))
 
@@ -343,5 +343,5 @@ def test_lightning_is_not_imported(paths):
     """It takes as long as everything else that a command imports; whoever wants it afterwards gets the real one."""
     code = (f"import sys\nfrom ditail.standalone.model import load_model\nload_model({str(paths['noto'])!r})\n"
             "print('pytorch_lightning' in sys.modules, 'ldm.models.autoencoder' in sys.modules)")
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert told.stdout.split() == ["False", "True"]
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout.split() == ["False", "True"]

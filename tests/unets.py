@@ -18,7 +18,7 @@ def random_unet(config: dict, seed: int):
     from ldm.modules.diffusionmodules.openaimodel import UNetModel
 
     class EachDepth(UNetModel):
-        """ldm wants one context a transformer depth (sgm's SDXL U-Net takes one for all)."""
+        """ldm takes one context per transformer block (sgm's SDXL U-Net takes one for all)."""
 
         def forward(self, x, timesteps, context, **kwargs):
             return super().forward(x, timesteps, context=[context] * config["transformer_depth"], **kwargs)

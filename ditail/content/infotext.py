@@ -127,7 +127,7 @@ def _source(described: dict, name: str) -> dict:
 
 
 def _number(value):
-    """A text as a number; unchanged if it is none, for the check to refuse."""
+    """A text as a number; any other text is returned unchanged, and the setting's check refuses it."""
     try:
         return float(value)
     except (ValueError, TypeError):

@@ -26,8 +26,8 @@ def check_webui() -> None:
     for module, names in FORGE.items():
         missing = _missing(module, names)
         if missing:
-            raise ImportError("of the Forge family it works in lllyasviel's own and in forks that are alike; this one "
-                              f"has no `{missing}`.")
+            raise ImportError("it needs lllyasviel's Forge or a fork with the same modules; this one has no "
+                              f"`{missing}`.")
 
 
 def _missing(module: str, names: Sequence[str]) -> str:

@@ -80,7 +80,7 @@ def _warnings(values: Mapping, is_img2img: bool) -> Iterator[str]:
         yield "There is no prompt: say what the content image shows, or structure is lost."
     elif values["source"] == "image" and not (values.get("source_prompt") or "").strip():
         yield ("There is no source prompt, so the main prompt stands in for it: each change of it inverts the image "
-               "anew.")
+               "again.")
     if values.get("second_on") and _is_same_second(values):
         yield SAME_SOURCE
     if "reference" in facts and values.get("attn_ratio"):

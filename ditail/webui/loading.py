@@ -70,7 +70,7 @@ def _restore(before: Loaded, p, *, reload: bool = False) -> None:
     if before.info is None:
         return None  # no model was loaded; the next job loads one
     if Loaded.now() != before:
-        log.info("%s: back in place as the target", before.info.name_for_extra)
+        log.info("%s: loaded again as the target", before.info.name_for_extra)
     try:
         if not reload:
             return switch_to(before, p)

@@ -1,4 +1,4 @@
-""""Send to Ditail" beside the WebUI's own buttons under the galleries and in PNG Info."""
+"""The buttons "Send to Ditail" under the galleries and in PNG Info."""
 
 import gradio as gr
 from modules.ui_components import ToolButton

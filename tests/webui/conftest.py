@@ -49,7 +49,7 @@ def families(webui) -> None:
 
 @pytest.fixture(scope="session")
 def content() -> Image.Image:
-    """The first of the house's held-out images in the colourful style: a fox on pink."""
+    """The first held-out image in the style noto: a fox on pink."""
     return Image.open(ASSETS / "held_out_noto.png").convert("RGB").crop((0, 0, SIDE, SIDE))
 
 
@@ -66,7 +66,7 @@ def base64_content(content) -> str:
 
 @pytest.fixture
 def ditail(base64_content) -> dict:
-    """Settings for the usual job: the content image, inverted with the house's noto model."""
+    """Settings for the usual job: the content image, inverted with the demo checkpoint noto."""
     return {"image": base64_content, "source_checkpoint": "house-noto"}
 
 

@@ -15,7 +15,7 @@ ASSETS = ROOT / "ditail" / "standalone" / "assets"
 
 
 def prepare(data: Path) -> Path:
-    """A data folder for a WebUI with the house checkpoints, this extension and the tests' own."""
+    """A data folder for a WebUI with the demo checkpoints, this extension and that of the tests."""
     models = data / "models" / "Stable-diffusion"
     models.mkdir(parents=True)
     (data / "models" / "Lora").mkdir()
@@ -34,7 +34,7 @@ def prepare(data: Path) -> Path:
 
 
 def copy_probe(folder: Path) -> None:
-    """The tests' own extension; in Forge what differs there, and of the WebUI's what does not."""
+    """Copy the tests' extension; for Forge its own files, and those of the WebUI's that work in both."""
     if not IS_FORGE:
         shutil.copytree(HERE / "probe_extension", folder)
         return
@@ -63,7 +63,7 @@ def write_other_checkpoints(models: Path) -> None:
 
 
 def write_lora(path: Path, checkpoint: Path) -> None:
-    """A LoRA that changes one projection of the house's U-Net."""
+    """A LoRA that changes one projection of the demo checkpoints' U-Net."""
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -77,7 +77,7 @@ def write_lora(path: Path, checkpoint: Path) -> None:
 
 
 def write_vae(path: Path, checkpoint: Path) -> None:
-    """A VAE that is nearly that of a checkpoint."""
+    """Write a VAE that differs slightly from a checkpoint's."""
     import torch
     from safetensors.torch import load_file, save_file
 

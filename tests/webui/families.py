@@ -1,7 +1,7 @@
 """Small checkpoints of every topology that the WebUI knows, with their yaml, for the tests.
 
 Run by the WebUI's interpreter in the WebUI's folder, whose `repositories` have the modules: the U-Nets are the real
-ones, with random weights of a fixed seed; text encoder and VAE are the house's, so that images are images.
+ones, with random weights of a fixed seed; text encoder and VAE are the demo checkpoints', so that images are not noise.
 """
 
 import copy
@@ -13,7 +13,7 @@ from pathlib import Path
 ATTENTION_EVERYWHERE = [4, 2, 1]
 RESNET = "ldm.modules.diffusionmodules.openaimodel.UNetModel"
 LATENT_DIFFUSION = "ldm.models.diffusion.ddpm.LatentDiffusion"
-CONTEXT = 128  # the house's text encoder
+CONTEXT = 128  # of the demo checkpoints' text encoder
 OUTDIM = 32
 SIZE_EMBEDDERS = ("original_size_as_tuple", "crop_coords_top_left", "target_size_as_tuple")
 UNET = {
@@ -34,16 +34,16 @@ MMDIT = {"input_size": 16, "depth": 2, "in_channels": 16, "pos_embed_max_size": 
 
 
 def main(models: Path) -> None:
-    """Write the checkpoints into the WebUI's folder of checkpoints, which has the house's in it."""
+    """Write the checkpoints into the WebUI's folder of checkpoints, which has the demo checkpoints."""
     import torch
     import yaml
     from safetensors.torch import load_file, save_file
 
-    house = load_file(models / "house-noto.safetensors")
+    noto = load_file(models / "house-noto.safetensors")
     ink = load_file(models / "house-ink.safetensors")
     config = yaml.safe_load((models / "house-noto.yaml").read_text())
     text, vae = config["model"]["params"]["cond_stage_config"], config["model"]["params"]["first_stage_config"]
-    shared = {k: v for k, v in house.items() if k.startswith(("first_stage_model.", "cond_stage_model."))}
+    shared = {k: v for k, v in noto.items() if k.startswith(("first_stage_model.", "cond_stage_model."))}
 
     as_sdxl = {k.replace("cond_stage_model.", "conditioner.embedders.0."): v for k, v in shared.items()}
 
@@ -53,21 +53,21 @@ def main(models: Path) -> None:
         (models / f"{name}.yaml").write_text(yaml.safe_dump(written, sort_keys=False))
 
     def changed(unet: dict, target: str = RESNET, model: str = LATENT_DIFFUSION, **params) -> dict:
-        made = copy.deepcopy(config)
-        made["model"]["target"] = model
-        made["model"]["params"] |= {"unet_config": {"target": target, "params": unet}, **params}
-        return made
+        result = copy.deepcopy(config)
+        result["model"]["target"] = model
+        result["model"]["params"] |= {"unet_config": {"target": target, "params": unet}, **params}
+        return result
 
     def random_unet(seed: int, unet: dict, target: str = RESNET) -> dict:
         package, _, name = target.rpartition(".")
         torch.manual_seed(seed)
-        made = getattr(importlib.import_module(package), name)(**unet).eval()
-        for parameter in made.parameters():
+        network = getattr(importlib.import_module(package), name)(**unet).eval()
+        for parameter in network.parameters():
             if not parameter.any() and parameter.ndim > 1:  # ldm's zero_module, which would leave nothing to inject
                 torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
         # A random U-Net is no denoiser: a small answer keeps the way from the image to noise and back a smooth one.
-        made.out[2].weight.data *= 0.3
-        return {f"model.diffusion_model.{k}": v for k, v in made.state_dict().items()}
+        network.out[2].weight.data *= 0.3
+        return {f"model.diffusion_model.{k}": v for k, v in network.state_dict().items()}
 
     # The WebUI tells checkpoints apart by their weights' hash, so no two have the same.
     for seed, name in enumerate(("eps-a", "eps-b", "v-a", "v-b")):
@@ -78,12 +78,12 @@ def main(models: Path) -> None:
     torch.save({"state_dict": load_file(models / "sdxl-eps-b.safetensors")}, models / "sdxl-pickle.ckpt")
     shutil.copy(models / "sdxl-eps-b.yaml", models / "sdxl-pickle.yaml")
 
-    # Inpainting: the house's own weights, and a little for the mask and the masked image.
-    for style, weights in (("noto", house), ("ink", ink)):
+    # Inpainting: the demo checkpoints' weights, with small ones for the mask and the masked image.
+    for style, weights in (("noto", noto), ("ink", ink)):
         write(f"inpainting-{style}", with_channels(weights, 5),
               changed({**SD1, "in_channels": 9}, model="ldm.models.diffusion.ddpm.LatentInpaintDiffusion",
                       conditioning_key="hybrid", finetune_keys=None))
-    write("pix2pix", with_channels(house, 4),
+    write("pix2pix", with_channels(noto, 4),
           changed({**SD1, "in_channels": 8}, model="modules.models.diffusion.ddpm_edit.LatentDiffusion",
                   conditioning_key="hybrid", cond_stage_key="edit"))
     # Never run, so the WebUI may fill in zeros for the rest.
@@ -96,10 +96,10 @@ def with_channels(weights: dict, further: int) -> dict:
     import torch
 
     name = "model.diffusion_model.input_blocks.0.0.weight"
-    own = weights[name].float()
+    original = weights[name].float()
     torch.manual_seed(1)
-    more = torch.randn(own.shape[0], further, *own.shape[2:]) * own.std() * 0.1
-    return {**weights, name: torch.cat([own, more], 1)}
+    more = torch.randn(original.shape[0], further, *original.shape[2:]) * original.std() * 0.1
+    return {**weights, name: torch.cat([original, more], 1)}
 
 
 def sdxl_config(text: dict, vae: dict, prediction: str) -> dict:

@@ -88,17 +88,17 @@ class Faulty:
 
     def ask(self, kind: Kind, *, plain: bool = False):
         """One job; without Ditail if it is to be `plain`. An answer of status 0: the connection was closed instead."""
-        asked = {"save_images": True, "steps": STEPS, "width": SIZE, "height": SIZE, "override_settings": {},
-                 "override_settings_restore_afterwards": True, **kind.overrides}
+        body = {"save_images": True, "steps": STEPS, "width": SIZE, "height": SIZE, "override_settings": {},
+                "override_settings_restore_afterwards": True, **kind.overrides}
         try:
-            if "plot" in asked:
-                axis = asked.pop("plot")
+            if "plot" in body:
+                axis = body.pop("plot")
                 axis = ("CFG Scale", "5, 5") if plain else axis
-                return self.webui.plot(None if plain else kind.settings, axis, **asked)
+                return self.webui.plot(None if plain else kind.settings, axis, **body)
             if plain:
-                asked = {k: v for k, v in asked.items() if not k.startswith("script_")}
-                return self.webui.generate(**asked)
-            return self.webui.generate(kind.settings, **asked)
+                body = {k: v for k, v in body.items() if not k.startswith("script_")}
+                return self.webui.generate(**body)
+            return self.webui.generate(kind.settings, **body)
         except (http.client.HTTPException, ConnectionError, URLError) as error:
             return SimpleNamespace(status=0, json={"detail": str(error)}, error=str(error), images=[])
 
@@ -112,16 +112,16 @@ class Faulty:
 
 
 def differences(before: dict, after: dict, but: set[str] = frozenset()) -> dict:
-    """What of a fingerprint is another, by topic."""
-    found = {}
+    """The topics of a fingerprint that have changed, with both values."""
+    changed = {}
     for topic in before:
         if topic not in but and before[topic] != after[topic]:
             was, now = before[topic], after[topic]
             if isinstance(was, dict) and isinstance(now, dict):
                 keys = [key for key in was.keys() | now.keys() if was.get(key) != now.get(key)]
                 was, now = ({key: side.get(key) for key in keys} for side in (was, now))
-            found[topic] = [shortened(was), shortened(now)]
-    return found
+            changed[topic] = [shortened(was), shortened(now)]
+    return changed
 
 
 def shortened(value):

@@ -57,10 +57,10 @@ def run(unet, config: dict, savings, options: dict):
 
     latents = SourceLatents([501], randn(1, 1, 4, 16, 16, seed=1), scaled_linear_alphas_cumprod())
     null = {"context": randn(1, 7, config["context_dim"], seed=2), **y(1)}
-    made = Injection(latents, null, InjectionSteps(-1, -1), savings=savings)
+    injection = Injection(latents, null, InjectionSteps(-1, -1), savings=savings)
     call = {"context": randn(4, 7, config["context_dim"], seed=4), **y(4),
             "transformer_options": {"cond_or_uncond": [1, 0], **options}}
-    with torch.no_grad(), inject(unet, made):
+    with torch.no_grad(), inject(unet, injection):
         return unet(randn(4, 4, 16, 16, seed=3), torch.full((4,), 501.0), **call)
 
 
@@ -84,15 +84,16 @@ def equality(config: dict) -> dict:
     from ditail import Savings
     from ditail.webui.forge.trusted import TRUSTED
 
-    unet, found = build(config, "cpu"), {}
+    unet, deviations = build(config, "cpu"), {}
     plain = None
     for name, options in patches().items():
         hooks = run(unet, config, Savings(False, False, False, trusted=TRUSTED), options)
         plain = hooks if plain is None else plain
         ours = [run(unet, config, Savings(*on, trusted=TRUSTED), options) for on in product([True, False], repeat=3)]
-        found[name] = {"off": max(float((one - hooks).abs().max()) for one in ours) / float(hooks.abs().max()),
-                       "effect": float((hooks - plain).abs().max()) / float(hooks.abs().max())}
-    return found
+        largest = max(float((output - hooks).abs().max()) for output in ours)
+        deviations[name] = {"off": largest / float(hooks.abs().max()),
+                            "effect": float((hooks - plain).abs().max()) / float(hooks.abs().max())}
+    return deviations
 
 
 def flops(config: dict, side: int) -> list[dict]:
@@ -115,7 +116,7 @@ def flops(config: dict, side: int) -> list[dict]:
 
 if __name__ == "__main__":
     sys.path[:0] = [".", "packages_3rdparty", "repositories/huggingface_guess", str(ROOT)]
-    asked, sys.argv = sys.argv[1], [sys.argv[0], *FORGE_FLAGS]
+    quantity, sys.argv = sys.argv[1], [sys.argv[0], *FORGE_FLAGS]
     answers = {"equality": lambda: [equality(SMALL_SD15), equality(SMALL_SDXL)], "sd15": lambda: flops(SD15, 64),
                "sdxl": lambda: flops(SDXL, 128)}
-    print("\n" + json.dumps(answers[asked]()))  # noqa: T201 (what it is run for)
+    print("\n" + json.dumps(answers[quantity]()))  # noqa: T201 (what it is run for)

@@ -34,12 +34,13 @@ def content() -> Image.Image:
 
 def image_of(webui, name: str) -> Image.Image:
     """The image that a host makes: noto's content in ink's style."""
-    asked = dict(JOBS[name])
+    overrides = dict(JOBS[name])
     settings = {"image": encode(content()), "source_checkpoint": "house-noto"}
-    settings |= {key: asked.pop(key) for key in ("inject", "guidance_until", "tone", "inversion_steps") if key in asked}
-    if asked.get("tab") == "img2img":
-        asked["init_images"] = [settings.pop("image")]
-    return webui.generate(settings, steps=STEPS, **asked).image
+    keys = ("inject", "guidance_until", "tone", "inversion_steps")
+    settings |= {key: overrides.pop(key) for key in keys if key in overrides}
+    if overrides.get("tab") == "img2img":
+        overrides["init_images"] = [settings.pop("image")]
+    return webui.generate(settings, steps=STEPS, **overrides).image
 
 
 def path_of(name: str) -> Path:

@@ -22,11 +22,11 @@ STEPS = 10
 
 
 def outcome(answer) -> str:
-    """`finite`, or what came instead."""
+    """`finite`, `black`, `not finite` or an error."""
     if answer.status == 200:
         return "black" if answer.image.getextrema() == ((0, 0),) * 3 else "finite"
-    said = f"{answer.error} {answer.json.get('errors', '')}"
-    return "not finite" if "finite" in said or "NaN" in said else f"{answer.status}: {said[:80]}"
+    message = f"{answer.error} {answer.json.get('errors', '')}"
+    return "not finite" if "finite" in message or "NaN" in message else f"{answer.status}: {message[:80]}"
 
 
 def main() -> None:
@@ -38,14 +38,14 @@ def main() -> None:
             print("| family | images | " + " | ".join(f"CFG {c:g}: not finite" for c in CFGS) + " | else |")
             print("|---" * (len(CFGS) + 3) + "|")
             for family, name in FAMILIES.items():
-                found = {cfg: Counter() for cfg in CFGS}
+                outcomes = {cfg: Counter() for cfg in CFGS}
                 for alpha, beta, cfg in product(ALPHAS, BETAS, CFGS):
                     settings = {"image": content, "source_checkpoint": f"{name}-a", "alpha": alpha, "beta": beta}
                     target = {"sd_model_checkpoint": f"{name}-b"}
-                    found[cfg][outcome(webui.generate(settings, steps=STEPS, cfg_scale=cfg, negative_prompt="blurry",
+                    outcomes[cfg][outcome(webui.generate(settings, steps=STEPS, cfg_scale=cfg, negative_prompt="blurry",
                                                       override_settings=target))] += 1
-                bad = [found[cfg]["not finite"] + found[cfg]["black"] for cfg in CFGS]
-                counts = sum(found.values(), Counter())
+                bad = [outcomes[cfg]["not finite"] + outcomes[cfg]["black"] for cfg in CFGS]
+                counts = sum(outcomes.values(), Counter())
                 other = {k: n for k, n in counts.items() if k not in ("finite", "not finite", "black")}
                 print(f"| {family} | {counts.total()} | " + " | ".join(map(str, bad)) + f" | {other or 'none'} |",
                       flush=True)

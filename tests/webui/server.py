@@ -89,7 +89,7 @@ class WebUI:
             return Answer(error.code, json.loads(text) if text.startswith("{") else {"errors": text})
 
     def generate(self, ditail: dict | None = None, tab: str = "txt2img", **overrides) -> Answer:
-        """One job of the API: the house's ink model, 8 DDIM steps, unless `overrides` says otherwise."""
+        """One job of the API: the demo checkpoint ink, 8 DDIM steps, unless `overrides` says otherwise."""
         body = {
             "prompt": "a fox on pink", "seed": 1, "steps": 8, "width": SIDE, "height": SIDE, "cfg_scale": 5,
             "sampler_name": "DDIM", "scheduler": "Automatic",

@@ -33,7 +33,7 @@ ENDS_SAMPLING = {"InterruptedException", "RecursionError"}
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault: the kind of job, whether its sources are cached, whether house checkpoints share one yaml, and what
+    """One fault: the kind of job, whether its sources are cached, whether the demo checkpoints share one yaml, and what
     `arm` takes."""
 
     kind: str

@@ -62,7 +62,7 @@ TWICE = {
 
 @pytest.mark.parametrize("tab", ["txt2img", "img2img"])
 @pytest.mark.parametrize("case", TWICE)
-def test_sources_that_are_alike_are_mixed(webui, ditail, base64_content, case, tab):
+def test_identical_sources_are_mixed(webui, ditail, base64_content, case, tab):
     sources = [{k: base64_content if k == "image" else v for k, v in s.items()} for s in TWICE[case]]
     own = {"init_images": [base64_content], "denoising_strength": 0.9} if tab == "img2img" else {}
     once = [sources[0]] if case == "two alike" else []
@@ -96,7 +96,7 @@ def test_the_second_source_as_the_tab_has_it_is_mixed(webui, content):
     assert difference(made.image, expected.image) < 1
 
 
-def test_two_generated_sources_that_are_alike_are_mixed(webui):
+def test_identical_generated_sources_are_mixed(webui):
     expected = webui.generate(FROM_NOTO, steps=STEPS)
     made = webui.generate({**FROM_NOTO, "sources": [{"source": "generate", "source_checkpoint": NOTO}]}, steps=STEPS)
     assert made.status == 200, made.json
@@ -227,7 +227,7 @@ def test_a_failed_load_back_comes_right(faulty, ditail, one_config, vae):
 @pytest.mark.parametrize("changed", [
     {"pad_cond_uncond": True}, {"pad_cond_uncond_v0": True}, {"batch_cond_uncond": False},
 ])
-def test_a_hit_is_what_a_miss_gives(webui, faulty, options, changed):
+def test_a_hit_equals_a_miss(webui, faulty, options, changed):
     asked = {"prompt": LONG, "negative_prompt": "blurry"}
     before = {key: webui.call("/ditail-test/options").json[key] for key in changed}
     first = image(webui, FROM_NOTO, **asked)
@@ -242,7 +242,7 @@ def test_a_hit_is_what_a_miss_gives(webui, faulty, options, changed):
 @pytest.mark.parametrize("changed", [
     {"pad_cond_uncond": True}, {"pad_cond_uncond_v0": True}, {"batch_cond_uncond": False},
 ])
-def test_a_hit_is_what_a_miss_gives_by_override(webui, faulty, changed):
+def test_a_hit_equals_a_miss_with_overrides(webui, faulty, changed):
     asked = {"prompt": LONG, "negative_prompt": "blurry"}
     over = {"override_settings": {**changed, "sd_model_checkpoint": "house-ink"},
             "override_settings_restore_afterwards": True}

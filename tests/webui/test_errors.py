@@ -72,7 +72,7 @@ def test_arguments_of_no_kind_are_refused(webui, args):
     assert answer.status == 422 and "must be" in answer.error
 
 
-def test_an_inversion_that_diverges_says_so(webui, ditail):
+def test_an_inversion_that_diverges_raises(webui, ditail):
     """By a LoRA of a weight that no float32 holds the product of."""
     plain = webui.generate(steps=2).image.tobytes()
     answer = webui.generate({**ditail, "source_prompt": "a fox on pink <lora:test-lora:1e38>"}, steps=2)

@@ -20,7 +20,7 @@ def sweep(webui, content, other_content):
     webui.call("/sdapi/v1/options", {name: before[name] for name in changed})
 
 
-def test_every_function_is_there(sweep):
+def test_every_function_exists(sweep):
     assert sweep.faulty.points()["missing"] == []
 
 

@@ -23,7 +23,7 @@ def patched(mode: str, ditail: dict | None) -> dict:
     return {"alwayson_scripts": scripts, **SMALL}
 
 
-def test_the_source_goes_and_the_target_stays(webui, ditail):
+def test_the_source_is_unloaded_and_the_target_stays(webui, ditail):
     """Two models are in memory only during the source pass; the target is not loaded again."""
     plain = webui.generate(**SMALL).image.tobytes()
     before, loads = webui.state(), webui.checkpoint_loads()

@@ -29,7 +29,7 @@ def test_savings_equal_the_hook_path_whatever_is_patched():
 
 
 @pytest.mark.parametrize(("name", "budget"), [("sd15", SD15), ("sdxl", SDXL)])
-def test_flops_keep_to_the_budget(name, budget):
+def test_flops_are_within_the_budget(name, budget):
     rows = asked(name)
     assert [row["batch"] for row in rows] == list(budget)
     for row in rows:

@@ -87,7 +87,7 @@ def test_mask_keeps_the_content_on_its_side(webui, ditail, content):
     assert changed[0] > changed[1]
 
 
-def test_layers_of_ones_own(webui, ditail):
+def test_custom_layers(webui, ditail):
     usual = webui.generate(ditail)
     assert webui.generate({**ditail, "layers": "f4 a4-11"}).image.tobytes() == usual.image.tobytes()
     chosen = webui.generate({**ditail, "layers": "f4@0.2-0.9 a3-8"})
@@ -136,7 +136,7 @@ def test_same_image_as_the_command_line(webui, ditail, content, tmp_path):
 
 
 @pytest.mark.parametrize(("cfg_scale", "count"), [(5.0, 0), (10.0, 0), (25.0, 1)])
-def test_a_job_outside_the_safe_region_says_so(webui, ditail, cfg_scale, count):
+def test_a_job_outside_the_safe_region_has_a_warning(webui, ditail, cfg_scale, count):
     assert webui.generate(ditail, cfg_scale=cfg_scale, steps=2).status == 200
     comments = webui.call("/ditail-test/comments").json
     assert sum(f"CFG scale {cfg_scale:g} is above 10" in comment for comment in comments) == count

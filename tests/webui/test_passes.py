@@ -69,7 +69,7 @@ def test_inpainting(webui, ditail, inpainting, content, full_res, fill):
 
 
 @pytest.mark.parametrize("full_res", [False, True])
-def test_a_content_image_of_its_own_lies_over_the_whole_init_image(webui, ditail, inpainting, content, full_res):
+def test_a_content_image_covers_the_whole_init_image(webui, ditail, inpainting, content, full_res):
     """Only masked: the part of it that is sampled. The init image given as the content image changes nothing."""
     asked = {**inpainting, "inpaint_full_res": full_res}
     own = webui.generate({**ditail, **SAME, "image": None}, **asked)

@@ -82,7 +82,7 @@ def test_balance_moves_the_numbers_and_a_number_makes_it_custom(page):
     page.wait_for_function("gradioApp().querySelector('#txt2img_ditail_preset input').value === 'Custom'")
 
 
-def test_presets_of_ones_own(page, own_presets):
+def test_user_presets(page, own_presets):
     open_tab(page, "txt2img", advanced=True)
     fill(page, "txt2img", ditail_alpha=2.5, ditail_preset_name="Mine")
     page.click("#txt2img_ditail_preset_save")
@@ -253,7 +253,7 @@ def test_img2img_with_a_content_image_alone_is_refused(page, image):
     assert "Ditail: img2img: choose an image" in page.inner_text("#html_log_img2img")
 
 
-def test_a_second_source_that_is_none_is_said(tab):
+def test_a_second_source_equal_to_the_first_is_reported(tab):
     open_advanced(tab, "txt2img")
     tab.click("#txt2img_ditail_second_on > .label-wrap")
     wait_for_line(tab, "txt2img", "The second source is the same as the first")

@@ -181,7 +181,7 @@ class Injector:
 
 
 def one_config(path: str) -> str:
-    """The same yaml for all house checkpoints, as checkpoints without a yaml of their own have: the WebUI then loads
+    """The same yaml for all demo checkpoints, as checkpoints without a yaml of their own have: the WebUI then loads
     weights into the model that is there."""
     folder, name = os.path.split(path)
     return os.path.join(folder, "house-ink.yaml") if name.startswith("house-") else path
@@ -329,7 +329,7 @@ def disarm() -> dict:
 
 
 def share_config(on: bool = Body(embed=True)) -> None:  # noqa: B008 (fastapi's way)
-    """Whether all house checkpoints have one yaml, so that they are loaded into one model object."""
+    """Whether all demo checkpoints have one yaml, so that they are loaded into one model object."""
     sys.modules[MODULE].injector.one_config = on
 
 

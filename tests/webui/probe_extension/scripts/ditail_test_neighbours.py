@@ -99,7 +99,7 @@ def latents() -> list[str]:
 
 
 def write_control_model(path: str = Body(embed=True)) -> None:  # noqa: B008 (fastapi's way)
-    """A ControlNet of random weights for the house's U-Net, whose sizes that extension does not know."""
+    """A ControlNet of random weights for the demo checkpoints' U-Net, whose sizes that extension does not know."""
     guess, cldm = sys.modules["scripts.controlnet_model_guess"], sys.modules["scripts.cldm"]
     sizes = {"model_channels": 64, "channel_mult": [1, 2, 2, 2], "context_dim": 128}
     guess.controlnet_default_config.update(sizes)
