@@ -24,6 +24,7 @@ NOT_ON_FORGE = {
     "test_off_while_injected[chosen0]": "Forge has no hypertile",
     "test_networks_that_do_not_exist_are_named": "Forge names them in its log alone; `test_forge.py` has its own test",
     "test_tiling": 'Forge has no tiling ("under maintenance")',
+    "test_img2img_alternative": "Forge's own script fails (no `parameterization`), with Ditail or without",
     "TestControlNet": "it is the extension of AUTOMATIC1111's WebUI",
 }
 

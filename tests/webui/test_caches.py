@@ -89,7 +89,7 @@ def test_features_of_one_target_serve_no_other(webui, options, mixed):
         for name, asked in TARGETS.items():
             asked = dict(asked)
             if changed := asked.pop("options", None):
-                before = {key: webui.call("/sdapi/v1/options").json[key] for key in changed}
+                before = {key: webui.call("/ditail-test/options").json[key] for key in changed}
                 options(**changed)
             word = asked.pop("alwayson_scripts", "")
             hits, image = generate_beside(webui, mixed, word, **asked)
