@@ -115,9 +115,12 @@ def run(p, values: dict, files: Sequence[ContentFile], prompts: str = NO_PROMPT)
                 return _joined(p, done, skipped)
             number += 1
             shared.state.job = f"{number} out of {len(files)}"
-            processed = processing.process_images(_processing(p, job, requests[i + 1 :], f"{number} of {len(files)}"))
+            one = _processing(p, job, requests[i + 1 :], f"{number} of {len(files)}")
+            processed = processing.process_images(one)
             if processed.images:
                 done.append(processed)
+            else:
+                p.comments.update(one.comments)  # the user must learn why there is no image
     return _joined(p, done, skipped)
 
 
@@ -163,7 +166,7 @@ def _joined(p, done: Sequence, skipped: Sequence[str]):
     comments = "".join(f"{line}\n" for line in dict.fromkeys(lines))
     if not done:
         empty = processing.Processed(p, [], p.seed)
-        empty.comments = comments
+        empty.comments += comments
         return empty
     joined = copy.copy(done[0])
     joined.comments = comments

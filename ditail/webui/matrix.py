@@ -92,6 +92,8 @@ def run(p, values: dict, names: Sequence[str], *, one_source: bool = False, marg
             processed = processing.process_images(job)
             if processed.images:
                 results[cell] = processed
+            else:
+                p.comments.update(job.comments)  # the user must learn why there is no image
         return _joined(p, cells, results, margin)
 
 

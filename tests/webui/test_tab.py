@@ -24,6 +24,8 @@ from tests.webui.browser import (
 )
 from tests.webui.data_folder import ROOT
 
+NO_SOURCE = "Ditail: interrupted before the source was ready, so there is no image"
+
 
 @pytest.fixture
 def own_presets():
@@ -157,22 +159,42 @@ def test_a_missing_image_is_said_in_the_tabs_words(page):
     assert page.query_selector("#txt2img_gallery img") is None
 
 
+def end_the_source_pass(page, webui, button: str) -> None:
+    """Generate, and press a button while the content image is inverted."""
+    fill(page, "txt2img", steps=150)
+    webui.call("/ditail-test/latents")  # empties the cache
+    page.click("#txt2img_generate")
+    page.wait_for_function("gradioApp().querySelector('#txt2img_results .progressDiv')?.innerText"
+                           ".includes('inverting the content image')")
+    page.click(f"#txt2img_{button}")
+    wait_for_the_end(page, "txt2img")
+
+
 @pytest.mark.parametrize("button", ["interrupt", "skip"])
 def test_a_source_pass_that_is_interrupted_says_so(tab, webui, button):
     """There is no image then; a notice beside the empty gallery says why, and the next Generate makes one."""
-    fill(tab, "txt2img", steps=150)
-    webui.call("/ditail-test/latents")  # empties the cache
-    tab.click("#txt2img_generate")
-    tab.wait_for_function("gradioApp().querySelector('#txt2img_results .progressDiv')?.innerText"
-                          ".includes('inverting the content image')")
-    tab.click(f"#txt2img_{button}")
-    wait_for_the_end(tab, "txt2img")
-    assert "Ditail: interrupted before the source was ready, so there is no image" in notice_of(tab, "txt2img")
+    end_the_source_pass(tab, webui, button)
+    assert NO_SOURCE in notice_of(tab, "txt2img")
     assert tab.query_selector("#txt2img_gallery .thumbnails img, #txt2img_gallery .preview img") is None
     fill(tab, "txt2img", steps=2)
     generate(tab, "txt2img")
-    assert "interrupted" not in notice_of(tab, "txt2img")
+    assert NO_SOURCE not in notice_of(tab, "txt2img")
     assert tab.query_selector("#txt2img_gallery img")
+
+
+@pytest.mark.parametrize("script", ["Ditail matrix", "Ditail folder"])
+def test_a_script_that_is_interrupted_before_its_first_image_says_so(tab, webui, image, script):
+    tab.click("#txt2img_script_container #script_list input")
+    tab.click(f"#txt2img_script_container #script_list ul.options li:has-text('{script}')")
+    if script == "Ditail matrix":
+        tab.wait_for_selector("#txt2img_ditail_matrix_checkpoints", state="visible")
+        for name in ("house-noto", "house-ink"):
+            choose(tab, "txt2img_ditail_matrix_checkpoints", name)
+    else:
+        fill(tab, "txt2img", ditail_folder_folder=str(image.parent))
+    end_the_source_pass(tab, webui, "interrupt")
+    assert NO_SOURCE in notice_of(tab, "txt2img")
+    assert tab.query_selector("#txt2img_gallery .thumbnails img, #txt2img_gallery .preview img") is None
 
 
 def test_kept_images_come_back_with_their_infotext(tab):
