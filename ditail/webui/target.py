@@ -103,12 +103,17 @@ def _lora_functional() -> bool:
     return getattr(shared.opts, "lora_functional", False)
 
 
-def _networks(p) -> list:
-    """The active LoRAs and hypernetworks. Raises ValueError for other kinds of tags, or unknown arguments."""
+def check_tags(p) -> None:
+    """Raise ValueError where the job's prompts have tags whose effects are not known here."""
     for tags in (p.extra_network_data, getattr(p, "hr_extra_network_data", None)):
         for kind, networks in (tags or {}).items():
             if kind not in KNOWN_NETWORKS or not all(map(_has_plain_weights, networks)):
                 raise ValueError(f"<{kind}:...> may have effects that are not known here")
+
+
+def _networks(p) -> list:
+    """The active LoRAs and hypernetworks. Raises ValueError for other kinds of tags, or unknown arguments."""
+    check_tags(p)
     entries = [[lora.name, lora.mtime, file_fingerprint(lora.network_on_disk.filename), lora.te_multiplier,
                 lora.unet_multiplier, lora.dyn_dim, _lora_functional()] for lora in _loras()]
     for network in shared.loaded_hypernetworks:

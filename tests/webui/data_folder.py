@@ -44,8 +44,8 @@ def copy_probe(folder: Path) -> None:
 
 
 def write_families(data: Path) -> None:
-    subprocess.run([PYTHON, HERE / "families.py", data / "models" / "Stable-diffusion"], check=True,
-                   cwd=FOLDER, capture_output=True)
+    script = HERE / ("forge_families.py" if IS_FORGE else "families.py")
+    subprocess.run([PYTHON, script, data / "models" / "Stable-diffusion"], check=True, cwd=FOLDER, capture_output=True)
 
 
 def write_other_checkpoints(models: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from tests.webui.server import IS_FORGE
 from tests.webui.webui_helpers import SIDE, difference, encode, on
 
 RANDOM = ("sd2-eps", "sd2-v", "sdxl-eps", "sdxl-v")
@@ -119,7 +120,8 @@ class TestSchedules:
 class TestTextEncoder:
     @pytest.mark.parametrize(("target", "chosen"), [
         ("house-ink", {"CLIP_stop_at_last_layers": 2}),
-        ("sdxl-v-a", {"sdxl_clip_l_skip": True}),
+        # Forge has one setting for both families; the small text encoder has two layers.
+        ("sdxl-v-a", {"CLIP_stop_at_last_layers": 3} if IS_FORGE else {"sdxl_clip_l_skip": True}),
     ])
     def test_clip_skip(self, webui, families, base64_content, options, target, chosen):
         settings = {"image": base64_content, "conv_ratio": 0, "attn_ratio": 0}

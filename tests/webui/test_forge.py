@@ -80,6 +80,14 @@ def test_a_vae_for_the_source(webui, ditail):
     assert webui.generate({**ditail, "source_vae": "none-such"}).error.startswith("source_vae: ")
 
 
+def test_networks_of_the_source_that_do_not_exist(webui, ditail):
+    """The source is made without them, and the log names them."""
+    bare, missing = (webui.generate({**ditail, "source_prompt": f"a star{tag}"}, **SMALL)
+                     for tag in ("", " <lora:none-of-these:1>"))
+    assert missing.image.tobytes() == bare.image.tobytes()
+    assert "none-of-these" in webui.log.read_text(errors="replace")
+
+
 @pytest.fixture
 def inpainting_checkpoint(webui) -> str:
     """The demo's ink model with the five channels of an inpainting model, which count for little."""

@@ -14,7 +14,7 @@ from ...keys import file_fingerprint
 from ...method.schedule import InjectionSteps
 from ...unet.shortcuts import Savings, is_untouched
 from .. import hijacks
-from ..target import WebuiTarget, other_scripts
+from ..target import WebuiTarget, check_tags, other_scripts
 from .source_models import null_conditioning
 from .trusted import TRUSTED
 
@@ -67,11 +67,13 @@ class ForgeTarget(WebuiTarget):
         patcher = _patcher()
         if sd_unet.current_unet is not None or patcher.object_patches:
             raise ValueError("a part of the U-Net is replaced")
+        check_tags(self.p)
         model = patcher.model
         return {
             "checkpoint": file_fingerprint(shared.sd_model.sd_checkpoint_info.filename),
             "weights": _weight_samples(model),
-            "networks": [[file_fingerprint(filename), *rest] for filename, *rest in patcher.lora_patches],
+            "networks": [[file_fingerprint(filename), *rest, _patch_samples(patches)]
+                         for (filename, *rest), patches in patcher.lora_patches.items()],
             "scripts": other_scripts(self.p), "dtypes": [str(model.storage_dtype), str(model.computation_dtype)],
             "attention": [attention.attention_function.__name__, str(attention.FORCE_UPCAST_ATTENTION_DTYPE)],
         }
@@ -87,8 +89,25 @@ def _patcher():
 def _weight_samples(model: nn.Module) -> Tensor:
     """One value of every output channel of every layer, without LoRAs, which Forge applies when it samples."""
     originals = model.lora_loader.backup
-    samples = []
-    for name, weight in model.named_parameters():
-        weight = torch.atleast_1d(originals.get(name, weight).detach())
-        samples.append(weight[(slice(None), *[0] * (weight.ndim - 1))].float().cpu())
-    return torch.cat(samples)
+    return torch.cat([_row_samples(originals.get(name, weight)) for name, weight in model.named_parameters()])
+
+
+def _patch_samples(patch):
+    """A LoRA's tensors and numbers, of each tensor one value of every row. Raises TypeError for anything else.
+
+    The file is not enough: Forge keeps what it has read of a file that has changed since.
+    """
+    if isinstance(patch, Tensor):
+        return _row_samples(patch)
+    if isinstance(patch, Mapping):
+        return {str(name): _patch_samples(value) for name, value in patch.items()}
+    if isinstance(patch, list | tuple):
+        return [_patch_samples(value) for value in patch]
+    if patch is None or isinstance(patch, str | int | float):
+        return patch
+    raise TypeError(f"a LoRA has a {type(patch).__name__}")
+
+
+def _row_samples(weight: Tensor) -> Tensor:
+    weight = torch.atleast_1d(weight.detach())
+    return weight[(slice(None), *[0] * (weight.ndim - 1))].float().cpu()

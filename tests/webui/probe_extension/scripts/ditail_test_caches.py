@@ -1,6 +1,7 @@
 """Runs inside the WebUI under test: what Ditail's caches hold and gave, and somebody else's always-on script."""
 
 import random
+import sys
 
 import gradio as gr
 import numpy
@@ -37,6 +38,12 @@ def restart() -> None:
         shared.reload_hypernetworks()
 
 
+def forget_loras() -> None:
+    """Forge keeps what it has read of the last five files, whatever becomes of them."""
+    if loaded.IS_FORGE:
+        sys.modules["networks"].load_lora_state_dict.cache_clear()
+
+
 def start_afresh(checkpoint: str = Body(embed=True)) -> None:  # noqa: B008 (fastapi's way)
     """Make a job independent of earlier ones: its checkpoint loaded, the caches empty, global generators seeded.
 
@@ -63,6 +70,7 @@ class SomebodyElses(scripts.Script):
 def add_routes(_, app) -> None:
     app.add_api_route("/ditail-test/caches", state, methods=["GET"])
     app.add_api_route("/ditail-test/restart", restart, methods=["POST"])
+    app.add_api_route("/ditail-test/forget-loras", forget_loras, methods=["POST"])
     app.add_api_route("/ditail-test/start-afresh", start_afresh, methods=["POST"])
 
 
