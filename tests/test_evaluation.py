@@ -88,13 +88,13 @@ def stand_in_material(folder):
 
 
 def test_an_interrupted_evaluation_goes_on_where_it_stopped(tmp_path, monkeypatch):
-    units, ends_after = [], [1]
+    run, ends_after = [], [1]
 
     def run_units(units, material, progress, options):
         for i, unit in enumerate(units):
             if i == ends_after[0]:
                 raise KeyboardInterrupt
-            units.append(unit)
+            run.append(unit)
             yield [r for r in records_of(unit.rows, unit.scenes) if r["source"] == unit.source]
 
     monkeypatch.setattr(evaluate, "run_units", run_units)
@@ -107,10 +107,10 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(tmp_path, monkeypatc
         file.write('\n{"row": "plain", "sour')  # as a stop while writing leaves it
     ends_after[0] = None
     paths = evaluate.run(out, material=material, **options)
-    assert len(units) == len(set(units)) == 4
+    assert len(run) == len(set(run)) == 4
     assert [path.name for path in paths] == list(report.FILES) and all(path.exists() for path in paths)
     evaluate.run(out, material=material, **options)
-    assert len(units) == 4
+    assert len(run) == 4
     material.classifier.write_bytes(b"another")
     with pytest.raises(DitailError, match="weights and scenes"):
         evaluate.run(out, material=material, **options)
