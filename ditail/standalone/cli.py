@@ -43,8 +43,8 @@ def add_demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=number("--seed", 0, MAX_SEED, whole=True), default=1,
                         help="(default: %(default)s)")
     parser.add_argument("--webui", type=Path, metavar="DIR",
-                        help="instead: copy the demo checkpoints and a LoRA into the models folder of this WebUI "
-                        "(or of its --data-dir)")
+                        help="instead: copy the demo checkpoints into the models folder of this WebUI (or of its "
+                        "--data-dir)")
 
 
 def add_settings(parser: argparse.ArgumentParser, *keys: str) -> None:
