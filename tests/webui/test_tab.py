@@ -286,7 +286,8 @@ def test_painted_mask(tab, image):
     open_advanced(tab, "txt2img")
     tab.click("#txt2img_ditail_mask_accordion > .label-wrap")
     tab.click("#txt2img_ditail_paint")
-    canvas = tab.wait_for_selector("#txt2img_ditail_painted_mask canvas[key=interface]")
+    # gradio 3's canvas, or Forge's own
+    canvas = tab.wait_for_selector("#txt2img_ditail_painted_mask canvas:is([key=interface], .forge-drawing-canvas)")
     tab.wait_for_timeout(1000)
     canvas.scroll_into_view_if_needed()
     box = canvas.bounding_box()
