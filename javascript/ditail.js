@@ -187,7 +187,9 @@ onUiTabChange(() => {
 
 // gradio's upload areas take clicks alone: the style sheet shows our file inputs to the keyboard, here they get a name.
 function ditailNameSlots() {
-    for (const input of gradioApp().querySelectorAll("[id*=_ditail_] input[type=file]:not([aria-label])")) {
+    // gradio 4 names them all "file upload".
+    for (const input of gradioApp().querySelectorAll(
+        "[id*=_ditail_] input[type=file]:is(:not([aria-label]), [aria-label='file upload'])")) {
         const label = input.closest("[id*=_ditail_]").querySelector("[data-testid=block-label]");
         if (label) input.setAttribute("aria-label", label.textContent.trim());
     }

@@ -16,7 +16,8 @@ def mask_canvas(elem_id: str, height: int) -> tuple:
         from modules_forge.forge_canvas.canvas import ForgeCanvas
 
         gr.HTML(f"<p>{LABEL}</p>")
-        canvas = ForgeCanvas(height=height, scribble_color=WHITE, scribble_color_fixed=True, scribble_width=20,
+        # Its toolbar lies over the image.
+        canvas = ForgeCanvas(height=2 * height, scribble_color=WHITE, scribble_color_fixed=True, scribble_width=20,
                              elem_id=elem_id)
         return canvas.foreground, canvas.background
     canvas = gr.Image(label=LABEL, type="pil", source="upload", tool="sketch", interactive=True, image_mode="RGB",

@@ -72,13 +72,21 @@ def check_family(checkpoint: Checkpoint) -> None:
     Only the header of the file is read. A pickle has none, so it is checked once it is loaded.
     """
     target_family = family_of_target()
-    if not checkpoint.handle.is_safetensors:
-        return
+    if checkpoint.handle.is_safetensors:
+        check_same_family(checkpoint, _family_in(checkpoint), shared.sd_model.sd_checkpoint_info, target_family)
+
+
+def check_family_of_files(source: Checkpoint, target: Checkpoint) -> None:
+    """The same for a target that is not loaded yet, by the headers of both files."""
+    if source.handle.is_safetensors and target.handle.is_safetensors:
+        check_same_family(source, _family_in(source), target.handle, _family_in(target))
+
+
+def _family_in(checkpoint: Checkpoint) -> str:
     try:
-        family = family_of_file(checkpoint.path)
+        return family_of_file(checkpoint.path)
     except (SafetensorError, OSError) as error:
         raise wrong_source(checkpoint.name, f"can't be read ({error})") from error
-    check_same_family(checkpoint, family, shared.sd_model.sd_checkpoint_info, target_family)
 
 
 def family_of_target() -> str:

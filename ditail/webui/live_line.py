@@ -12,7 +12,7 @@ from ..errors import DitailError
 from ..job.cost import USUAL_FAMILY, cost_of
 from ..job.host import Checkpoint
 from . import loaded
-from .checkpoints import check_family, checkpoint_of, family_of_target, find_checkpoint
+from .checkpoints import check_family, check_family_of_files, checkpoint_of, family_of_target, find_checkpoint
 from .controls import SAME_CHECKPOINT, SAME_SOURCE, missing_sentence
 from .failures import in_words
 
@@ -104,11 +104,13 @@ def _checkpoint_warnings(values: Mapping, facts: set) -> Iterator[str]:
     source, target = _source(values), _target()
     if source is None or target is None or source.path == target.path:
         return
-    if loaded.selected() is not None:
-        try:
+    try:
+        if loaded.selected() is None:  # Forge loads it when it is first used
+            check_family_of_files(source, target)
+        else:
             check_family(source)
-        except DitailError as error:
-            yield in_words(error) + "."
+    except DitailError as error:
+        yield in_words(error) + "."
     if "batch" in facts and len(loaded.in_memory()) < 2:
         yield (f"{source.name} and {target.name} are both loaded for every file of the batch; the script \"Ditail "
                'folder" loads each once.')

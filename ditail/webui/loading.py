@@ -158,6 +158,15 @@ def job_without_prompts():
     return job
 
 
+def _activate_none(job) -> None:
+    """Make no extra network active. Tried twice, as after a failure the source's would stay until the next job."""
+    try:
+        extra_networks.activate(job, {})
+    except Exception:
+        extra_networks.activate(job, {})
+        raise
+
+
 @contextmanager
 def active_extra_networks(p, networks: Networks) -> Iterator[None]:
     """A context with these extra networks (LoRA, ...) active, and no others."""
@@ -169,7 +178,7 @@ def active_extra_networks(p, networks: Networks) -> Iterator[None]:
         # Called in reverse order, each also if the one before it raises: activation of none, then the deactivation.
         undo.callback(lambda: [p.comment(comment) for comment in stand_in.comments])
         undo.callback(extra_networks.deactivate, stand_in, {})
-        undo.callback(extra_networks.activate, stand_in, {})
+        undo.callback(_activate_none, stand_in)
         with devices.autocast():
             extra_networks.activate(stand_in, networks)
         yield

@@ -101,7 +101,11 @@ def generate(page, tab: str) -> str:
             window.ditailSeen.push((bar ? bar.innerText : "") + (preview ? " [preview]" : ""));
         }, 40);
     }""", tab)
+    page.evaluate("tab => { window.ditailLog = gradioApp().querySelector(`#html_log_${tab}`).innerHTML; }", tab)
     page.click(f"#{tab}_generate")
+    # gradio 4 begins a little later, and the line of the image before is still there.
+    page.wait_for_function("tab => gradioApp().querySelector(`#${tab}_interrupt`).offsetParent || "
+                           "gradioApp().querySelector(`#html_log_${tab}`).innerHTML !== window.ditailLog", arg=tab)
     wait_for_the_end(page, tab)
     return page.evaluate("() => { clearInterval(window.ditailTimer); return window.ditailSeen.join('\\n'); }")
 

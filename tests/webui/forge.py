@@ -22,7 +22,7 @@ NOT_ON_FORGE = {
     "test_infotext_in_a_request_makes_the_same_image": INFOTEXT, "test_infotext_of_a_request": INFOTEXT,
     "test_any_infotext": INFOTEXT, "comes_back_through_infotext": INFOTEXT,
     "test_off_while_injected[chosen0]": "Forge has no hypertile",
-    "test_networks_that_do_not_exist_are_named": "Forge names them in its log alone; `test_forge.py` has its own test",
+    "test_networks_that_do_not_exist_are_named": "Forge names none of the main prompt; `test_forge.py` has its own",
     "test_tiling": 'Forge has no tiling ("under maintenance")',
     "test_img2img_alternative": "Forge's own script fails (no `parameterization`), with Ditail or without",
     "TestControlNet": "it is the extension of AUTOMATIC1111's WebUI",

@@ -13,6 +13,7 @@ from tests.webui.browser import (
     show_tab,
     wait_for_line,
 )
+from tests.webui.server import IS_FORGE
 
 
 def test_txt2img(page, image, webui):
@@ -87,16 +88,27 @@ def test_upscale_button(page, image, webui):
     assert webui.loads_and_inversions()[1] - before == 1
 
 
+def choose_folder(page) -> None:
+    """Choose the tab that takes a folder, and wait until the server has heard of it: gradio 4 has no websocket."""
+    tab = "#img2img_batch_source > .tab-nav > button:text-is('From directory')"
+    if IS_FORGE:
+        with page.expect_response(lambda answer: "queue/join" in answer.url):
+            page.click(tab)
+        page.wait_for_timeout(1000)
+        return
+    with page.expect_websocket() as event:
+        page.click(tab)
+    if not event.value.is_closed():
+        event.value.wait_for_event("close")
+
+
 def test_batch_tab(page, content, tmp_path, webui):
     """A folder of images: each is its own content."""
     for i in range(3):
         content.rotate(90 * i).save(tmp_path / f"{i}.png")
     open_tab(page, "img2img", advanced=True)
     page.click("#mode_img2img > .tab-nav > button:text-is('Batch')")
-    with page.expect_websocket() as event:  # by which the server hears that a folder is meant
-        page.click("#img2img_batch_source > .tab-nav > button:text-is('From directory')")
-    if not event.value.is_closed():
-        event.value.wait_for_event("close")
+    choose_folder(page)
     page.fill("#img2img_batch_input_dir textarea", str(tmp_path))
     fill(page, "img2img", prompt="a fox on pink", seed=1, steps=8, cfg_scale=5, width=128, height=128,
          ditail_alpha=1.35)

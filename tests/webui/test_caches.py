@@ -121,6 +121,7 @@ def test_a_changed_lora_file_is_another_lora(webui, options, mixed):
     try:
         first = hot_steps(webui, mixed, **asked)[1]
         replace_lora(path, {name: -t if "up" in name else t for name, t in load_file(path).items()})
+        webui.call("/ditail-test/forget-loras", {})
         for plain_first in (False, True):
             if plain_first:
                 webui.generate(steps=2)

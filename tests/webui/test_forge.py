@@ -81,11 +81,11 @@ def test_a_vae_for_the_source(webui, ditail):
 
 
 def test_networks_of_the_source_that_do_not_exist(webui, ditail):
-    """The source is made without them, and the log names them."""
+    """The source is made without them, and a comment names them."""
     bare, missing = (webui.generate({**ditail, "source_prompt": f"a star{tag}"}, **SMALL)
                      for tag in ("", " <lora:none-of-these:1>"))
     assert missing.image.tobytes() == bare.image.tobytes()
-    assert "none-of-these" in webui.log.read_text(errors="replace")
+    assert "Lora not found: none-of-these (source prompt)" in webui.call("/ditail-test/comments").json
 
 
 @pytest.fixture

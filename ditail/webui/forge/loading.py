@@ -3,6 +3,7 @@
 import copy
 import gc
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -138,11 +139,18 @@ def _with_networks(p, engine, networks: Networks) -> Iterator[None]:
         with active_extra_networks(p, networks):
             engine.forge_objects = engine.forge_objects_after_applying_lora.shallow_copy()
             yield
-            for comment in engine.comments:
+            for comment in [*engine.comments, *_missing(networks)]:
                 p.comment(f"{comment} (source prompt)")
     finally:
         sampling_cleanup(engine.forge_objects.unet)
         engine.forge_objects = before
+
+
+def _missing(networks: Networks) -> list[str]:
+    """A comment that names the LoRAs that don't exist, as AUTOMATIC1111's WebUI writes it; Forge's log has no names."""
+    known = getattr(sys.modules.get("networks"), "available_network_aliases", None)
+    names = [lora.items[0] for lora in networks.get("lora", ()) if known is not None and lora.items[0] not in known]
+    return [f"Lora not found: {', '.join(names)}"] if names else []
 
 
 @contextmanager
