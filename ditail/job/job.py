@@ -80,8 +80,8 @@ class Job:
         return missing
 
     def _make(self, missing: Sequence[Source]) -> None:
-        is_inverted = any(source.needs_image for source in missing)
-        needs = ImageNeeds(self._needs_images or is_inverted, self.is_preview)
+        needs_images = self._needs_images or any(source.needs_image for source in missing)
+        needs = ImageNeeds(needs_images, self.is_preview)
         self.latents |= make_sources(self.host, self.cache, missing, self.latents, needs)
 
     @property
