@@ -33,7 +33,7 @@ DIFFERENT = [name for name in ("plain", "LoRA", "half of it", "hypernetwork", "h
 
 @pytest.fixture(scope="module", autouse=True)
 def hypernetwork(webui):
-    """A hypernetwork of the house's cross-attention."""
+    """A hypernetwork of the demo models' cross-attention."""
     torch.manual_seed(0)
 
     def layers():

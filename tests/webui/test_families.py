@@ -60,7 +60,7 @@ class TestFamilies:
         assert difference(first.image, cropped.image) > 0
 
     def test_inpainting_checkpoints(self, webui, base64_content):
-        """Trained ones: the house's, with further channels that count for little."""
+        """Trained weights: the demo checkpoints', with further channels that change little."""
         reference = webui.generate({"image": base64_content, "source_checkpoint": "house-noto"}, **on("house-ink"))
         for source, target in (("inpainting-noto", "inpainting-ink"), ("inpainting-noto", "house-ink")):
             plain = webui.generate(**on(target))

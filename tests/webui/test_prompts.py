@@ -19,7 +19,7 @@ NOWHERE = {"start": "noise", "conv_ratio": 0.0, "attn_ratio": 0.0}
 
 @pytest.fixture(scope="module")
 def embedding(webui):
-    """A textual inversion of two tokens for the house's text encoder, named `test-token`."""
+    """A textual inversion of two tokens for the demo models' text encoder, named `test-token`."""
     weights = load_file(webui.data / "models" / "Stable-diffusion" / "house-ink.safetensors")
     table = next(v for k, v in weights.items() if k.endswith("token_embedding.weight"))
     torch.manual_seed(0)
