@@ -76,10 +76,10 @@ def _tone(target: Model, job: Job, strength: float, z0: Tensor, timestep: float)
     return abar**0.5 * tone_shift(z0, estimate.at(timestep), strength)
 
 
-def refine(target: Model, job: Job, passed: SourceLatents, strength: float) -> Tensor:
-    """A refiner: the target goes on from what another model's generation `passed` through, for the last `strength`."""
+def refine(target: Model, job: Job, trajectory: SourceLatents, strength: float) -> Tensor:
+    """A refiner switch: the target continues another model's sampling (its latents) for the last share `strength`."""
     sampler = new_sampler(target, job, strength)
-    return sample(target, job, sampler, passed.at(sampler.timesteps[0]))
+    return sample(target, job, sampler, trajectory.at(sampler.timesteps[0]))
 
 
 def anchored(target: Model, source_model: Model, job: Job, settings: DitailSettings, z0: Tensor) -> Tensor:
@@ -89,17 +89,17 @@ def anchored(target: Model, source_model: Model, job: Job, settings: DitailSetti
     CFG 1 the content comes back. The noised latents are injected, too, as far as the settings' ratios say.
     """
     sampler = new_sampler(target, job)
-    noise = torch.cat([_noise_of(image) for image in z0])
+    noise = torch.cat([_noise_of(image) for image in z0.cpu()])
     abar = alphas_cumprod_at(source_model.alphas_cumprod, torch.tensor(sampler.timesteps))
     abar = abar.float().view(-1, 1, 1, 1, 1)
-    noised = abar.sqrt() * z0 + (1 - abar).sqrt() * noise
+    noised = abar.sqrt() * z0.cpu() + (1 - abar).sqrt() * noise
     source = SourceLatents(sampler.timesteps, noised, source_model.alphas_cumprod, z0=z0)
     context = combine_conds(settings.alpha, source_model.encode_prompts(job.prompts), settings.beta,
                             source_model.encode_prompts([job.negative_prompt]))
     beside = copy.copy(target)
 
     def eps(z: Tensor, t: float, cond: Tensor) -> Tensor:
-        residual = noise - source_model.eps(source.at(t), t, context)
+        residual = noise.to(z) - source_model.eps(source.at(t).to(z), t, context)
         return target.eps(z, t, cond) + residual.repeat(len(z) // len(noise), 1, 1, 1)
 
     beside.eps = eps  # type: ignore[method-assign]

@@ -93,8 +93,9 @@ def generated_rows() -> list[Row]:
         _ditail("generated: Balanced latents kept", "kept", {**PRESETS["Balanced"], **generate,
                                                               "source_latents": "kept"}),
     ]
-    rows += [Row(f"generated: refiner after {round(10 * (1 - s)) / 10:g} of the steps", REFINER, "refiner", 1 - s,
-                 settings=(*generate.items(), ("source_latents", "kept")), strength=s) for s in (0.8, 0.6, 0.4, 0.2)]
+    rows += [Row(f"generated: refiner after {switch:g} of the steps", REFINER, "refiner", switch, strength=strength,
+                 settings=(*generate.items(), ("source_latents", "kept")))
+             for switch, strength in ((0.2, 0.8), (0.4, 0.6), (0.6, 0.4), (0.8, 0.2))]
     return [replace(row, table=GENERATED) for row in rows]
 
 

@@ -41,7 +41,7 @@ def merge_low_rank(base: dict[str, Tensor], difference: dict[str, Tensor]) -> di
     for key, value in difference.items():
         name, part = key.rsplit(".", 1)
         if part == "up":
-            merged[name] += (value.float() @ difference[f"{name}.down"].float()).view_as(merged[name])
+            merged[name] += _low_rank(difference, name).view_as(merged[name])
         elif part == "add":
             merged[name] += value.float()
     return {k: v.to(STORED).contiguous() for k, v in merged.items()}
@@ -91,13 +91,14 @@ def lora_between(base: dict[str, Tensor], start: dict[str, Tensor], end: dict[st
     lora = {}
     for key in end:
         name, part = key.rsplit(".", 1)
-        layer = "lora_unet_" + name.removeprefix(UNET).rpartition(".")[0].replace(".", "_")
+        module = name.rpartition(".")[0]
+        layer = "lora_unet_" + module.removeprefix(UNET).replace(".", "_")
         if part == "add":
             # A bias. Its layer's weight is changed in full, too, as a layer has one kind of difference.
-            weight = f"{name.rpartition('.')[0]}.weight"
+            weight = f"{module}.weight"
             lora[f"{layer}.diff"] = _low_rank(end, weight) - _low_rank(start, weight)
             lora[f"{layer}.diff_b"] = end[key] - start[key]
-        elif part == "up" and f"{name.rpartition('.')[0]}.bias.add" not in end:
+        elif part == "up" and f"{module}.bias.add" not in end:
             shape = base[name].shape
             down = torch.cat([end[f"{name}.down"], start[f"{name}.down"]])
             up = torch.cat([end[key], -start[key]], 1)

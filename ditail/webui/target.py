@@ -70,9 +70,14 @@ def _weight_samples(model: nn.Module) -> Tensor:
     samples = []
     for module in model.modules():
         for name, weight in module.named_parameters(recurse=False):
-            weight = torch.atleast_1d(_settled_weight(module, name, weight))
-            samples.append(weight[(slice(None), *[0] * (weight.ndim - 1))].float())
+            samples.append(row_samples(_settled_weight(module, name, weight)))
     return torch.cat([sample.to(samples[0].device) for sample in samples])
+
+
+def row_samples(weight: Tensor) -> Tensor:
+    """One value `[rows]` of every row of a weight, float32."""
+    weight = torch.atleast_1d(weight.detach())
+    return weight[(slice(None), *[0] * (weight.ndim - 1))].float()
 
 
 def _apply_loras(unet: nn.Module) -> None:

@@ -53,7 +53,7 @@ def main(count: int) -> None:
     scenes = demo_checkpoints.held_out()
     styles = demo_checkpoints.STYLES
     classifier = metrics.load_classifier(demo_checkpoints.classifier_path(), len(styles))
-    found: dict[str, list[tuple[float, float]]] = {}
+    scores: dict[str, list[tuple[float, float]]] = {}
     with tempfile.TemporaryDirectory() as folder, running(prepare(Path(folder)), "--no-half") as webui:
         # By target, so that checkpoints are changed as seldom as can be.
         for source, target in sorted(permutations(styles, 2), key=lambda pair: pair[1]):
@@ -66,10 +66,10 @@ def main(count: int) -> None:
                     image = answer.image
                     style = float(classifier.probabilities(image_to_tensor(image))[0, styles.index(target)])
                     structure = metrics.edge_f1(metrics.find_edges(np.asarray(image, float) / 255), edges)
-                    found.setdefault(name, []).append((style, structure))
+                    scores.setdefault(name, []).append((style, structure))
             print(f"{source} to {target}: done", file=sys.stderr, flush=True)
     print("| method | images | style | edge F1 |\n| --- | ---: | ---: | ---: |")
-    for name, values in found.items():
+    for name, values in scores.items():
         means, errors = np.mean(values, 0), np.std(values, 0, ddof=1) / len(values) ** 0.5
         cells = [f"{mean:.3f} ±{error:.3f}" for mean, error in zip(means, errors, strict=True)]
         print(f"| {name} | {len(values)} | {cells[0]} | {cells[1]} |")

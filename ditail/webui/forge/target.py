@@ -14,7 +14,7 @@ from ...keys import file_fingerprint
 from ...method.schedule import InjectionSteps
 from ...unet.shortcuts import Savings, is_untouched
 from .. import hijacks
-from ..target import WebuiTarget, check_tags, other_scripts
+from ..target import WebuiTarget, check_tags, other_scripts, row_samples
 from .source_models import null_conditioning
 from .trusted import TRUSTED
 
@@ -89,7 +89,7 @@ def _patcher():
 def _weight_samples(model: nn.Module) -> Tensor:
     """One value of every output channel of every layer, without LoRAs, which Forge applies when it samples."""
     originals = model.lora_loader.backup
-    return torch.cat([_row_samples(originals.get(name, weight)) for name, weight in model.named_parameters()])
+    return torch.cat([row_samples(originals.get(name, weight)).cpu() for name, weight in model.named_parameters()])
 
 
 def _patch_samples(patch):
@@ -98,7 +98,7 @@ def _patch_samples(patch):
     The file is not enough: Forge keeps what it has read of a file that has changed since.
     """
     if isinstance(patch, Tensor):
-        return _row_samples(patch)
+        return row_samples(patch).cpu()
     if isinstance(patch, Mapping):
         return {str(name): _patch_samples(value) for name, value in patch.items()}
     if isinstance(patch, list | tuple):
@@ -106,8 +106,3 @@ def _patch_samples(patch):
     if patch is None or isinstance(patch, str | int | float):
         return patch
     raise TypeError(f"a LoRA has a {type(patch).__name__}")
-
-
-def _row_samples(weight: Tensor) -> Tensor:
-    weight = torch.atleast_1d(weight.detach())
-    return weight[(slice(None), *[0] * (weight.ndim - 1))].float().cpu()
