@@ -13,7 +13,7 @@ POINTS = "its points are AUTOMATIC1111's functions"
 # Its filter of the masks divides the pixels among a number of jobs that is negative then.
 FEW_CORES = "on six cores or fewer Forge's soft inpainting gives back the init image, with Ditail or without"
 NOT_ON_FORGE = {
-    "test_faults.py": POINTS, "test_breaks.py": POINTS, "test_soak.py": POINTS, "test_interrupts.py": POINTS,
+    "test_breaks.py": POINTS,
     "test_behaviour.py": "the record is AUTOMATIC1111's",
     "test_flags.py": NO_SUCH_OPTION, "test_memory.py": NO_SUCH_OPTION,
     "TestVAE": OWN_VAE, "test_downcast_alphas": "Forge does not downcast them",
