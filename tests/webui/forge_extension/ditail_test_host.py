@@ -65,14 +65,15 @@ def details(model) -> dict:
 
 def state(model) -> dict:
     """All that a job must leave as it was and that AUTOMATIC1111's WebUI has in another way or not at all."""
-    if not isinstance(model, ForgeDiffusionEngine):
-        return {"networks": [], "notes": [], "others_on_gpu": 0}
-    networks = ast.literal_eval(model.current_lora_hash)
+    is_loaded = isinstance(model, ForgeDiffusionEngine)
+    networks = ast.literal_eval(model.current_lora_hash) if is_loaded else []
+    ours = list(parts(model).values()) if is_loaded else []
     on_gpu = [entry.model.model for entry in memory_management.current_loaded_models]
     return {
         "networks": [[Path(file).stem, of_text, of_unet] for file, of_unet, of_text, _ in networks],
-        "notes": [model.comments, model.extra_generation_params, classic_engine.last_extra_generation_params],
-        "others_on_gpu": sum(not any(one is part for part in parts(model).values()) for one in on_gpu),
+        "notes": [getattr(model, "comments", []), getattr(model, "extra_generation_params", {}),
+                  classic_engine.last_extra_generation_params],
+        "others_on_gpu": sum(not any(one is part for part in ours) for one in on_gpu) if is_loaded else 0,
     }
 
 
