@@ -39,6 +39,7 @@ function ditailFacts(tab, values) {
     const isShown = (selector) => Boolean(app.querySelector(selector)?.offsetParent);
     const image = ditailElement(tab, "image")?.querySelector("img");
     if (image) facts.push(image.complete && !image.naturalWidth ? "broken" : "image");
+    if (ditailElement(tab, "second_image")?.querySelector("img")) facts.push("second_image");
     if (tab === "img2img") {
         const slots = ["img2img_image", "img2img_sketch", "img2maskimg", "inpaint_sketch", "img_inpaint_base"];
         if (slots.some((id) => app.querySelector(`#${id} img, #${id} canvas`)?.offsetParent)) facts.push("init");

@@ -20,8 +20,8 @@ from .failures import in_words
 DITAIL_CONTROLS = ("enabled", "source", "source_checkpoint", "source_prompt", "missing", "second_on", "second_source",
                    "second_source_checkpoint", *KEYS)
 WEBUI_CONTROLS = ("steps", "cfg_scale", "batch_size", "batch_count", "prompt")
-# Words from the page: image (there is a content image), broken (it can't be shown), init (img2img has an image), batch
-# (img2img's Batch), reference (ControlNet).
+# Words from the page: image (there is a content image), broken (it can't be shown), second_image (the second source's),
+# init (img2img has an image), batch (img2img's Batch), reference (ControlNet).
 FACTS = "facts"
 # The paper's largest alpha, and the largest beta with which the demo's content images were reconstructed from their
 # inversion as well as with 0.5 (explained variance 0.86; at alpha 10 or beta 10 from 0.54 to 0.87).
@@ -75,7 +75,7 @@ def _settings(values: Mapping) -> DitailSettings:
 
 
 def _warnings(values: Mapping, is_img2img: bool) -> Iterator[str]:
-    facts = set(str(values.get(FACTS) or "").split())
+    facts = _facts(values)
     for line in str(values.get("missing") or "").splitlines():
         yield _capital(missing_sentence(line.partition("\t")[2])) + "."
     yield from _image_warnings(values, facts, is_img2img)
@@ -124,7 +124,12 @@ def _checkpoint_warnings(values: Mapping, facts: set) -> Iterator[str]:
 
 
 def _is_same_second(values: Mapping) -> bool:
-    return all(values.get(f"second_{key}") == values.get(key) for key in ("source", "source_checkpoint"))
+    return "second_image" not in _facts(values) and all(
+        values.get(f"second_{key}") == values.get(key) for key in ("source", "source_checkpoint"))
+
+
+def _facts(values: Mapping) -> set[str]:
+    return set(str(values.get(FACTS) or "").split())
 
 
 def _source(values: Mapping) -> Checkpoint | None:

@@ -365,10 +365,13 @@ def test_img2img_with_a_content_image_alone_is_refused(page, image):
     assert "Ditail: img2img: choose an image" in page.inner_text("#html_log_img2img")
 
 
-def test_a_second_source_equal_to_the_first_is_reported(tab):
+def test_a_second_source_equal_to_the_first_is_reported(tab, image):
     open_advanced(tab, "txt2img")
     tab.click("#txt2img_ditail_second_on > .label-wrap")
     wait_for_line(tab, "txt2img", "The second source is the same as the first")
+    choose_image(tab, "txt2img", image, "second_image")
+    wait_for_line(tab, "txt2img", "Not counted: the second source")
+    assert "is the same as the first" not in line_of(tab, "txt2img")
 
 
 def test_painted_mask(tab, image):
