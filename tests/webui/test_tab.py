@@ -263,9 +263,9 @@ def test_uploaded_images_with_their_text_files(page, content, tmp_path, webui, o
     for number in ("", "-1"):
         generate(page, "txt2img")
         assert "broken.png is skipped: it is not an image that can be read" in notice_of(page, "txt2img")
-        infotext = page.inner_text("#html_info_txt2img")
-        assert infotext.startswith("a red fox\n") and "Ditail image name: red fox.png" in infotext
-        assert f"/red%20fox{number}.png" in page.get_attribute("#txt2img_gallery .thumbnails img >> nth=0", "src")
+        page.wait_for_selector(f"#txt2img_gallery .thumbnails img[src*='/red%20fox{number}.png']")
+        infotext = page.wait_for_selector("#html_info_txt2img :text('Ditail image name: red fox.png')").inner_text()
+        assert infotext.startswith("a red fox\n")
     page.click("#txt2img_script_container #script_list input")
     page.click("#txt2img_script_container #script_list ul.options li:text-is('None')")
     choose_image(page, "txt2img", tmp_path / "turned.png")
