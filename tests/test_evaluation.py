@@ -240,9 +240,11 @@ def test_tables_are_pasted_after_their_marks():
 def test_a_page_is_written_with_the_tables(tmp_path):
     rows, page = choose_rows("plain"), tmp_path / "page.md"
     results = report.Results(rows, records_of(rows))
-    page.write_text("".join(f"<!-- {name} -->\n\n" for name in report.tables(results)))
+    page.write_text("".join(f"<!-- {name} -->\n| old |\n\n" for name in (*report.tables(results), "steps")))
     report.write_report(tmp_path, rows, records_of(rows), page)
     assert "<!-- rows -->\n|  | scenes |" in page.read_text()
+    # A table without a row in these results stays.
+    assert page.read_text().endswith("<!-- steps -->\n| old |\n\n")
 
 
 # Costs.
