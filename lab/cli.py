@@ -63,6 +63,7 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
 def add_gallery(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("out/gallery"), help="working folder: the demo checkpoints, "
                         "content images and what the commands make (default: %(default)s)")
+    parser.add_argument("--only", help="names of the images to make, without .png (comma-separated; default: all)")
 
 
 def add_train(parser: argparse.ArgumentParser) -> None:

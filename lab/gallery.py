@@ -50,21 +50,32 @@ class Sheet(NamedTuple):
 
 def command(args: Namespace) -> None:
     """Run `python -m lab gallery`: the commands of every page, then write the pages' images."""
-    main(args.out)
+    main(args.out, args.only.split(",") if args.only else [])
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, only: Sequence[str] = ()) -> None:
+    """Make the pages' images. only: the names (without .png) of the images to make; empty: all."""
     write_content(folder)
-    for page in PAGES:
-        for step in recipes(page):
-            if isinstance(step, Sheet):
-                step.path.parent.mkdir(exist_ok=True)
-                draw_sheet(folder, step.rows).save(step.path, optimize=True)
-                print(step.path)
-            elif isinstance(step, File):
-                (folder / step.name).write_text(step.text, encoding="utf-8")
-            else:
-                run(step, folder)
+    steps = []
+    for step in (step for page in PAGES for step in recipes(page)):
+        if not isinstance(step, Sheet):
+            steps.append(step)
+            continue
+        if not only or step.path.stem in only:
+            make(steps, step, folder)
+        steps = []
+
+
+def make(steps: Sequence[list[str] | File], sheet: Sheet, folder: Path) -> None:
+    """Run the commands and write the files that precede a sheet, then write the sheet."""
+    for step in steps:
+        if isinstance(step, File):
+            (folder / step.name).write_text(step.text, encoding="utf-8")
+        else:
+            run(step, folder)
+    sheet.path.parent.mkdir(exist_ok=True)
+    draw_sheet(folder, sheet.rows).save(sheet.path, optimize=True)
+    print(sheet.path)
 
 
 def recipes(page: Path) -> Iterator[list[str] | File | Sheet]:

@@ -51,3 +51,12 @@ def test_another_page(tmp_path, monkeypatch, capsys):
     assert sheet.width > 2 * gallery.CELL and sheet.height > gallery.CELL
     assert Image.open(tmp_path / "work" / "fox.png").size == (128, 128)
     assert Path.cwd() == before and str(page.parent / "images" / "fox.png") in capsys.readouterr().out
+
+
+def test_only_the_images_that_are_named_are_made(tmp_path, monkeypatch):
+    page = tmp_path / "page.md"
+    other = PAGE.replace("fox.png", "cat.png").replace("content/cat.png", "content/missing.png")
+    page.write_text(other + PAGE)
+    monkeypatch.setattr(gallery, "PAGES", (page,))
+    gallery.main(tmp_path / "work", ["fox"])
+    assert [file.name for file in (tmp_path / "images").iterdir()] == ["fox.png"]

@@ -156,11 +156,11 @@ def model_options() -> dict:
 
 def networks_of(networks: Networks) -> dict:
     """Extra networks with their files, for a cache key."""
-    return {name: [[*map(str, n.items), file_fingerprint(_network_file(n.items[0]))] for n in tags]
+    return {name: [[*map(str, n.items), file_fingerprint(network_file(n.items[0]))] for n in tags]
             for name, tags in networks.items()}
 
 
-def _network_file(name: str) -> str | None:
+def network_file(name: str) -> str | None:
     """The file of a LoRA, if the WebUI's built-in extension is loaded and knows it."""
     extension = sys.modules.get("networks")
     network = getattr(extension, "available_network_aliases", {}).get(name)

@@ -39,8 +39,8 @@ def copy_probe(folder: Path) -> None:
         shutil.copytree(HERE / "probe_extension", folder)
         return
     shutil.copytree(HERE / "forge_extension", folder)
-    for name in ("ditail_test_caches.py", "ditail_test_calls.py", "ditail_test_neighbours.py"):
-        shutil.copy(HERE / "probe_extension" / "scripts" / name, folder / "scripts")
+    for name in ("caches", "calls", "faults", "neighbours"):
+        shutil.copy(HERE / "probe_extension" / "scripts" / f"ditail_test_{name}.py", folder / "scripts")
 
 
 def write_families(data: Path) -> None:

@@ -9,11 +9,11 @@ from tests.webui.server import IS_FORGE
 NO_SUCH_OPTION = "Forge has no such option"
 OWN_VAE = "Forge has no VAE for one checkpoint, and no `sd_vae` option; `test_forge.py` has its own test"
 INFOTEXT = "Forge's API answers a request with infotext with 500, with Ditail or without"
-POINTS = "its points are AUTOMATIC1111's functions"
 # Its filter of the masks divides the pixels among a number of jobs that is negative then.
 FEW_CORES = "on six cores or fewer Forge's soft inpainting gives back the init image, with Ditail or without"
 NOT_ON_FORGE = {
-    "test_faults.py": POINTS, "test_breaks.py": POINTS, "test_soak.py": POINTS, "test_interrupts.py": POINTS,
+    "test_nothing_is_unloaded_that_cannot_be_loaded_again": "Forge keeps the target in memory",
+    "test_hypertile_in_a_matrix": "Forge has no hypertile",
     "test_behaviour.py": "the record is AUTOMATIC1111's",
     "test_flags.py": NO_SUCH_OPTION, "test_memory.py": NO_SUCH_OPTION,
     "TestVAE": OWN_VAE, "test_downcast_alphas": "Forge does not downcast them",

@@ -13,11 +13,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tests.webui.faulty import SEED, Faulty, Kind, differences
+from tests.webui.server import IS_FORGE
 
 HOW_MANY = os.environ.get("DITAIL_FAULTS", "40")
 LOG = os.environ.get("DITAIL_FAULTS_LOG")
 MOST_CALLS = 12
-# How many kinds of job are run with one yaml for all checkpoints.
+# How many kinds of job are run with one yaml for all checkpoints; Forge makes a new model of each checkpoint anyway.
 SHARE_OF_ONE_CONFIG = 0.4
 PLAIN = Kind(None, {})
 # A job's model need not be back at once, as long as the next job finds the right one.
@@ -26,7 +27,7 @@ RNG = {"torch_rng", "numpy_rng", "python_rng"}
 # The WebUI resets these when a job begins.
 OF_ONE_JOB = ("interrupted", "skipped", "stopping_generation")
 # Where the WebUI itself catches what is raised, and goes on: any job's image is then another.
-CAUGHT_BY_THE_WEBUI = {"networks.load"}
+CAUGHT_BY_THE_WEBUI = {"networks.load", "networks.patch"}
 # The WebUI takes these for the end of the sampling.
 ENDS_SAMPLING = {"InterruptedException", "RecursionError"}
 
@@ -186,11 +187,12 @@ def choose(sweep: Sweep, names: Sequence[str], errors: Sequence[str], how_many: 
     if how_many != "all":
         names = rng.sample(sorted(names), min(len(names), 3 + int(how_many) // 10))
     cells = []
-    for one_config in (False, True):
+    configs = (False,) if IS_FORGE else (False, True)
+    for one_config in configs:
         sweep.share_config(one_config)
         for name in names:
             for warm in (False, True):
-                if how_many == "all" or one_config == (rng_of(name, warm).random() < SHARE_OF_ONE_CONFIG):
+                if IS_FORGE or how_many == "all" or one_config == (rng_of(name, warm).random() < SHARE_OF_ONE_CONFIG):
                     counts = sweep.counts(name, warm)
                     cells += [(name, warm, one_config, point, count) for point, count in counts.items()]
     if how_many == "all":

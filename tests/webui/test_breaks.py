@@ -7,6 +7,7 @@ import pytest
 
 from ditail.content.presets import DEFAULT_PRESET
 from tests.webui.faulty import NOTO, VAE, Faulty, Kind, differences
+from tests.webui.server import IS_FORGE
 from tests.webui.webui_helpers import difference, encode
 
 STEPS = 6
@@ -16,9 +17,10 @@ LONG = "a fox on pink, " + ", ".join(["a fox"] * 40)
 EVERY_STEP = {"conv_ratio": 1.0, "attn_ratio": 1.0}
 FROM_NOTO = {"source": "generate", "source_checkpoint": NOTO, **EVERY_STEP}
 MODEL = {"model", "loaded_models", "vae_file", "base_vae"}
-# Functions that loading a model back calls.
+# Functions that loading a source model calls, and loading the target back; Forge has the second half.
 LOADING = ("load.read", "load.model", "load.weights", "load.state_dict", "load.callbacks", "load.to_cpu", "load.config",
-           "hijack.on", "hijack.off", "vae.load", "vae.reload", "load.reload", "load.schedule")
+           "hijack.on", "hijack.off", "vae.load", "vae.reload", "load.reload", "load.schedule",
+           "load.split", "load.component", "memory.load", "memory.load_one", "memory.unload", "memory.empty_cache")
 ERRORS = ("ValueError", "InterruptedException", "OutOfMemoryError", "OSError")
 
 
@@ -33,13 +35,14 @@ def _cold(faulty):
     faulty.post("empty-caches")
 
 
-@pytest.fixture(params=[False, True], ids=["a model each", "one model object"])
+# Forge makes a new model of each checkpoint.
+@pytest.fixture(params=["a model each"] if IS_FORGE else ["a model each", "one model object"])
 def one_config(faulty, request):
     """Loading makes a new model, or puts other weights into the one that is there."""
-    faulty.post("share-config", {"on": request.param})
+    faulty.post("share-config", {"on": request.param == "one model object"})
     faulty.webui.generate(steps=1, override_settings={"sd_model_checkpoint": "house-flat"})
     faulty.webui.generate(steps=1)
-    yield request.param
+    yield
     faulty.post("share-config", {"on": False})
     faulty.webui.generate(steps=1, override_settings={"sd_model_checkpoint": "house-flat"})
     faulty.webui.generate(steps=1)
@@ -172,7 +175,8 @@ def test_settings_saved_while_a_source_loads_are_the_users_own(faulty, ditail, v
     assert faulty.webui.call("/sdapi/v1/options", {}).status == 200  # which writes them all
     before = json.loads((faulty.webui.data / "config.json").read_text())
     saved = set()
-    for point in ("load.reload", "load.read", "load.weights", "vae.load", "vae.reload", "ditail.fingerprint"):
+    for point in ("load.reload", "load.read", "load.weights", "vae.load", "vae.reload", "ditail.fingerprint",
+                  "load.model", "load.component"):
         faulty.post("empty-caches")
         with faulty.armed(point=point, action="save", lasting=True) as seen:
             assert faulty.webui.generate({**ditail, "source_vae": vae}, steps=2).status == 200
@@ -203,7 +207,8 @@ def calls_of(faulty, kind: Kind) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("vae", ["", VAE], ids=["its own VAE", "another VAE"])
-def test_a_failed_load_back_comes_right(faulty, ditail, one_config, vae):
+@pytest.mark.usefixtures("one_config")
+def test_a_failed_load_back_comes_right(faulty, ditail, vae):
     """At the last calls of each function that loading calls, once and lastingly."""
     kind, plain = Kind({**ditail, "source_vae": vae}, {}), Kind(None, {})
     expected, mixed = faulty.image(plain), faulty.image(kind)

@@ -6,10 +6,10 @@ import shutil
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 
 from tests.webui.browser import show_tab
 from tests.webui.server import IS_FORGE, LOADS_TO_GO_BACK
+from tests.webui.webui_helpers import negate_lora
 
 STEPS = 6
 LORA = "a fox on pink <lora:test-lora:{}>"
@@ -120,7 +120,7 @@ def test_a_changed_lora_file_is_another_lora(webui, options, mixed):
     shutil.copy(path, path.with_suffix(".kept"))
     try:
         first = hot_steps(webui, mixed, **asked)[1]
-        replace_lora(path, {name: -t if "up" in name else t for name, t in load_file(path).items()})
+        negate_lora(path)
         webui.call("/ditail-test/forget-loras", {})
         for plain_first in (False, True):
             if plain_first:
@@ -132,12 +132,6 @@ def test_a_changed_lora_file_is_another_lora(webui, options, mixed):
         assert image != first
     finally:
         os.replace(path.with_suffix(".kept"), path)
-
-
-def replace_lora(path, tensors: dict) -> None:
-    """Put another file in place; the WebUI still reads the tensors of the one that it has opened."""
-    save_file(tensors, path.with_suffix(".new"))
-    os.replace(path.with_suffix(".new"), path)
 
 
 def test_a_changed_checkpoint_file_is_another_model(webui, options, mixed):

@@ -1,5 +1,7 @@
 """What is Forge's own: its model beside the source's, its VAE, its noise schedule, and what patches its U-Net."""
 
+import shutil
+
 import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -7,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from tests.webui.families import with_channels
 from tests.webui.like_the_webui import JOBS, image_of, path_of
 from tests.webui.server import IS_FORGE
-from tests.webui.webui_helpers import difference, on
+from tests.webui.webui_helpers import difference, negate_lora, on
 
 pytestmark = pytest.mark.skipif(not IS_FORGE, reason="SD_FORGE_DIR is not set")
 PATCHER = "Patcher of the test"
@@ -86,6 +88,29 @@ def test_networks_of_the_source_that_do_not_exist(webui, ditail):
                      for tag in ("", " <lora:none-of-these:1>"))
     assert missing.image.tobytes() == bare.image.tobytes()
     assert "Lora not found: none-of-these (source prompt)" in webui.call("/ditail-test/comments").json
+
+
+def test_latents_of_a_lora_file_that_was_replaced(webui, ditail):
+    """Forge goes on with what it has read of the former file until its next start; so do the cached latents."""
+    path = webui.data / "models" / "Lora" / "test-lora.safetensors"
+    job = {**ditail, "source_prompt": "a fox on pink <lora:test-lora:1>", "conv_ratio": 0, "attn_ratio": 0}
+
+    def image() -> bytes:
+        return webui.generate(job, **SMALL).image.tobytes()
+
+    shutil.copy(path, path.with_suffix(".kept"))
+    try:
+        first = image()
+        negate_lora(path)
+        assert image() == first
+        webui.call("/ditail-test/forget-loras", {})
+        second = image()
+        assert second != first
+        webui.call("/ditail-test/faults/empty-caches", {})
+        assert image() == second
+    finally:
+        path.with_suffix(".kept").replace(path)
+        webui.call("/ditail-test/forget-loras", {})
 
 
 @pytest.fixture

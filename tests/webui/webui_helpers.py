@@ -2,9 +2,11 @@
 
 import base64
 import io
+from pathlib import Path
 
 import torch
 from PIL import Image, ImageChops, ImageStat
+from safetensors.torch import load_file, save_file
 
 from ditail.content.images import image_to_tensor
 
@@ -15,6 +17,13 @@ def encode(image: Image.Image, image_format: str = "PNG", **options) -> str:
     data = io.BytesIO()
     image.save(data, image_format, **options)
     return base64.b64encode(data.getvalue()).decode()
+
+
+def negate_lora(path: Path) -> None:
+    """Put another LoRA in a file's place; the WebUI still reads the tensors of the one that it has opened."""
+    save_file({name: -tensor if "up" in name else tensor for name, tensor in load_file(path).items()},
+              path.with_suffix(".new"))
+    path.with_suffix(".new").replace(path)
 
 
 def on(checkpoint: str, **options) -> dict:

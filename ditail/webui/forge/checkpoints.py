@@ -1,6 +1,7 @@
 """Forge's checkpoints and VAEs, and their fingerprints."""
 
 import os
+import sys
 
 import torch
 from backend import attention
@@ -8,7 +9,8 @@ from modules import devices, sd_models, sd_vae, shared
 
 from ...job.host import Checkpoint, Networks, Prompts
 from ...keys import file_fingerprint
-from ..checkpoints import WebuiCheckpoints, model_options, networks_of
+from ..checkpoints import WebuiCheckpoints, model_options, network_file, networks_of
+from ..target import row_samples
 
 
 def modules_in_place() -> list[str]:
@@ -30,6 +32,16 @@ def embeddings_of(model) -> dict:
     return engine.embeddings.word_embeddings
 
 
+def lora_samples(networks: Networks) -> list:
+    """One value of every row of the LoRAs that Forge has read; it keeps what it has read when a file is replaced."""
+    files = filter(None, (network_file(lora.items[0]) for lora in networks.get("lora", ())))
+    try:
+        read = [sys.modules["networks"].load_lora_state_dict(file) for file in files]
+    except Exception:  # of any kind for a broken file; Forge logs it and goes on without LoRAs
+        return []
+    return [{name: row_samples(tensor) for name, tensor in tensors.items()} for tensors in read]
+
+
 class ForgeCheckpoints(WebuiCheckpoints):
     """The checkpoints of Forge's job `p`: see `job.host.Checkpoints`."""
 
@@ -44,7 +56,7 @@ class ForgeCheckpoints(WebuiCheckpoints):
             "host": "forge", "checkpoint": file_fingerprint(checkpoint.path), "vae": file_fingerprint(vae_file),
             "prompts": prompts,
             "modules": [file_fingerprint(path) for path in modules_in_place() if not is_vae(path)],
-            "options": model_options(), "networks": networks_of(networks),
+            "options": model_options(), "networks": networks_of(networks), "loras": lora_samples(networks),
             "embeddings": {name: e.vec for name, e in embeddings.items() if any(name in text for text in prompts)},
             "dtypes": [str(unet.storage_dtype), str(unet.computation_dtype), str(devices.dtype_vae)],
             "storage": shared.opts.forge_unet_storage_dtype, "attention": attention.attention_function.__name__,

@@ -1,8 +1,8 @@
-"""Runs inside the WebUI under test: raises, or presses a button, at a chosen call of a chosen function, and reports all
-state that a job has to leave as it was.
+"""Runs inside the WebUI or Forge under test: raises, or presses a button, at a chosen call of a chosen function, and
+reports all state that a job has to leave as it was.
 
-`POINTS` names the functions. Each is wrapped once, when the WebUI starts, so that wrapping itself never shows as a
-change. Calls are counted from `arm` on.
+`POINTS` names the functions, here and in `ditail_test_host.py`, which has what differs between the two. Each is wrapped
+once, when the WebUI starts, so that wrapping itself never shows as a change. Calls are counted from `arm` on.
 """
 
 import functools
@@ -18,6 +18,7 @@ import signal
 import sys
 import traceback
 
+import ditail_test_host as host
 import numpy as np
 import torch
 from fastapi import Body, FastAPI
@@ -29,7 +30,6 @@ from modules import (
     rng,
     script_callbacks,
     scripts,
-    sd_hijack,
     sd_models,
     sd_samplers,
     sd_samplers_cfg_denoiser,
@@ -44,28 +44,13 @@ from ditail.webui import caches
 MODULE = "ditail_test_faults"
 # Name of a point: where its function is, as "module:attribute" or "module:class.attribute".
 POINTS = {
-    "vae.encode": "ldm.models.diffusion.ddpm:LatentDiffusion.encode_first_stage",
-    "vae.decode": "ldm.models.diffusion.ddpm:LatentDiffusion.decode_first_stage",
-    "load.reload": "modules.sd_models:reload_model_weights",
-    "load.model": "modules.sd_models:load_model",
-    "load.weights": "modules.sd_models:load_model_weights",
+    **host.POINTS,
     "load.state_dict": "torch.nn:Module.load_state_dict",
-    "load.to_cpu": "modules.sd_models:send_model_to_cpu",
-    "load.read": "modules.sd_models:get_checkpoint_state_dict",
-    "load.config": "modules.sd_models_config:find_checkpoint_config",
     "load.callbacks": "modules.script_callbacks:model_loaded_callback",
     "load.schedule": "modules.sd_models:apply_alpha_schedule_override",
-    "vae.reload": "modules.sd_vae:reload_vae_weights",
-    "vae.load": "modules.sd_vae:load_vae",
-    "vae.restore": "modules.sd_vae:restore_base_vae",
-    "hijack.on": "modules.sd_hijack:StableDiffusionModelHijack.hijack",
-    "hijack.off": "modules.sd_hijack:StableDiffusionModelHijack.undo_hijack",
-    "hijack.circular": "modules.sd_hijack:StableDiffusionModelHijack.apply_circular",
     "networks.activate": "modules.extra_networks:activate",
     "networks.deactivate": "modules.extra_networks:deactivate",
     "networks.load": "networks:load_networks",
-    "networks.apply": "networks:network_apply_weights",
-    "unet.call": "ldm.modules.diffusionmodules.openaimodel:UNetModel.forward",
     "prompt.encode": "modules.prompt_parser:get_learned_conditioning",
     "prompt.encode_multi": "modules.prompt_parser:get_multicond_learned_conditioning",
     "sampler.create": "modules.sd_samplers:create_sampler",
@@ -80,14 +65,9 @@ POINTS = {
     "ditail.prepare": "ditail.job.job:Job.prepare",
     "ditail.plan": "ditail.webui.sampling:plan_sampling",
     "ditail.sources": "ditail.job.source:sources_of",
-    "ditail.fingerprint": "ditail.webui.checkpoints:WebuiCheckpoints.fingerprint",
-    "ditail.encode": "ditail.webui.source_models:encode",
-    "ditail.denoiser": "ditail.webui.source_models:source_denoiser",
-    "ditail.null": "ditail.webui.target:null_conditioning",
     "ditail.invert": "ditail.method.inversion:invert",
     "ditail.generate": "ditail.webui.source_models:record_generation",
     "ditail.mixed": "ditail.job.plan:Sampling.mixed",
-    "ditail.features_key": "ditail.webui.target:describe_target",
     "ditail.start": "ditail.job.host:SamplingPlan.start_from",
     "ditail.infotext": "ditail.webui.infotext:infotext_of",
     "install": "ditail.unet.injection:Injection.install",
@@ -106,17 +86,17 @@ POINTS = {
     "disk.write": "pathlib:Path.write_bytes",
 }
 # Functions of everybody's, counted only while one of these points is being called.
-ONLY_IN = {"install.hook": "install", "install.pre_hook": "install", "disk.write": "disk.save"}
+ONLY_IN = {"install.hook": "install", "install.pre_hook": "install", "disk.write": "disk.save", **host.ONLY_IN}
 # Where else a function may have been imported to by name.
-PACKAGES = ("modules", "ditail", "networks", "extra_networks_lora")
+PACKAGES = ("modules", "backend", "ditail", "networks", "extra_networks_lora")
 ERRORS = {
     "ValueError": ValueError, "OutOfMemoryError": torch.cuda.OutOfMemoryError, "MemoryError": MemoryError,
     "OSError": OSError, "InterruptedException": sd_samplers_common.InterruptedException,
     "RecursionError": RecursionError,
 }
 WATCHED = (
-    extra_networks, images, processing, prompt_parser, rng, scripts, sd_hijack, sd_models, sd_samplers,
-    sd_samplers_cfg_denoiser, sd_samplers_common, sd_unet, sd_vae, shared, sd_models.lowvram,
+    extra_networks, images, processing, prompt_parser, rng, scripts, sd_models, sd_samplers, sd_samplers_cfg_denoiser,
+    sd_samplers_common, sd_unet, sd_vae, shared, *host.WATCHED,
 )
 RNG_SEED = 20230
 
@@ -261,7 +241,7 @@ def replaced_functions(base: dict) -> list[str]:
 def marks_on(model) -> list[str]:
     """What is hooked or replaced on a model's modules."""
     found = []
-    for name, module in model.named_modules():
+    for name, module in (named for part in host.parts(model).values() for named in part.named_modules()):
         own = module.__dict__
         for kind in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks"):
             found += [f"{name} {kind} {getattr(f, '__qualname__', type(f).__name__)}" for f in own[kind].values()]
@@ -271,9 +251,12 @@ def marks_on(model) -> list[str]:
 
 
 def weights_digest(module) -> str:
-    """By some values of each tensor, its type and place."""
+    """By some values of each tensor without LoRAs, its type and place."""
     sha = hashlib.sha256()
+    # Forge takes LoRAs out of the weights only when it needs the model again.
+    before = module.lora_loader.backup if hasattr(module, "lora_loader") else {}
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        tensor = before.get(name, tensor)
         sha.update(f"{name} {tensor.dtype} {tensor.device} {tuple(tensor.shape)}".encode())
         if tensor.device.type != "meta":
             flat = tensor.detach().flatten()
@@ -282,36 +265,30 @@ def weights_digest(module) -> str:
 
 
 def describe_model(model) -> dict:
-    if model is None:
+    if not hasattr(model, "sd_checkpoint_info"):
         return {"checkpoint": None}
     return {
-        "checkpoint": model.sd_checkpoint_info.name, "unet": weights_digest(model.model.diffusion_model),
-        "vae": weights_digest(model.first_stage_model), "text": weights_digest(model.cond_stage_model),
-        "alphas": digest(model.alphas_cumprod.numpy().tobytes()),
-        "token_merging": getattr(model, "applied_token_merged_ratio", 0), "marks": marks_on(model),
+        "checkpoint": model.sd_checkpoint_info.name, "marks": marks_on(model), **host.details(model),
+        **{name: weights_digest(part) for name, part in host.parts(model).items()},
     }
 
 
 def fingerprint() -> dict:
     """All that a job must leave as it was, by topic."""
-    data, hijack, networks = sd_models.model_data, sd_hijack.model_hijack, sys.modules.get("networks")
-    config = pathlib.Path(shared.config_filename)
+    model, config = sd_models.model_data.sd_model, pathlib.Path(shared.config_filename)
+    models = host.models()
     return {
-        "model": describe_model(data.sd_model),
-        "loaded_models": [m.sd_checkpoint_info.name for m in data.loaded_sd_models],
-        "other_marks": [mark for m in data.loaded_sd_models if m is not data.sd_model for mark in marks_on(m)],
-        "vae_file": sd_vae.loaded_vae_file, "base_vae": sd_vae.base_vae is not None,
+        "model": describe_model(model), "loaded_models": [m.sd_checkpoint_info.name for m in models],
+        "other_marks": [mark for m in models if m is not model for mark in marks_on(m)],
         "options": json.loads(json.dumps(shared.opts.data, sort_keys=True, default=str)),
         "config": json.loads(config.read_text()) if config.exists() else None,
         "replaced": replaced_functions(sys.modules[MODULE].base),
-        "networks": [[n.name, n.te_multiplier, n.unet_multiplier] for n in getattr(networks, "loaded_networks", [])],
-        "hijack": [hijack.comments, hijack.extra_generation_params, hijack.circular_enabled],
         "state": {key: getattr(shared.state, key) for key in
                   ("job", "job_count", "textinfo", "interrupted", "skipped", "stopping_generation")},
         "total_tqdm": shared.total_tqdm._tqdm is not None,
-        "skip_writing_to_config": sd_models.SkipWritingToConfig.skip,
         "current_unet": sd_unet.current_unet is not None,
         "torch_rng": rng_digest(), "numpy_rng": digest(np.random.get_state()), "python_rng": python_digest(),
+        **host.state(model),
     }
 
 
@@ -339,8 +316,8 @@ def empty_caches() -> None:
 
 def repair(options: dict = Body(embed=True)) -> None:  # noqa: B008
     """After a fault that left something behind: everything that the fingerprint reports, by force."""
-    for model in {sd_models.model_data.sd_model, *sd_models.model_data.loaded_sd_models} - {None}:
-        for module in model.modules():
+    for model in host.models():
+        for module in (module for part in host.parts(model).values() for module in part.modules()):
             for key in [k for k in module.__dict__ if k in ("forward", "_forward") or k.startswith("_ditail")]:
                 del module.__dict__[key]
             for kind in ("_forward_hooks", "_forward_pre_hooks"):
@@ -351,18 +328,12 @@ def repair(options: dict = Body(embed=True)) -> None:  # noqa: B008
         owner = functools.reduce(getattr, classes, owner)
         if vars(owner).get(attribute) is not value:
             setattr(owner, attribute, value)
-    sd_models.SkipWritingToConfig.skip = False
     shared.opts.data.clear()
     shared.opts.data.update(options)
     shared.opts.save(shared.config_filename)
     shared.total_tqdm.clear()
-    sd_models.model_data.loaded_sd_models.clear()
-    sd_models.model_data.sd_model = None
-    sd_vae.delete_base_vae()
-    sd_vae.clear_loaded_vae()
     caches.clear()
-    gc.collect()
-    sd_models.load_model()
+    host.load_again()
 
 
 def add_routes(_, app: FastAPI) -> None:
