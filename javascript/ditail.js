@@ -37,7 +37,9 @@ function ditailFacts(tab, values) {
     const app = gradioApp();
     const facts = [];
     const isShown = (selector) => Boolean(app.querySelector(selector)?.offsetParent);
-    if (ditailElement(tab, "image")?.querySelector("img")) facts.push("image");
+    const image = ditailElement(tab, "image")?.querySelector("img");
+    if (image) facts.push(image.complete && !image.naturalWidth ? "broken" : "image");
+    if (ditailElement(tab, "second_image")?.querySelector("img")) facts.push("second_image");
     if (tab === "img2img") {
         const slots = ["img2img_image", "img2img_sketch", "img2maskimg", "inpaint_sketch", "img_inpaint_base"];
         if (slots.some((id) => app.querySelector(`#${id} img, #${id} canvas`)?.offsetParent)) facts.push("init");
@@ -178,8 +180,9 @@ onAfterUiUpdate(ditailMarkErrors);
 // Another target checkpoint.
 onOptionsChanged(() => DITAIL_TABS.filter(ditailIsOn).forEach(ditailRefresh));
 
-// The caches' sizes in the settings, whenever that tab is opened.
+// The line of the tab that is opened, and the caches' sizes in the settings.
 onUiTabChange(() => {
+    DITAIL_TABS.filter(ditailIsOn).forEach(ditailRefresh);
     if (gradioApp().querySelector("#tab_settings")?.offsetParent) {
         gradioApp().querySelector("#ditail_refresh_caches")?.click();
     }

@@ -14,7 +14,7 @@ from ditail.content.settings import DitailSettings
 from ditail.job.cost import cost_of
 from ditail.method.latents import SourceLatents
 from ditail.method.schedule import InjectionSteps, inversion_timesteps, scaled_linear_alphas_cumprod
-from ditail.unet.injection import Injection, inject
+from ditail.unet.injection import Injection, SourceRow, inject
 
 from . import counts
 from .rows import Row
@@ -49,7 +49,7 @@ class StepCounts:
         return self._counted[key]
 
     def _count(self, attention: bool, guided: bool, cond_only: bool, hot: bool) -> int:
-        rows = [None if cond_only else 0, 0] if guided else [0]
+        rows = [SourceRow(0, not cond_only), SourceRow(0)] if guided else [SourceRow(0)]
         runs = counts.Runs(self.topology, self.unet, self.latent_hw, 1)
         latents = SourceLatents([T], torch.zeros(1, 1, 4, *self.latent_hw), scaled_linear_alphas_cumprod())
         steps = InjectionSteps(features_above=0, attention_above=0 if attention else T + 1)

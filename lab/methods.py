@@ -16,13 +16,14 @@ from torch import Tensor, nn
 
 from ditail.content.settings import DitailSettings
 from ditail.job.host import Row as CallRow
+from ditail.method.contours import SHARE
 from ditail.method.inversion import combine_conds, invert
 from ditail.method.latents import SourceLatents
 from ditail.method.schedule import InjectionSteps, alphas_cumprod_at, first_steps, inversion_timesteps
 from ditail.method.tone import SEED, target_estimate, tone_shift
 from ditail.standalone.model import Model
 from ditail.standalone.sampling import Job, generate, new_sampler, sample
-from ditail.unet.injection import Injection, inject
+from ditail.unet.injection import Contours, Injection, SourceRow, inject
 from ditail.unet.shortcuts import Savings
 from ditail.unet.sites import find_sites
 
@@ -51,15 +52,17 @@ def ditail(target: Model, job: Job, settings: DitailSettings, source: SourceLate
     """`z_0` sampled by the target under injection of `source`, which ends in `z0`; one row an image each."""
     sampler = new_sampler(target, job)
     steps = InjectionSteps.from_ratios(sampler.timesteps, settings.conv_ratio, settings.attn_ratio)
+    contours = Contours(settings.contours, first_steps(sampler.timesteps, SHARE), target.prediction)
     rows: list[CallRow] = []
 
-    def row_images(count: int, _call: Mapping) -> list[int | None]:
-        return [row.image if row.is_cond or settings.inject == "both" else None for row in rows[:count]]
+    def source_rows(count: int, _call: Mapping) -> list[SourceRow]:
+        return [SourceRow(row.image, row.is_cond or settings.inject == "both") for row in rows[:count]]
 
     def before_step(called: list[CallRow]) -> None:
         rows[:] = called
 
-    injection = Injection(source, {"context": target.encode_prompts([""])}, steps, None, row_images, SAVINGS)
+    injection = Injection(source, {"context": target.encode_prompts([""])}, steps, None, source_rows, SAVINGS,
+                          contours=contours if settings.contours else None)
     start = source.at(sampler.timesteps[0]) + _tone(target, job, settings.tone, z0, sampler.timesteps[0])
     with inject(target.unet, injection):
         return sample(target, job, sampler, start, before_step=before_step,

@@ -84,7 +84,9 @@ def _summary(row: Row, direction: str, values: Mapping[str, Sequence[float]]) ->
 
 
 def markdown_table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *body]
+    """A table in Markdown; empty without a body."""
+    body = list(body)
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *body] if body else []
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
@@ -165,8 +167,8 @@ def costs_table(preset_costs: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def tables(results: Results) -> dict[str, str]:
-    """Every table by the name of its place in the page."""
-    return {
+    """Every table that has a row, by the name of its place in the page."""
+    every = {
         "presets' cost": costs_table(costs.preset_costs()),
         "rows": rows_table(results, MAIN),
         "presets": presets_table(results),
@@ -181,6 +183,7 @@ def tables(results: Results) -> dict[str, str]:
         "tried": rows_table(results, TRIED),
         "tried by direction": direction_table(results, TRIED),
     }
+    return {name: table for name, table in every.items() if table}
 
 
 def paste(page: str, blocks: Mapping[str, str]) -> str:

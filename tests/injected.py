@@ -7,6 +7,7 @@ import torch
 from ditail import Injection, Savings, SourceLatents, inject
 from ditail.method.layers import parse_layers
 from ditail.method.schedule import InjectionSteps, scaled_linear_alphas_cumprod
+from ditail.unet.injection import SourceRow
 
 ABAR = scaled_linear_alphas_cumprod()
 ALWAYS = InjectionSteps(float("-inf"), float("-inf"))
@@ -20,6 +21,11 @@ def randn(*shape, seed=0):
 
 def conds(rows=1):
     return [randn(rows, 7, 32, seed=s) for s in (11, 12)] + [randn(1, 7, 32, seed=13)]
+
+
+def rows_like(*images):
+    """Source rows of a call: one for each of `images`, None for a row without injection."""
+    return lambda rows, call: [SourceRow(image or 0, image is not None) for image in images]
 
 
 def hooks_on(unet):

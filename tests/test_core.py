@@ -15,7 +15,7 @@ from ditail.method.layers import Layer
 from ditail.method.schedule import InjectionSteps, alphas_cumprod_at, ddim_timesteps
 from ditail.unet import injection, step
 from ditail.unet.sites import architecture_of, find_sites
-from tests.injected import ABAR, ALWAYS, conds, hooks_on, randn, source_latents
+from tests.injected import ABAR, ALWAYS, conds, hooks_on, randn, rows_like, source_latents
 from tests.unets import SD1, random_unet
 
 SETTINGS = {"alphas_cumprod": ABAR, "steps": 4, "alpha": 2.0, "beta": 0.5, "omega": 3.0, "conv_ratio": 0.8,
@@ -205,7 +205,7 @@ def test_rows_are_injected_from_their_images_source(sd1_unets):
     unet, x, t = sd1_unets[1], randn(3, 4, 8, 16, seed=9), torch.tensor([501])
     source = source_latents(rows=2)
     images = [1, 0, 1]
-    with inject(unet, Injection(source, {"context": null}, ALWAYS, row_images=lambda rows, _: images)):
+    with inject(unet, Injection(source, {"context": null}, ALWAYS, source_rows=rows_like(*images))):
         together = unet(x, t.expand(3), context=cond.expand(3, -1, -1))
     for row, image in enumerate(images):
         alone = SourceLatents(source.timesteps.tolist(), source.latents[:, image : image + 1], ABAR)

@@ -52,10 +52,10 @@ def test_rows_can_be_chosen_by_the_beginnings_of_their_names_and_keep_the_order_
 # Units and results.
 
 def test_units_share_an_inversion_and_leave_out_what_is_done():
-    rows = choose_rows("plain,balanced,structure,style")
+    rows = choose_rows("plain,balanced,structure,paper alpha 3")
     units = evaluate.cut_into_units(rows, ["a", "b"], 30, set())
     assert {tuple(row.name for row in unit.rows) for unit in units} == {
-        ("plain",), ("Balanced", "Structure"), ("Style",)}
+        ("plain",), ("Balanced", "Structure"), ("Paper alpha 3",)}
     assert [unit.scenes[0] for unit in units] == [0] * 6 + [25] * 6
     assert units[-1].scenes == tuple(range(25, 30))
     done = {(row.name, "a", first) for row in rows for first in (0, 25)} | {("Balanced", "b", 0)}
@@ -240,9 +240,11 @@ def test_tables_are_pasted_after_their_marks():
 def test_a_page_is_written_with_the_tables(tmp_path):
     rows, page = choose_rows("plain"), tmp_path / "page.md"
     results = report.Results(rows, records_of(rows))
-    page.write_text("".join(f"<!-- {name} -->\n\n" for name in report.tables(results)))
+    page.write_text("".join(f"<!-- {name} -->\n| old |\n\n" for name in (*report.tables(results), "steps")))
     report.write_report(tmp_path, rows, records_of(rows), page)
     assert "<!-- rows -->\n|  | scenes |" in page.read_text()
+    # A table without a row in these results stays.
+    assert page.read_text().endswith("<!-- steps -->\n| old |\n\n")
 
 
 # Costs.

@@ -12,7 +12,7 @@ from ditail.method.schedule import Window
 from ditail.unet.sites import find_sites
 from ditail.unet.step import resize_mask
 from tests.drawings import encoded, halves
-from tests.injected import ABAR, ALWAYS, EACH, HOOKS, assert_equal, conds, randn, rows_run, run, steps_of
+from tests.injected import ABAR, ALWAYS, EACH, HOOKS, assert_equal, conds, randn, rows_like, rows_run, run, steps_of
 from tests.unets import SD1, random_unet
 
 KINDS = ["sd1", "sd2", "sdxl"]
@@ -39,7 +39,7 @@ MIXES = {
     "window": [Mixed(A, 1.0, None, LATE), Mixed(B), Mixed(latents(3), 1.0, None, EARLY)],
 }
 BATCH = [Mixed(latents(1, rows=3)), Mixed(B, 2.0, half("left")), Mixed(latents(3, rows=3), 0.5)]
-ROWS = {"row_images": lambda rows, _: [2, 0, 2, 1], "x": randn(4, 4, 8, 16, seed=9), "context": randn(4, 7, 32, seed=8)}
+ROWS = {"source_rows": rows_like(2, 0, 2, 1), "x": randn(4, 4, 8, 16, seed=9), "context": randn(4, 7, 32, seed=8)}
 
 
 @pytest.mark.parametrize("savings", [Savings(), HOOKS, *EACH], ids=str)
@@ -132,7 +132,7 @@ def test_rows_of_several_images(unets, kind):
     together = run(unets[kind], HOOKS, **settings)
     for savings in (Savings(), *EACH):
         assert_equal(run(unets[kind], savings, **settings), together)
-    for row, image in enumerate(ROWS["row_images"](4, {})):
+    for row, (image, _) in enumerate(ROWS["source_rows"](4, {})):
         part = slice(image, image + 1)
         mixed = [Mixed(SourceLatents(m.latents.timesteps.tolist(), m.latents.latents[:, part], ABAR)
                        if m.rows == 3 else m.latents, m.weight, m.mask) for m in BATCH]

@@ -17,6 +17,7 @@ from tests.injected import (
     hooks_on,
     label,
     randn,
+    rows_like,
     rows_run,
     run,
     source_latents,
@@ -60,7 +61,7 @@ def test_attention_alone_and_feature_alone(unets, kind, steps):
 @pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl"])
 def test_rows_of_several_images(unets, kind):
     """Rows of three images in an order of the host's own, the one image's twice."""
-    settings = {"kind": kind, "images": 3, "row_images": lambda rows, _: [2, 0, 2, 1], "x": randn(4, 4, 8, 16, seed=9),
+    settings = {"kind": kind, "images": 3, "source_rows": rows_like(2, 0, 2, 1), "x": randn(4, 4, 8, 16, seed=9),
                 "context": randn(4, 7, 32, seed=8)}
     assert_equal(run(unets[kind], Savings(), **settings), run(unets[kind], **settings))
 
@@ -72,13 +73,13 @@ def test_uninjected_rows(unets, kind, savings):
     unet, x, context = unets[kind], randn(2, 4, 8, 16, seed=9), torch.cat(conds()[:2])
     plain = unet(x, torch.full((2,), 501), context=context, **label(kind, 2))
     whole = run(unet, HOOKS, kind)
-    assert_equal(run(unet, savings, kind, row_images=lambda rows, _: [None, 0]), torch.stack([plain[0], whole[1]]))
-    assert_equal(run(unet, savings, kind, row_images=lambda rows, _: [0, None]), torch.stack([whole[0], plain[1]]))
+    assert_equal(run(unet, savings, kind, source_rows=rows_like(None, 0)), torch.stack([plain[0], whole[1]]))
+    assert_equal(run(unet, savings, kind, source_rows=rows_like(0, None)), torch.stack([whole[0], plain[1]]))
 
 
 def test_a_call_of_uninjected_rows_alone_needs_no_source_run(unet):
     x = randn(1, 4, 8, 16, seed=9)
-    output, runs = rows_run(unet, savings=Savings(), x=x, row_images=lambda rows, _: [None])
+    output, runs = rows_run(unet, savings=Savings(), x=x, source_rows=rows_like(None))
     assert runs == [1]
     assert torch.equal(output, unet(x, T, context=conds()[0]))
 

@@ -141,6 +141,8 @@ class DitailSettings:
     inversion_steps: float = setting(1.0, "Inversion steps", "Share of the sampler's steps at which the source is "
                                      "inverted, below 1 at 5 to 25 of them; fewer cost less and give more style.",
                                      "Ditail inversion steps", low=0.1, high=1.0)
+    contours: float = setting(0.0, "Contours", "Moves shapes toward the content's while the image forms, at no cost; "
+                              "more keeps more structure.", "Ditail contours", low=0.0, high=1.0)
     tone: float = setting(0.0, "Tone", "Moves the colours that the start gives to the foreground toward the target's "
                           "own.", "Ditail tone", low=0.0, high=1.0)
     colours: str = setting("style", "Colours", "Whose colours the image has in the end: the style's, or the content "

@@ -13,6 +13,7 @@ from ..cache.features import Features
 from ..method.inversion import Denoiser
 from ..method.latents import SourceLatents
 from ..method.layers import Layers
+from ..method.prediction import Prediction
 from ..method.schedule import InjectionSteps
 from ..unet.shortcuts import Savings
 
@@ -206,6 +207,9 @@ class Target(Protocol):
 
     def unet(self) -> nn.Module:
         """The current U-Net; a refiner may replace it during sampling."""
+
+    def prediction(self) -> Prediction:
+        """What its output means."""
 
     def check_layers(self, layers: Layers) -> None:
         """Raise DitailError for layers that the U-Net lacks; empty = its architecture's default."""

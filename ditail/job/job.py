@@ -8,11 +8,12 @@ from torch import Tensor, nn
 
 from ..cache.latents import LatentCache
 from ..method.blending import start_latent
+from ..method.contours import SHARE
 from ..method.latents import SourceLatents
 from ..method.layers import parse_layers
 from ..method.schedule import InjectionSteps, alphas_cumprod_at, first_steps
 from ..method.tone import tone_shift
-from ..unet.injection import Injection, inject
+from ..unet.injection import Contours, Injection, SourceRow, inject
 from .host import Host
 from .plan import Sampling, plan_job
 from .request import Request
@@ -145,9 +146,9 @@ class Job:
         tones = [self.latents[tone.key].at(timestep) for tone in sampling.tones[first : first + len(order)]]
         if not tones:
             return start
-        content = mixed[0].latents
-        z0 = (content.at(0) if content.z0 is None else content.z0).expand(max(order) + 1, -1, -1, -1)
-        abar = float(alphas_cumprod_at(content.alphas_cumprod, torch.tensor([timestep])))
+        source = mixed[0].latents
+        z0 = source.content.expand(max(order) + 1, -1, -1, -1)
+        abar = float(alphas_cumprod_at(source.alphas_cumprod, torch.tensor([timestep])))
         return start + abar**0.5 * tone_shift(z0[order], torch.cat(tones), self.request.settings.tone)
 
     def guided_above(self, *, hires: bool) -> float:
@@ -178,16 +179,17 @@ class Job:
 
         cond_only = settings.inject == "cond"
 
-        def row_images(count: int, call: Mapping) -> list[int | None]:
-            return [order[row.image] if row.is_cond or not cond_only else None
+        def source_rows(count: int, call: Mapping) -> list[SourceRow]:
+            return [SourceRow(order[row.image], row.is_cond or not cond_only)
                     for row in host.target.rows_of(count, call)]
 
         steps = InjectionSteps.from_ratios(sampling.plan.timesteps, settings.conv_ratio, settings.attn_ratio,
                                            parse_layers(settings.layers))
         host.target.check_injection(steps)
+        contours = Contours(settings.contours, first_steps(sampling.plan.timesteps, SHARE), host.target.prediction())
         unet, null = host.target.unet(), host.target.null(sampling.size)
         self._hooks.enter_context(inject(unet, Injection(
-            mixed, null, steps, sampling.mask, row_images if cond_only or len(set(order)) > 1 else None,
-            host.target.savings(),
-            host.target.features(keys, null, sampling.size), host.target.without_others)))
+            mixed, null, steps, sampling.mask, source_rows if cond_only or len(set(order)) > 1 else None,
+            host.target.savings(), host.target.features(keys, null, sampling.size), host.target.without_others,
+            contours if settings.contours else None)))
         self._unet, self._steps = unet, steps

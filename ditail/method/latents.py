@@ -52,6 +52,11 @@ class SourceLatents:
         return SourceLatents(self.timesteps.tolist(), self.latents, self.alphas_cumprod, image=image, z0=self.z0)
 
     @property
+    def content(self) -> Tensor:
+        """`z_0` `[b, c, h, w]`, or, where that was not kept, the stored latent that is nearest to it; float32."""
+        return self.at(0) if self.z0 is None else self.z0
+
+    @property
     def nbytes(self) -> int:
         return sum(x.nbytes for x in (self.latents, self.image, self.z0) if x is not None)
 

@@ -77,7 +77,7 @@ def add_sampling(parser: argparse.ArgumentParser, cache: str) -> None:
     parser.add_argument("--height", type=number("--height", 8, 8192, whole=True), help="as --width")
     parser.add_argument("--preset", choices=tuple(PRESETS), help=f"{BY_KEY['preset'].help} (default: Paper)")
     add_settings(parser, "alpha", "beta", "conv_ratio", "attn_ratio", "inject", "guidance_until", "source_latents",
-                 "inversion_steps", "tone", "colours", "start", "layers", "resize_mode")
+                 "inversion_steps", "contours", "tone", "colours", "start", "layers", "resize_mode")
     parser.add_argument("--mask", type=Path, help="image of the same proportions, white = take the content")
     parser.add_argument("--source-prompt", help="what the content image shows, for the inversion (default: --prompt)")
     parser.add_argument("--source-negative-prompt", help="for the inversion (default: --negative-prompt)")

@@ -21,6 +21,7 @@ from ..keys import file_fingerprint
 from ..method.inversion import Denoiser, combine_conds
 from ..method.latents import SourceLatents
 from ..method.layers import Layers
+from ..method.prediction import Prediction
 from ..method.schedule import InjectionSteps
 from ..unet.families import family_of_file
 from ..unet.shortcuts import Savings
@@ -213,6 +214,9 @@ class FileTarget:
 
     def unet(self) -> nn.Module:
         return self._model().unet
+
+    def prediction(self) -> Prediction:
+        return self._model().prediction
 
     def is_plain(self) -> bool:
         return True

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..content.images import LATENT_SCALE
 from ..errors import DitailError
-from ..method.schedule import alphas_cumprod_at
+from ..method.prediction import Prediction
 from ..unet.sites import Architecture, architecture_of
 from .checkpoint_files import (
     load_weights,
@@ -39,15 +39,14 @@ CLASSES = {
 
 @dataclass
 class Model:
-    """A latent diffusion model: `unet`, `vae`, text encoder, and its schedule `alphas_cumprod` `[1000]`."""
+    """A latent diffusion model."""
 
     name: str
     unet: nn.Module
     vae: Any  # ldm's AutoencoderKL
     text: TextEncoder
-    alphas_cumprod: Tensor
+    prediction: Prediction
     scale_factor: float
-    v_prediction: bool
     size_unit: int
     native_side: int
 
@@ -68,11 +67,13 @@ class Model:
         """The U-Net's eps for VP latents `z` `[b, 4, h, w]`, float32; a v-prediction is converted."""
         rows = torch.full((len(z),), t, device=z.device)
         with self.precision():
-            out = self.unet(z, rows, context=context.expand(len(z), *context.shape[1:])).float()
-        if not self.v_prediction:
-            return out
-        abar = float(alphas_cumprod_at(self.alphas_cumprod, torch.tensor([float(t)])))
-        return abar**0.5 * out + (1 - abar) ** 0.5 * z.float()
+            out = self.unet(z, rows, context=context.expand(len(z), *context.shape[1:]))
+        return self.prediction.eps(out, z, t)
+
+    @property
+    def alphas_cumprod(self) -> Tensor:
+        """The schedule `[1000]`."""
+        return self.prediction.alphas_cumprod
 
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
         """Embeddings `[b, 77 * chunks, width]`; longer prompts take further chunks of 75 tokens, as in the WebUI."""
@@ -138,9 +139,8 @@ def load_model(path: str | Path, device: str | torch.device | None = None, dtype
     with yaml_errors(path):
         return Model(
             path.stem, unet, vae, text,
-            read_schedule(params),
-            float(params.get("scale_factor", 0.18215)), params.get("parameterization", "eps") == "v",
-            *read_sides(params),
+            Prediction(read_schedule(params), params.get("parameterization", "eps") == "v"),
+            float(params.get("scale_factor", 0.18215)), *read_sides(params),
         )
 
 

@@ -13,6 +13,7 @@ one timestep.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,9 @@ from torch import Tensor, nn
 from ..cache.features import Features
 from ..errors import DitailError
 from ..method.blending import Mixed, active_at, as_mixed, images_of
+from ..method.contours import high_band
 from ..method.latents import SourceLatents
+from ..method.prediction import Prediction
 from ..method.schedule import InjectionSteps
 from .shortcuts import Savings, is_untouched, shortcuts, spread
 from .sites import find_sites
@@ -28,12 +31,30 @@ from .step import Step, mask_on_layer, mixed_at
 
 # The U-Net's attribute for the exit stack that removes an injection.
 INSTALLED = "_ditail_installed"
-# (number of rows, the call's keyword arguments) -> the source row of each row, None for a row without injection.
-RowImages = Callable[[int, Mapping], Sequence[int | None]]
+
+
+class SourceRow(NamedTuple):
+    """For a row of a call: its row `image` of the source latents, and whether it takes the injection."""
+
+    image: int
+    is_injected: bool = True
+
+
+# (number of rows, the call's keyword arguments) -> one for each row.
+SourceRows = Callable[[int, Mapping], Sequence[SourceRow]]
 
 
 class _LastLayerReached(Exception):
     """Ends the source run once every needed layer is recorded."""
+
+
+@dataclass(frozen=True)
+class Contours:
+    """See `method.contours`. strength: in 0..1. At timesteps up to `above` nothing is moved."""
+
+    strength: float
+    above: float
+    prediction: Prediction
 
 
 @dataclass(frozen=True)
@@ -44,21 +65,23 @@ class Injection:
     sources to mix: the tensors computed on each are blended by their shares before they are injected.
     null: the U-Net's keyword arguments for the source rows, batch 1: `context` `[1, tokens, width]`, for SDXL also `y`.
     steps: which layers at which timesteps. mask: None or `[1, 1, h, w]` in 0..1 at the latents' size, 1 = inject.
-    row_images: gives the source row of each row of a call, None for a row without injection (default: the rows repeat
-    the source rows in order).
+    source_rows: gives the source row of each row of a call (default: the rows repeat the source rows in order, and all
+    are injected).
     savings: which unnecessary work is left out (the result is the same).
     features: the cache for the source runs' tensors; None = they are not kept.
     around_source: a context for the source runs (a host may switch off other extensions in it).
+    contours: None = they are not moved.
     """
 
     source: SourceLatents | Sequence[Mixed]
     null: Mapping[str, Tensor]
     steps: InjectionSteps
     mask: Tensor | None = None
-    row_images: RowImages | None = None
+    source_rows: SourceRows | None = None
     savings: Savings = Savings()
     features: Features | None = None
     around_source: Callable[[], AbstractContextManager] = nullcontext
+    contours: Contours | None = None
 
     def install(self, unet: nn.Module) -> None:
         """Hook `unet`, after removing an earlier injection from it. If this raises, no hook remains."""
@@ -79,6 +102,7 @@ def drop_hook(module: nn.Module, hook: Callable) -> None:
         for hook_id in [i for i, other in hooks.items() if other == hook]:
             del hooks[hook_id]
             module._forward_pre_hooks_with_kwargs.pop(hook_id, None)
+            module._forward_hooks_with_kwargs.pop(hook_id, None)
 
 
 @contextmanager
@@ -106,8 +130,10 @@ class InjectionHooks:
         self._last: Step | None = None
         self._recording = False
         self._hook_ids: frozenset[int] = frozenset()
-        # Of the current call: height and width of its latents, and the source row of each row.
+        # Of the current call: height and width of its latents, each row's source row, and the same or None for a row
+        # without injection.
         self._grid: tuple[int, int] = (0, 0)
+        self._images: list[int] = []
         self._rows: Sequence[int | None] = ()
 
     def install(self, installed: ExitStack) -> None:
@@ -119,6 +145,9 @@ class InjectionHooks:
             module, hook = self.unet.get_submodule(key), self._hook(key)
             installed.callback(drop_hook, module, hook)
             handles.append(module.register_forward_hook(hook))
+        if self.injection.contours is not None:
+            installed.callback(drop_hook, self.unet, self._after_unet)
+            handles.append(self.unet.register_forward_hook(self._after_unet, with_kwargs=True))
         self._hook_ids = frozenset(handle.id for handle in handles)
         blocks = [(site.name, self.unet.get_submodule(site.name.removesuffix(".out_layers")))
                   for site in self.sites.features]
@@ -130,9 +159,11 @@ class InjectionHooks:
         """Record the source run of the timestep that the U-Net is called at."""
         if self._recording:
             return
-        x, timesteps = args[0], args[1] if len(args) > 1 else kwargs["timesteps"]
-        self._grid = tuple(x.shape[-2:])
-        self._rows = images_of_rows(len(x), images_of(self.mixed), self.injection.row_images, kwargs)
+        x, timesteps = _input_of(args, kwargs)
+        self._grid = (x.shape[-2], x.shape[-1])
+        rows = source_rows_of(len(x), images_of(self.mixed), self.injection.source_rows, kwargs)
+        self._images = [row.image for row in rows]
+        self._rows = [row.image if row.is_injected else None for row in rows]
         t = float(timesteps.flatten()[0])
         # Without a row to inject into, no source run is needed.
         indices = active_at(self.mixed, t) if any(row is not None for row in self._rows) else ()
@@ -149,6 +180,23 @@ class InjectionHooks:
         if not is_same:
             self._last = self._recorded_step(x, timesteps, mixed_at(self.mixed, t, layers, indices))
         self._step = self._last
+
+    def _after_unet(self, _unet: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor | None:
+        """Move the contours in the output (see `method.contours`)."""
+        x, timesteps = _input_of(args, kwargs)
+        contours, t = self.injection.contours, float(timesteps.flatten()[0])
+        indices = active_at(self.mixed, t)
+        if self._recording or contours is None or t <= contours.above or not indices:
+            return None
+        step = mixed_at(self.mixed, t, frozenset(), indices)
+        z0 = step.blended("z_0", torch.cat([mixed.latents.content for mixed in step.active]), self._grid)
+        goal = contours.prediction.output_for(z0.to(x.device)[self._images if len(z0) > 1 else [0] * len(x)],
+                                              x[:, : z0.shape[1]], t)
+        change = contours.strength * high_band(goal - output.float())
+        for mask in (self.injection.mask, step.reach):
+            if mask is not None:
+                change = change * mask_on_layer(mask, output, self._grid, "z_0").to(change)
+        return (output.float() + change).to(output)
 
     def _recorded_step(self, x: Tensor, timesteps: Tensor, step: Step) -> Step:
         """`step` with the source run's tensors, computed or from the feature cache."""
@@ -170,7 +218,7 @@ class InjectionHooks:
 
     def _run_source(self, x: Tensor, timesteps: Tensor, step: Step) -> None:
         """Run the U-Net on the source latents while the hooks record its tensors in `step`."""
-        z = torch.cat([source_rows(mixed.latents, step.timestep, x, self._rows) for mixed in step.active])
+        z = torch.cat([source_input(mixed.latents, step.timestep, x, self._rows) for mixed in step.active])
         null = {k: v.to(x.device).expand(len(z), *v.shape[1:]) for k, v in self.injection.null.items()}
         with self.injection.around_source(), self._recorded_into(step), suppress(_LastLayerReached):
             self.unet(z, timesteps.flatten()[:1].expand(len(z)), **null)
@@ -265,15 +313,20 @@ class InjectionHooks:
         return [image is None for image in self._rows for _ in range(tiles)]
 
 
-def images_of_rows(rows: int, images: int, row_images: RowImages | None, call: Mapping) -> Sequence[int | None]:
-    """The source row of each of `rows` rows (see `Injection.row_images`). Raises DitailError if they don't match."""
-    numbers = list(row_images(rows, call)) if row_images else [i % images for i in range(rows)]
-    if len(numbers) != rows or (row_images is None and rows % images):
+def _input_of(args: Sequence, kwargs: Mapping) -> tuple[Tensor, Tensor]:
+    """(the latents, the timesteps) of a call of the U-Net."""
+    return args[0], args[1] if len(args) > 1 else kwargs["timesteps"]
+
+
+def source_rows_of(rows: int, images: int, source_rows: SourceRows | None, call: Mapping) -> Sequence[SourceRow]:
+    """The source row of each of `rows` rows (see `Injection.source_rows`). Raises DitailError if they don't match."""
+    matched = list(source_rows(rows, call)) if source_rows else [SourceRow(i % images) for i in range(rows)]
+    if len(matched) != rows or (source_rows is None and rows % images):
         raise DitailError(None, f"injection: {rows} rows can't be matched with {images} source latents")
-    return numbers
+    return matched
 
 
-def source_rows(latents: SourceLatents, timestep: float, x: Tensor, images: Sequence[int | None]) -> Tensor:
+def source_input(latents: SourceLatents, timestep: float, x: Tensor, images: Sequence[int | None]) -> Tensor:
     """The source latents at a timestep as input of the U-Net, `[b, c, h, w]` with the channels of its other input `x`.
 
     images: the source row of each row of `x`. Raises DitailError for latents of another size.

@@ -49,7 +49,7 @@ class Step:
 
         grid: height and width of the latents. keep: whether features are kept at all.
         """
-        self.recorded[key] = self._blended(key, output, grid)
+        self.recorded[key] = self.blended(key, output, grid)
         layer, part = layer_to_keep(key), key.rpartition(".")[2]
         if part == "to_q":
             self.q_input = layer_input
@@ -64,13 +64,13 @@ class Step:
     def recall(self, cached: Mapping[str, Tensor], device, grid: tuple[int, int]) -> None:
         """Use an earlier generation's tensors instead of a source run; q and k are projected when first needed."""
         self.cached = {layer: cached[layer].to(device) for layer in self.layers_to_keep}
-        self.recorded = {key: self._blended(key, self.cached[key], grid) for key in self.layers & self.cached.keys()}
+        self.recorded = {key: self.blended(key, self.cached[key], grid) for key in self.layers & self.cached.keys()}
 
     def has_common_input(self, attention: str) -> bool:
         """Whether an attention's to_q and to_k were called with the same tensor (no hypernetwork in between)."""
         return bool(self.cached) or attention in self.common_input
 
-    def _blended(self, key: str, output: Tensor, grid: tuple[int, int]) -> Tensor:
+    def blended(self, key: str, output: Tensor, grid: tuple[int, int]) -> Tensor:
         """The output of the active sources' rows, blended to one row per image."""
         if len(self.active) == 1 and self.active[0].rows == self.images:
             return output

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from modules import images, infotext_utils, sd_models, shared
 from PIL import Image
 
+from ..content.images import read_image
 from ..errors import DitailError
 
 HAS_DEEPBOORU = find_spec("modules.deepbooru") is not None
@@ -23,7 +24,7 @@ def describe(image: Image.Image | None, caption: Callable[[Image.Image], str] | 
     """
     if image is None:
         raise DitailError("image", "choose one first")
-    return from_infotext(image) or (caption and _interrogate(caption, image.convert("RGB")), None, None)
+    return from_infotext(image) or (caption and _interrogate(caption, read_image(image)), None, None)
 
 
 def from_infotext(image: Image.Image) -> Description | None:

@@ -2,8 +2,10 @@
 
 import copy
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import gradio as gr
@@ -28,6 +30,10 @@ EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif"
 NO_PROMPT, TEXT_FILE, INFOTEXT = "none", "a .txt file beside it", "its own infotext"
 # The source checkpoint is loaded once for the sources of so many images, if the cache is large enough for them.
 AT_ONCE = 64
+# Attribute of a job: how its images' files are named.
+FILE_STEM = "_ditail_file_stem"
+# What the WebUI, or `Run.show_sources`, adds to the name of an image that is not a result.
+SUFFIX = re.compile(r"-(?:before-[a-z-]+|mask|mask-composite|ditail-source)$")
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,8 @@ def build(elem_id) -> list:
 def content_files(uploaded: Sequence | None, folder: str) -> list[ContentFile]:
     """The uploaded images, or those of a folder in the order of their names. Raises DitailError if there are none."""
     if uploaded:
-        paths = {getattr(file, "orig_name", None) or Path(file.name).name: Path(file.name) for file in uploaded}
+        # gradio 3 gives the path of its copy as the original name.
+        paths = {Path(getattr(file, "orig_name", None) or file.name).name: Path(file.name) for file in uploaded}
     elif folder:
         if shared.cmd_opts.hide_ui_dir_config:
             raise DitailError("folder", "is switched off on this server; upload the images")
@@ -132,7 +139,8 @@ def _jobs(p, values: dict, files: Sequence[ContentFile], prompts: str, skipped: 
             image, text = read_image(raw), file.prompt(prompts, raw)
         except (DitailError, OSError) as error:
             log.error("%s is skipped: %s", file.name, error)
-            skipped.append(f"{file.name} is skipped: {in_words(error) if isinstance(error, DitailError) else error}")
+            why = in_words(error) if isinstance(error, DitailError) else "it is not an image that can be read"
+            skipped.append(f"{file.name} is skipped: {why}")
             continue
         # Sources of later images may be computed before their jobs begin, so the main prompt can't stand in for it.
         source_prompt = {"source_prompt": f"{main} {text}".strip()} if text and not values.get("source_prompt") else {}
@@ -145,19 +153,30 @@ def _processing(p, job: FolderJob, later: Sequence[Request], place: str):
     copied.styles, copied.prompt = list(p.styles), job.prompt
     copied.extra_generation_params, copied.comments = dict(p.extra_generation_params), {}
     copied.do_not_save_grid = True
-    # The WebUI takes words in square brackets as patterns.
-    name = job.file.stem.replace("[", "(").replace("]", ")")
-    many = "-[generation_number]" if p.n_iter * p.batch_size > 1 else ""
-    copied.override_settings = {**p.override_settings, "samples_filename_pattern": name + many,
-                                "save_images_add_number": False, "save_images_replace_action": "Add number suffix"}
     if hasattr(p, "init_images"):
         copied.init_images = [job.image] * p.batch_size
     arguments, ours = list(p.script_args), arguments_slice(p)
     arguments[ours] = [job.values, *[None] * (ours.stop - ours.start - 1)]
     copied.script_args = tuple(arguments)
-    for name, value in ((SWEEP, list(later)), (EXTRAS, Extras(image_name=job.file.name)), (PLACE, place)):
+    for name, value in ((SWEEP, list(later)), (EXTRAS, Extras(image_name=job.file.name)), (PLACE, place),
+                        (FILE_STEM, job.file.stem)):
         setattr(copied, name, value)
     return copied
+
+
+def on_before_image_saved(params) -> None:
+    """The WebUI's callback for every image: one of a folder's job is named after its content image.
+
+    A number follows if there is such a file. Options for names could do it, too, but the WebUI leaves an option that
+    its user has never set as a job has overridden it, and shows the older file of two with one name.
+    """
+    stem = getattr(params.p, "__dict__", {}).get(FILE_STEM)
+    if stem is None:
+        return
+    path = Path(params.filename)
+    stem += "".join(SUFFIX.findall(path.stem))
+    files = (path.with_name(f"{stem}{f'-{n}' if n else ''}{path.suffix}") for n in count())
+    params.filename = str(next(file for file in files if not file.exists()))
 
 
 def _joined(p, done: Sequence, skipped: Sequence[str]):

@@ -20,7 +20,8 @@ from .failures import in_words
 DITAIL_CONTROLS = ("enabled", "source", "source_checkpoint", "source_prompt", "missing", "second_on", "second_source",
                    "second_source_checkpoint", *KEYS)
 WEBUI_CONTROLS = ("steps", "cfg_scale", "batch_size", "batch_count", "prompt")
-# Words from the page: image (there is a content image), init, batch (img2img's Batch), reference (ControlNet).
+# Words from the page: image (there is a content image), broken (it can't be shown), second_image (the second source's),
+# init (img2img has an image), batch (img2img's Batch), reference (ControlNet).
 FACTS = "facts"
 # The paper's largest alpha, and the largest beta with which the demo's content images were reconstructed from their
 # inversion as well as with 0.5 (explained variance 0.86; at alpha 10 or beta 10 from 0.54 to 0.87).
@@ -47,7 +48,7 @@ def _plan(values: Mapping) -> str:
     steps, count = _whole(values, "steps", 20), _whole(values, "batch_count", 1)
     batch = _whole(values, "batch_size", 1)
     names = {"target": target.name if target else "this checkpoint", "steps": f"{steps} steps"}
-    names["source"] = source.name if source else names["target"]
+    names["source"] = source.name if source else _source_name(values) or names["target"]
     settings = _settings(values)
     if values["source"] == "generate":
         begin = "Generates the content with {source} and inverts it"
@@ -57,8 +58,11 @@ def _plan(values: Mapping) -> str:
     many = f"{batch * count} plain images" if batch * count > 1 else "a plain image"
     text = (f"{begin}, then samples with {{target}} in {{steps}}. Costs {cost.cold:.2f} times {many}, {cost.warm:.2f} "
             "while the source is cached")
-    loads = source is not None and target is not None and source.path != target.path
-    return (text + (" (loading the checkpoints not counted)." if loads else ".")).format(**names)
+    if values["source"] == "image" and _text(values, "prompt") and not _text(values, "source_prompt"):
+        text += ": until the prompt changes, as there is no source prompt"
+    uncounted = ["loading the checkpoints"] if source and target and source.path != target.path else []
+    uncounted += ["the second source"] if values.get("second_on") and not _is_same_second(values) else []
+    return (text + "." + (f" Not counted: {', '.join(uncounted)}." if uncounted else "")).format(**names)
 
 
 def _settings(values: Mapping) -> DitailSettings:
@@ -71,16 +75,13 @@ def _settings(values: Mapping) -> DitailSettings:
 
 
 def _warnings(values: Mapping, is_img2img: bool) -> Iterator[str]:
-    facts = set(str(values.get(FACTS) or "").split())
+    facts = _facts(values)
     for line in str(values.get("missing") or "").splitlines():
         yield _capital(missing_sentence(line.partition("\t")[2])) + "."
     yield from _image_warnings(values, facts, is_img2img)
     yield from _checkpoint_warnings(values, facts)
-    if not (values.get("prompt") or values.get("source_prompt") or "").strip():
+    if not _text(values, "prompt"):
         yield "There is no prompt: say what the content image shows, or structure is lost."
-    elif values["source"] == "image" and not (values.get("source_prompt") or "").strip():
-        yield ("There is no source prompt, so the main prompt stands in for it: each change of it inverts the image "
-               "again.")
     if values.get("second_on") and _is_same_second(values):
         yield SAME_SOURCE
     if "reference" in facts and values.get("attn_ratio"):
@@ -93,15 +94,21 @@ def _warnings(values: Mapping, is_img2img: bool) -> Iterator[str]:
 
 
 def _image_warnings(values: Mapping, facts: set, is_img2img: bool) -> Iterator[str]:
-    needs_image = values["source"] == "image" and "image" not in facts and not values.get("missing")
-    if needs_image and not is_img2img:
+    if values["source"] == "image" and "broken" in facts:
+        yield "The content image can't be read; choose another file."
+    elif values["source"] == "image" and not is_img2img and "image" not in facts and not values.get("missing"):
         yield "There is no content image yet."
     if is_img2img and "batch" not in facts and "init" not in facts:
         yield "There is no image in img2img's own slot yet."
 
 
 def _checkpoint_warnings(values: Mapping, facts: set) -> Iterator[str]:
-    source, target = _source(values), _target()
+    try:
+        source = find_checkpoint(_source_name(values))
+    except DitailError as error:
+        yield in_words(error) + "."
+        return
+    target = _target()
     if source is None or target is None or source.path == target.path:
         return
     try:
@@ -117,15 +124,24 @@ def _checkpoint_warnings(values: Mapping, facts: set) -> Iterator[str]:
 
 
 def _is_same_second(values: Mapping) -> bool:
-    return all(values.get(f"second_{key}") == values.get(key) for key in ("source", "source_checkpoint"))
+    return "second_image" not in _facts(values) and all(
+        values.get(f"second_{key}") == values.get(key) for key in ("source", "source_checkpoint"))
+
+
+def _facts(values: Mapping) -> set[str]:
+    return set(str(values.get(FACTS) or "").split())
 
 
 def _source(values: Mapping) -> Checkpoint | None:
-    name = values.get("source_checkpoint")
     try:
-        return None if name == SAME_CHECKPOINT else find_checkpoint(name or "")
+        return find_checkpoint(_source_name(values))
     except DitailError:
-        return None
+        return None  # a warning says so
+
+
+def _source_name(values: Mapping) -> str:
+    name = values.get("source_checkpoint") or ""
+    return "" if name == SAME_CHECKPOINT else name
 
 
 def _target() -> Checkpoint | None:
@@ -138,6 +154,10 @@ def _family() -> str:
         return family_of_target() if loaded.selected() is not None else USUAL_FAMILY
     except DitailError:
         return USUAL_FAMILY  # a warning says so
+
+
+def _text(values: Mapping, name: str) -> str:
+    return (values.get(name) or "").strip()
 
 
 def _whole(values: Mapping, name: str, default: int) -> int:

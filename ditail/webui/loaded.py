@@ -5,6 +5,8 @@ from importlib.util import find_spec
 from modules import sd_models, shared
 from torch import Tensor, nn
 
+from ..method.prediction import Prediction
+
 IS_FORGE = find_spec("modules_forge") is not None
 
 
@@ -23,6 +25,13 @@ def alphas_cumprod(model) -> Tensor:
     if IS_FORGE:  # its predictor only has sigmas
         return 1 / (model.forge_objects.unet.model.predictor.sigmas.float().cpu() ** 2 + 1)
     return model.alphas_cumprod.float().cpu()
+
+
+def prediction(model) -> Prediction:
+    """What the output of a loaded model's U-Net means."""
+    is_v = (model.forge_objects.unet.model.predictor.prediction_type == "v_prediction" if IS_FORGE
+            else getattr(model, "parameterization", "eps") == "v")
+    return Prediction(alphas_cumprod(model), is_v)
 
 
 def selected() -> object | None:

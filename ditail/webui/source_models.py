@@ -12,7 +12,6 @@ from ..errors import DitailError
 from ..job.host import Model, Prompts, SamplingPlan
 from ..method.inversion import Denoiser, combine_conds
 from ..method.latents import SourceLatents
-from ..method.schedule import alphas_cumprod_at
 from . import hijacks, loaded
 from .loading import borrowed_models
 from .progress import WebuiProgress, source_job
@@ -104,16 +103,12 @@ def source_denoiser(model, prompts: tuple[str, str], alpha: float, beta: float, 
     positive, negative = (schedule_of(model, text, steps, size, is_negative)
                           for text, is_negative in zip(prompts, (False, True), strict=True))
     order = {t: steps - 1 - i for i, t in enumerate(sorted(timesteps))}
-    abar = model.alphas_cumprod
+    prediction = loaded.prediction(model)
     image_cond = _image_conditioning(model, size)
 
     def denoise(z: Tensor, t: float) -> Tensor:
         cond = {**_combined(alpha, positive(order[t]), beta, negative(order[t])), **image_cond}
-        out = model.apply_model(z, torch.full((len(z),), t, device=z.device), cond).float()
-        if getattr(model, "parameterization", "eps") != "v":
-            return out
-        abar_t = float(alphas_cumprod_at(abar, torch.tensor([t], dtype=torch.float64)))
-        return abar_t**0.5 * out + (1 - abar_t) ** 0.5 * z
+        return prediction.eps(model.apply_model(z, torch.full((len(z),), t, device=z.device), cond), z, t)
 
     return denoise
 

@@ -19,6 +19,7 @@ from ..errors import DitailError
 from ..job.host import Row
 from ..keys import cache_key, file_fingerprint
 from ..method.layers import Layers
+from ..method.prediction import Prediction
 from ..method.schedule import InjectionSteps
 from ..unet.shortcuts import Savings, Trusted, is_untouched
 from ..unet.sites import find_sites
@@ -169,6 +170,9 @@ class WebuiTarget:
 
     def unet(self) -> nn.Module:
         return loaded.unet()
+
+    def prediction(self) -> Prediction:
+        return loaded.prediction(shared.sd_model)
 
     def check_layers(self, layers: Layers) -> None:
         find_sites(self.unet(), layers)

@@ -85,8 +85,8 @@ def _first_level(elem_id: ElemId, is_img2img: bool) -> dict:
             with gr.Row():
                 if not is_img2img:
                     controls["use_size"] = gr.Button("Use this image's size", elem_id=elem_id("use_size"), size="sm",
-                                                     interactive=False, min_width=80)
-                controls["preview"] = gr.Button("Preview", elem_id=elem_id("preview"), size="sm", min_width=80)
+                                                     interactive=False, min_width=140)
+                controls["preview"] = gr.Button("Preview", elem_id=elem_id("preview"), size="sm", min_width=140)
         with gr.Column(min_width=220, scale=3):
             controls["source"] = gr.Radio(choices=SOURCE_WORDS, **_common("source", elem_id))
             controls["source_checkpoint"] = _checkpoints(elem_id)
@@ -142,9 +142,9 @@ def _second_source(elem_id: ElemId) -> dict:
         with gr.Row():
             source = gr.Radio(label="Second source", choices=SOURCE_WORDS, value="image", elem_id=elem_id("source"))
             checkpoint = _checkpoints(elem_id)
+        with gr.Row():
             weight = gr.Slider(label="Weight (the first source has 1)", minimum=WEIGHT.low, maximum=WEIGHT.high,
                                step=STEP, value=WEIGHT.default, elem_id=elem_id("weight"))
-        with gr.Row():
             begin, end = (gr.Slider(label=f"{name} (share of the steps)", minimum=0, maximum=1, step=STEP, value=value,
                                     elem_id=elem_id(name.lower())) for name, value in (("Begin", 0.0), ("End", 1.0)))
         with gr.Row():
@@ -187,7 +187,8 @@ def _pasted(controls: dict) -> list[tuple]:
 
 
 def _slot_image(label: str, elem_id: str, height: int = SLOT_HEIGHT):
-    return gr.Image(label=label, type="pil", source="upload", interactive=True, image_mode="RGBA", height=height,
+    # gradio's own conversion to a mode would clip 16-bit images to white.
+    return gr.Image(label=label, type="pil", source="upload", interactive=True, image_mode=None, height=height,
                     elem_id=elem_id)
 
 

@@ -1,11 +1,13 @@
 """The events of the tab: presets and the settings that they set, controls that do not apply, the live line."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import gradio as gr
 from PIL import Image
 
 from ..content.balance import KEYS, at_balance, balance_of, name_of, preset_values
+from ..content.images import read_image
 from ..content.infotext import from_infotext, has_settings
 from ..errors import DitailError
 from . import caption, live_line, presets
@@ -25,19 +27,26 @@ def connect(controls: Mapping, webui_controls: Mapping, elem_id: Callable[[str],
     """Bind the events of a tab's controls. controls: by name. webui_controls: see `ui.build`."""
     tab = elem_id("").split("_")[0]
     names = [name for name in live_line.ALL if name in controls or name in webui_controls]
-    inputs = [controls.get(name) or webui_controls[name] for name in names] + [controls["facts"]]
+    # The other tab, another page or the file itself may have changed the presets since this page was opened.
+    shown_presets = gr.State(_preset_choices())
+    sources = [controls.get(name) or webui_controls[name] for name in names]
+    inputs = [shown_presets, *sources, controls["facts"]]
 
-    def line(*values) -> list:
-        by_name = dict(zip([*names, live_line.FACTS], values, strict=True))
-        return [live_line.html_of(by_name, is_img2img=is_img2img), gr.update(visible=bool(by_name["missing"]))]
+    def line(shown: list[str], *values) -> list:
+        by_name, choices = dict(zip([*names, live_line.FACTS], values, strict=True)), _preset_choices()
+        return [live_line.html_of(by_name, is_img2img=is_img2img), gr.update(visible=bool(by_name["missing"])),
+                gr.update() if shown == choices else gr.update(choices=choices), choices]
 
-    controls["refresh_line"].click(line, inputs, [controls["line"], controls["forget"]],
+    controls["refresh_line"].click(line, inputs, [controls["line"], controls["forget"], controls["preset"],
+                                                  shown_presets],
                           **script(f"(...v) => ditailFacts('{tab}', v.slice(0, {len(inputs)}))"), **QUIET)
     controls["forget"].click(lambda: "", None, [controls["missing"]], **QUIET)
-    for name in ("missing", "enabled"):
-        controls[name].change(None, None, None, **script(f"() => ditailRefresh('{tab}')"))
+    # Pasted values and those of buttons come from the server, later than the click that the page hears of.
+    for source in sources:
+        source.change(None, None, None, **script(f"() => ditailRefresh('{tab}')"))
     _connect_source(controls)
     _connect_images(controls, tab)
+    _connect_descriptions(controls, webui_controls)
     _connect_presets(controls, tab)
 
 
@@ -56,23 +65,30 @@ def _connect_images(controls: Mapping, tab: str) -> None:
     if "use_size" in controls:
         controls["use_size"].click(None, None, None, **script(f"() => ditailUseImageSize('{tab}_ditail_image')"))
     controls["preview"].click(None, None, None, **script(f"() => ditailPreview('{tab}')"))
-    controls["paint"].click(lambda image: image and image.convert("RGB"), [controls["image"]],
+    controls["paint"].click(lambda image: image and read_image(image), [controls["image"]],
                             [controls["painted_on"]], **QUIET)
-    outputs = [controls[name] for name in ("source_prompt", "source_negative_prompt", "source_checkpoint")]
+
+
+def _connect_descriptions(controls: Mapping, webui_controls: Mapping) -> None:
+    """The buttons that fill the source prompt, and the main prompt if that is empty."""
+    outputs = [controls[name] for name in ("line", "source_prompt", "source_negative_prompt", "source_checkpoint")]
+    prompts = [webui_controls["prompt"]] if "prompt" in webui_controls else []
     controls["take_tags"].visible = caption.HAS_DEEPBOORU
     captions = {"take_prompt": caption.from_clip, "take_tags": caption.from_deepbooru, "take_infotext": None}
     for name, function in captions.items():
-        controls[name].click(lambda image, function=function: _describe(image, function), [controls["image"]],
-                             [*outputs, controls["line"]])
+        controls[name].click(partial(_describe, function), [controls["image"], *prompts], [*outputs, *prompts])
 
 
-def _describe(image: Image.Image | None, interrogate: Callable | None) -> list:
-    """Updates for source prompt, negative prompt, checkpoint and the line."""
+def _describe(interrogate: Callable | None, image: Image.Image | None, *prompts: str) -> list:
+    """Updates for the line, source prompt, negative prompt, checkpoint and each of the (one or no) main `prompts`."""
+    unchanged = [gr.update()] * len(prompts)
     try:
         description = caption.describe(image, interrogate)
     except DitailError as error:
-        return [gr.update(), gr.update(), gr.update(), live_line.warning(in_words(error))]
-    return [gr.update() if value is None else value for value in description] + [gr.update()]
+        return [live_line.warning(in_words(error)), *[gr.update()] * 3, *unchanged]
+    fills = description[0] and not any(prompt.strip() for prompt in prompts)
+    return [gr.update(), *[gr.update() if value is None else value for value in description],
+            *([description[0]] * len(prompts) if fills else unchanged)]
 
 
 def _connect_presets(controls: Mapping, tab: str) -> None:
@@ -91,6 +107,10 @@ def _connect_presets(controls: Mapping, tab: str) -> None:
     controls["preset_save"].click(_save, [controls["preset_name"], *numbers], outputs, **QUIET)
     controls["preset_rename"].click(_rename, [controls["preset"], controls["preset_name"]], outputs, **QUIET)
     controls["preset_delete"].click(_delete, [controls["preset"]], outputs, **QUIET)
+
+
+def _preset_choices() -> list[str]:
+    return [*presets.names(), presets.CUSTOM]
 
 
 def _apply_preset(name: str) -> list:
@@ -150,4 +170,4 @@ def _change_presets(action: Callable[[], None], selected: str, message: str) -> 
     except (DitailError, OSError) as error:
         return [gr.update(), live_line.warning(in_words(error) if isinstance(error, DitailError) else str(error))]
     name = " ".join(selected.split())
-    return [gr.update(choices=[*presets.names(), presets.CUSTOM], value=name), f"<p>{message}</p>"]
+    return [gr.update(choices=_preset_choices(), value=name), f"<p>{message}</p>"]

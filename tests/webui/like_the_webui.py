@@ -24,6 +24,7 @@ TARGET = "ink"
 JOBS = {
     "DDIM": {}, "Euler": {"sampler_name": "Euler"}, "DPM++ 2M": {"sampler_name": "DPM++ 2M", "scheduler": "Karras"},
     "DDIM img2img": {"tab": "img2img", "denoising_strength": 0.75}, "DDIM cond": {"inject": "cond"},
+    "DDIM contours": {"contours": 0.4},
     "DDIM early guidance": {"guidance_until": 0.6}, "DDIM tone": {"tone": 0.5, "inversion_steps": 0.5},
 }
 
@@ -36,7 +37,7 @@ def image_of(webui, name: str) -> Image.Image:
     """The image that a host makes: noto's content in ink's style."""
     overrides = dict(JOBS[name])
     settings = {"image": encode(content()), "source_checkpoint": "house-noto"}
-    keys = ("inject", "guidance_until", "tone", "inversion_steps")
+    keys = ("inject", "guidance_until", "contours", "tone", "inversion_steps")
     settings |= {key: overrides.pop(key) for key in keys if key in overrides}
     if overrides.get("tab") == "img2img":
         overrides["init_images"] = [settings.pop("image")]

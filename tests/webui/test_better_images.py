@@ -78,6 +78,22 @@ def test_a_share_of_the_inversion(webui, ditail):
     assert difference(whole, half) > 0
 
 
+@pytest.mark.parametrize("sampler", ["DDIM", "Euler a", "DPM++ 2M", "Heun", "UniPC", "LCM", "DDIM CFG++"])
+def test_contours_bring_shapes_nearer_at_no_cost(webui, ditail, content, sampler):
+    """Nothing else is injected, and the content's own model samples, so that only contours can."""
+    settings = {**ditail, "conv_ratio": 0.0, "attn_ratio": 0.0, "start": "noise"}
+    images, rows = [], []
+    for contours in (0.0, 1.0):
+        webui.generate({**settings, "contours": contours}, sampler_name=sampler)  # its source latents are cached now
+        webui.call("/ditail-test/rows", {})
+        images.append(webui.generate({**settings, "contours": contours}, sampler_name=sampler))
+        rows.append(webui.call("/ditail-test/rows").json)
+    assert rows[0] == rows[1]
+    far, near = (difference(image.image, content) for image in images)
+    assert near < far - ROUNDING
+    assert "Ditail contours: 1" in images[1].infotext
+
+
 def test_tone_moves_colours_and_is_cached(webui, ditail):
     plain = webui.generate(ditail).image
     settings = {**ditail, "tone": 1.0}

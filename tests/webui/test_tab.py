@@ -5,7 +5,10 @@ import json
 import re
 
 import pytest
+from PIL import Image
 
+from ditail.content.images import read_image
+from ditail.job.plan import image_hash
 from tests.webui.browser import (
     choose,
     choose_image,
@@ -90,6 +93,11 @@ def test_user_presets(page, own_presets):
     page.click("#txt2img_ditail_preset_save")
     page.wait_for_selector("#txt2img_ditail_preset_said :text('Saved')")
     assert json.loads(own_presets.read_text())["Mine"]["alpha"] == 2.5
+    show_tab(page, "img2img")  # the other tab has it, too
+    page.click("#img2img_ditail_enabled > .label-wrap")
+    wait_for_line(page, "img2img", "Inverts")
+    choose(page, "img2img_ditail_preset", "Mine")
+    show_tab(page, "txt2img")
     choose(page, "txt2img_ditail_preset", "Paper")
     page.wait_for_function("gradioApp().querySelector('#txt2img_ditail_alpha input[type=number]').value === '3'")
     choose(page, "txt2img_ditail_preset", "Mine")
@@ -114,7 +122,7 @@ def test_the_line_says_what_generate_does_and_what_is_unwise(page, image):
     wait_for_line(page, "txt2img", "no content image", gone=True)
     fill(page, "txt2img", prompt="a fox on pink")
     wait_for_line(page, "txt2img", "There is no prompt", gone=True)
-    assert "There is no source prompt" in line_of(page, "txt2img")
+    assert "until the prompt changes, as there is no source prompt" in line_of(page, "txt2img")
     open_advanced(page, "txt2img")
     fill(page, "txt2img", ditail_alpha=10, ditail_beta=10)
     wait_for_line(page, "txt2img", "Alpha or Beta is so large")
@@ -129,6 +137,47 @@ def test_the_line_says_what_generate_does_and_what_is_unwise(page, image):
     assert not page.is_visible("#txt2img_ditail_use_size")
     page.click("#txt2img_ditail_enabled-visible-checkbox")
     wait_for_line(page, "txt2img", "Generates", gone=True)
+
+
+def test_the_line_names_a_checkpoint_that_is_gone(page, webui):
+    file = webui.data / "models" / "Stable-diffusion" / "house-flat.safetensors"
+    open_tab(page, "txt2img")
+    choose(page, "txt2img_ditail_source_checkpoint", "house-flat")
+    try:
+        file.rename(file.with_suffix(".away"))
+        page.click("#txt2img_ditail_refresh_source_checkpoint")
+        wait_for_line(page, "txt2img", "Source checkpoint: the")
+    finally:
+        file.with_suffix(".away").rename(file)
+        webui.call("/sdapi/v1/refresh-checkpoints", {})
+
+
+@pytest.mark.parametrize("name", ["16 bit.png", "palette.png", "turned.jpg", "moving.gif"])
+def test_images_of_every_kind_are_read_as_the_api_reads_them(page, content, tmp_path, name):
+    """gradio's own conversion would clip 16 bits to white."""
+    file, exif = tmp_path / name, Image.Exif()
+    exif[0x0112] = 6
+    images = {
+        "16 bit.png": (Image.frombytes("I;16", content.size, bytes(grey for pixel in content.convert("L").tobytes()
+                                                                   for grey in (pixel, pixel))), {}),
+        "palette.png": (content.quantize(32), {"transparency": 0}), "turned.jpg": (content, {"exif": exif}),
+        "moving.gif": (content, {"save_all": True, "append_images": [content.rotate(90)]}),
+    }
+    image, options = images[name]
+    image.save(file, **options)
+    open_tab(page, "txt2img")
+    choose_image(page, "txt2img", file)
+    fill(page, "txt2img", prompt="a fox on pink", seed=1, steps=2, width=128, height=128)
+    generate(page, "txt2img")
+    assert f"Ditail image hash: {image_hash(read_image(file))}" in page.inner_text("#html_info_txt2img")
+
+
+def test_a_file_that_is_no_image_is_said_to_be_none(page, tmp_path):
+    file = tmp_path / "text.png"
+    file.write_text("not an image")
+    open_tab(page, "txt2img")
+    choose_image(page, "txt2img", file)
+    wait_for_line(page, "txt2img", "The content image can't be read")
 
 
 def test_preview(tab, webui):
@@ -197,6 +246,35 @@ def test_a_script_that_is_interrupted_before_its_first_image_says_so(tab, webui,
     assert tab.query_selector("#txt2img_gallery .thumbnails img, #txt2img_gallery .preview img") is None
 
 
+def test_uploaded_images_with_their_text_files(page, content, tmp_path, webui, options):
+    """Twice: the second run's files have names of their own, and later images have the usual ones again."""
+    options(samples_save=True)
+    for name in ("red fox", "turned"):
+        content.save(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").write_text(f"a {name}")
+    (tmp_path / "broken.png").write_text("not an image")
+    open_tab(page, "txt2img")
+    fill(page, "txt2img", seed=1, steps=2, width=128, height=128, cfg_scale=5)
+    page.click("#txt2img_script_container #script_list input")
+    page.click("#txt2img_script_container #script_list ul.options li:has-text('Ditail folder')")
+    page.set_input_files("#txt2img_ditail_folder_files input[type=file]", sorted(tmp_path.iterdir()))
+    page.wait_for_selector("#txt2img_ditail_folder_files :text('turned.txt')")
+    page.click("#txt2img_ditail_folder_prompts label:has-text('.txt')")
+    for number in ("", "-1"):
+        generate(page, "txt2img")
+        assert "broken.png is skipped: it is not an image that can be read" in notice_of(page, "txt2img")
+        page.wait_for_selector(f"#txt2img_gallery .thumbnails img[src*='/red%20fox{number}.png']")
+        infotext = page.wait_for_selector("#html_info_txt2img :text('Ditail image name: red fox.png')").inner_text()
+        assert infotext.startswith("a red fox\n")
+    page.click("#txt2img_script_container #script_list input")
+    page.click("#txt2img_script_container #script_list ul.options li:text-is('None')")
+    choose_image(page, "txt2img", tmp_path / "turned.png")
+    generate(page, "txt2img")
+    saved = sorted(file.name for file in (webui.data / "outputs").rglob("*.png"))
+    assert [name for name in saved if "fox" in name or "turned" in name] == [
+        "red fox-1.png", "red fox.png", "turned-1.png", "turned.png"]
+
+
 def test_kept_images_come_back_with_their_infotext(tab):
     generate(tab, "txt2img")
     infotext = tab.inner_text("#html_info_txt2img")
@@ -238,6 +316,18 @@ def test_send_to_ditail_and_the_prompt_from_the_image(tab):
     assert tab.query_selector("#txt2img_ditail_image img")
     tab.wait_for_function("gradioApp().querySelector('#txt2img_ditail_source_checkpoint input').value"
                           ".includes('house-ink')")
+    wait_for_line(tab, "txt2img", "as there is no source prompt", gone=True)
+
+
+def test_a_described_image_fills_an_empty_prompt(page, webui, ditail, tmp_path):
+    file = tmp_path / "made.png"
+    file.write_bytes(base64.b64decode(webui.generate(ditail, steps=2).json["images"][0]))
+    open_tab(page, "txt2img", advanced=True)
+    choose_image(page, "txt2img", file)
+    page.click("#txt2img_ditail_take_prompt")
+    page.wait_for_function("gradioApp().querySelector('#txt2img_prompt textarea').value === 'a fox on pink'")
+    assert value_of_hidden(page, "source_prompt") == "a fox on pink"
+    wait_for_line(page, "txt2img", "There is no prompt", gone=True)
 
 
 def test_send_to_img2img_carries_nothing_of_ditail(tab):
@@ -275,10 +365,13 @@ def test_img2img_with_a_content_image_alone_is_refused(page, image):
     assert "Ditail: img2img: choose an image" in page.inner_text("#html_log_img2img")
 
 
-def test_a_second_source_equal_to_the_first_is_reported(tab):
+def test_a_second_source_equal_to_the_first_is_reported(tab, image):
     open_advanced(tab, "txt2img")
     tab.click("#txt2img_ditail_second_on > .label-wrap")
     wait_for_line(tab, "txt2img", "The second source is the same as the first")
+    choose_image(tab, "txt2img", image, "second_image")
+    wait_for_line(tab, "txt2img", "Not counted: the second source")
+    assert "is the same as the first" not in line_of(tab, "txt2img")
 
 
 def test_painted_mask(tab, image):

@@ -12,7 +12,7 @@ from ...content.images import LATENT_SCALE
 from ...job.host import Model, Prompts, SamplingPlan
 from ...method.inversion import Denoiser, combine_conds
 from ...method.latents import SourceLatents
-from ...method.schedule import alphas_cumprod_at
+from .. import loaded
 from ..progress import WebuiProgress, source_job
 from ..source_models import WebuiModels, at_latent_size, record_generation, schedule_of
 from .loading import borrowed_models, untouched_notes
@@ -78,23 +78,19 @@ def source_denoiser(model, prompts: Prompts, alpha: float, beta: float, size: tu
                           for text, is_negative in zip(prompts, (False, True), strict=True))
     order = {t: steps - 1 - i for i, t in enumerate(sorted(timesteps))}
     with noise_schedule(model):
-        abar = 1 / (model.forge_objects.unet.model.predictor.sigmas.float().cpu() ** 2 + 1)
+        prediction = loaded.prediction(model)
     latent = torch.zeros(1, 4, size[1] // LATENT_SCALE, size[0] // LATENT_SCALE, device=devices.device)
     masked = _masked_image(model, latent, size)
     # After encoding prompts and images, for which Forge may have moved the U-Net off the GPU.
     sampling_prepare(model.forge_objects.unet, latent)
-    unet, predictor = model.forge_objects.unet.model, model.forge_objects.unet.model.predictor
+    unet = model.forge_objects.unet.model
 
     def denoise(z: Tensor, t: float) -> Tensor:
         cond = unet_arguments(_combined(alpha, positive(order[t]), beta, negative(order[t])), unet.computation_dtype)
         x = torch.cat([z, *masked], 1).to(unet.computation_dtype)
         timesteps = torch.full((len(z),), t, device=z.device)
         cond = {k: v.to(z.device) for k, v in cond.items()}
-        out = unet.diffusion_model(x, timesteps, transformer_options={}, **cond)
-        if predictor.prediction_type != "v_prediction":
-            return out.float()
-        abar_t = float(alphas_cumprod_at(abar, torch.tensor([t], dtype=torch.float64)))
-        return abar_t**0.5 * out.float() + (1 - abar_t) ** 0.5 * z
+        return prediction.eps(unet.diffusion_model(x, timesteps, transformer_options={}, **cond), z, t)
 
     return denoise
 

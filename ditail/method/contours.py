@@ -1,0 +1,20 @@
+"""Contours: moves the shapes in the denoised image toward the content's, at the U-Net's output.
+
+In the first steps the high band of the `x_0` that the U-Net expects is moved toward that of the content's `z_0`; the
+low band, the tones of large areas, stays the target's. FBSDiff (2408.00998) substitutes bands of latents in a similar
+way. The change is linear in the output and the same for every row, so CFG passes it on unscaled. It calls no model.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+# The share of the steps, from the first, in which contours are moved.
+SHARE = 0.5
+# The side of the squares whose means are the low band, as a share of the latents' shorter side.
+WINDOW = 5 / 8
+
+
+def high_band(x: Tensor) -> Tensor:
+    """`x` `[b, c, h, w]` minus its mean in a square around each place."""
+    side = round(WINDOW * min(x.shape[-2:])) // 2 * 2 + 1
+    return x - F.avg_pool2d(x, side, stride=1, padding=side // 2, count_include_pad=False)
