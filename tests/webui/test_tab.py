@@ -264,7 +264,8 @@ def test_a_folder_of_images_with_their_text_files(page, content, tmp_path, webui
     for number in ("", "-1"):
         generate(page, "txt2img")
         assert "broken.png is skipped: it is not an image that can be read" in notice_of(page, "txt2img")
-        page.wait_for_selector(f"#txt2img_gallery .thumbnails img[src*='/red%20fox{number}.png']")
+        page.wait_for_function("name => [...gradioApp().querySelectorAll('#txt2img_gallery .thumbnails img')]"
+                               ".some(image => decodeURI(image.src).includes(name))", arg=f"/red fox{number}.png")
         infotext = page.wait_for_selector("#html_info_txt2img :text('Ditail image name: red fox.png')").inner_text()
         assert infotext.startswith("a red fox\n")
     page.click("#txt2img_script_container #script_list input")
