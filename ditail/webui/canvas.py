@@ -6,7 +6,7 @@ from PIL import Image
 from ..content.images import read_mask
 from . import loaded
 
-LABEL = "Painted mask (paint what takes the content)"
+LABEL = "Painted mask"
 WHITE = "#ffffff"
 
 

@@ -7,7 +7,7 @@ from PIL import Image
 from ..content.images import image_to_tensor
 from ..errors import DitailError
 from ..job.host import Interrupted
-from ..job.preview import STEPS, Preview, preview
+from ..job.preview import Preview, preview
 from .controls import Extras
 
 PREVIEW = "preview"
@@ -67,5 +67,5 @@ def _titles(run, result: Preview) -> list[str]:
         share = max(0, round(100 * result.similarity))
         titles.append(f"{share} % of it comes back from {source}")
     if result.start is not None:
-        titles.append(f"{shared.sd_model.sd_checkpoint_info.name_for_extra}, {STEPS} steps from the start alone")
+        titles.append(f"{shared.sd_model.sd_checkpoint_info.name_for_extra}, from the start alone")
     return titles

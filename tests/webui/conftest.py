@@ -4,10 +4,10 @@ import pytest
 from PIL import Image
 
 from tests.webui.browser import open_browser, open_page
-from tests.webui.data_folder import ASSETS, HERE, prepare, write_families
+from tests.webui.data_folder import HERE, prepare, scene, write_families
 from tests.webui.forge import mark_items
 from tests.webui.server import FOLDER, NO_HALF, running
-from tests.webui.webui_helpers import SIDE, encode
+from tests.webui.webui_helpers import encode
 
 
 def pytest_collection_modifyitems(items):
@@ -50,13 +50,13 @@ def families(webui) -> None:
 @pytest.fixture(scope="session")
 def content() -> Image.Image:
     """The first held-out image in the style noto: a fox on pink."""
-    return Image.open(ASSETS / "held_out_noto.png").convert("RGB").crop((0, 0, SIDE, SIDE))
+    return scene(0)
 
 
 @pytest.fixture(scope="session")
 def other_content() -> Image.Image:
     """The second one: an avocado."""
-    return Image.open(ASSETS / "held_out_noto.png").convert("RGB").crop((SIDE, 0, 2 * SIDE, SIDE))
+    return scene(1)
 
 
 @pytest.fixture(scope="session")

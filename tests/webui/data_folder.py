@@ -7,11 +7,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+from PIL import Image
+
 from tests.webui.server import FOLDER, IS_FORGE, PYTHON
+from tests.webui.webui_helpers import SIDE
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 ASSETS = ROOT / "ditail" / "standalone" / "assets"
+
+
+def scene(number: int) -> Image.Image:
+    """A held-out scene of the demo checkpoints in the style noto."""
+    sheet = Image.open(ASSETS / "held_out_noto.png").convert("RGB")
+    row, column = divmod(number, sheet.width // SIDE)
+    return sheet.crop((column * SIDE, row * SIDE, (column + 1) * SIDE, (row + 1) * SIDE))
 
 
 def prepare(data: Path) -> Path:

@@ -125,6 +125,15 @@ def test_a_matrix_that_ends_early_spoils_no_later_image(faulty, action, call):
     assert faulty.image(MATRIX) == matrix
 
 
+def test_a_matrix_that_fails_while_it_loads_leaves_the_chosen_model(faulty):
+    """In Forge the cell's model was in place by then, under the former one's hash."""
+    plain = faulty.image(Kind(None, {}))
+    with faulty.armed(point="load.callbacks", error="OSError") as seen:
+        assert faulty.ask(MATRIX).status == 500
+    assert seen["fired"] == 1
+    assert faulty.image(Kind(None, {})) == plain
+
+
 @pytest.mark.parametrize("action", ["interrupt", "skip", "stop", "raise"])
 def test_a_generated_source_that_ends_early_spoils_no_later_image(faulty, action):
     generated = Kind(FROM_NOTO, {"steps": STEPS})

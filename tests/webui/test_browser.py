@@ -13,15 +13,17 @@ from tests.webui.browser import (
     show_tab,
     wait_for_line,
 )
+from tests.webui.data_folder import scene
 from tests.webui.server import IS_FORGE
 
 
-def test_txt2img(page, image, webui):
+def test_txt2img(page, tmp_path, webui):
+    scene(44).save(tmp_path / "fox.png")
     open_tab(page, "txt2img")
-    choose_image(page, "txt2img", image)
+    choose_image(page, "txt2img", tmp_path / "fox.png")
     page.click("#txt2img_ditail_use_size")
     assert page.input_value("#txt2img_width input[type=number]") == "128"
-    fill(page, "txt2img", prompt="a fox on pink", seed=1, steps=40, cfg_scale=5)
+    fill(page, "txt2img", prompt="a fox on cream", seed=1, steps=40, cfg_scale=5)
     choose(page, "txt2img_ditail_source_checkpoint", "house-noto")
     wait_for_line(page, "txt2img", "Inverts the content image with house-noto")
     seen = generate(page, "txt2img")
@@ -38,7 +40,7 @@ def test_txt2img(page, image, webui):
     fill(page, "txt2img", ditail_alpha=9, prompt=infotext)
     page.click("#txt2img_tools #paste")
     page.wait_for_function("gradioApp().querySelector('#txt2img_ditail_alpha input[type=number]').value == '1.75'")
-    assert page.input_value("#txt2img_prompt textarea") == "a fox on pink"
+    assert page.input_value("#txt2img_prompt textarea") == "a fox on cream"
     assert "house-noto" in page.input_value("#txt2img_ditail_source_checkpoint input")
     assert page.is_visible("#txt2img_ditail_alpha")
 

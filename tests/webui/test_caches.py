@@ -132,6 +132,7 @@ def test_a_changed_lora_file_is_another_lora(webui, options, mixed):
         assert image != first
     finally:
         os.replace(path.with_suffix(".kept"), path)
+        webui.call("/ditail-test/forget-loras", {})
 
 
 def test_a_changed_checkpoint_file_is_another_model(webui, options, mixed):

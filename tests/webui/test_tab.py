@@ -257,7 +257,10 @@ def test_uploaded_images_with_their_text_files(page, content, tmp_path, webui, o
     fill(page, "txt2img", seed=1, steps=2, width=128, height=128, cfg_scale=5)
     page.click("#txt2img_script_container #script_list input")
     page.click("#txt2img_script_container #script_list ul.options li:has-text('Ditail folder')")
+    page.wait_for_load_state("networkidle")  # what shows the script's controls would upload the files again, and empty
     page.set_input_files("#txt2img_ditail_folder_files input[type=file]", sorted(tmp_path.iterdir()))
+    page.wait_for_timeout(1000)
+    page.wait_for_load_state("networkidle")
     page.wait_for_selector("#txt2img_ditail_folder_files :text('turned.txt')")
     page.click("#txt2img_ditail_folder_prompts label:has-text('.txt')")
     for number in ("", "-1"):

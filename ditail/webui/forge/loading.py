@@ -40,14 +40,18 @@ class NothingLoaded:
 
 @contextmanager
 def restored_models(*, is_sound: Callable[[BaseException], bool]) -> Iterator[NothingLoaded]:
-    """A context for jobs that load other models by override settings; Forge loads the former again itself."""
+    """A context for jobs that load other models by override settings; Forge loads the former again itself.
+
+    is_sound: whether the loaded model is intact after an exception in the context.
+    """
     loaded.load_selected()
     try:
         yield NothingLoaded()
-    finally:
-        if sd_models.model_data.sd_model is None:
-            # A checkpoint could not be loaded. With its hash kept, Forge would take the former one to be loaded.
+    except BaseException as error:
+        if not is_sound(error):
+            # Forge changes the model before the hash, by which it would take the former model to be loaded.
             sd_models.model_data.forge_hash = ""
+        raise
 
 
 @dataclass
@@ -118,10 +122,9 @@ def _unload(source: Borrowed | None) -> None:
         return
     objects = source.engine.forge_objects_original
     parts = [objects.unet.model, objects.clip.patcher.model, objects.vae.patcher.model]
+    # Without Forge's `model_unload`, which only prepares a model for its next use, and may raise.
     on_gpu = memory_management.current_loaded_models
-    for entry in [entry for entry in on_gpu if any(entry.model.model is model for model in parts)]:
-        on_gpu.remove(entry)
-        entry.model_unload(avoid_model_moving=True)
+    on_gpu[:] = [entry for entry in on_gpu if not any(entry.model.model is model for model in parts)]
     source.engine = None
     del objects, parts
     gc.collect()
@@ -142,8 +145,8 @@ def _with_networks(p, engine, networks: Networks) -> Iterator[None]:
             for comment in [*engine.comments, *_missing(networks)]:
                 p.comment(f"{comment} (source prompt)")
     finally:
-        sampling_cleanup(engine.forge_objects.unet)
-        engine.forge_objects = before
+        used, engine.forge_objects = engine.forge_objects, before
+        sampling_cleanup(used.unet)
 
 
 def _missing(networks: Networks) -> list[str]:
