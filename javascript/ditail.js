@@ -166,6 +166,8 @@ onUiLoaded(() => {
             page?.addEventListener(event, (e) => {
                 if (!e.isTrusted && event === "click") return;
                 if (!ditailIsOn(tab) || e.target.closest(`#${tab}_ditail_refresh_line`)) return;
+                // gradio 3 loses an upload if the server answers something else before it has ended.
+                if (e.target.closest(`#${tab}_ditail_folder_files`)) return;
                 ditailRefresh(tab);
                 ditailDrawBoxes(tab);
             });

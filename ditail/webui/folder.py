@@ -75,8 +75,8 @@ def content_files(uploaded: Sequence | None, folder: str) -> list[ContentFile]:
     if uploaded:
         # gradio 3 gives the path of its copy as the original name.
         paths = {Path(getattr(file, "orig_name", None) or file.name).name: Path(file.name) for file in uploaded}
-        if not all(path.stat().st_size for path in paths.values()):  # so gradio 3 gives what is still being uploaded
-            raise DitailError("folder", "an uploaded file is empty; wait for the upload to end, and generate again")
+        if not all(path.stat().st_size for path in paths.values()):  # so gradio 3 gives what it has not uploaded
+            raise DitailError("folder", "an uploaded file has arrived empty; choose the files again")
     elif folder:
         if shared.cmd_opts.hide_ui_dir_config:
             raise DitailError("folder", "is switched off on this server; upload the images")
