@@ -27,7 +27,7 @@ DOCS = Path(__file__).resolve().parent.parent / "docs"
 PAGES = (DOCS / "gallery.md", DOCS / "tuning.md")
 # Held-out scenes by the names in the pages' commands.
 SCENES = {"fox": 44, "castle": 18, "mushroom": 34, "rabbit": 57, "teapot": 48, "pig": 114, "bear": 27, "car": 105,
-          "house": 113, "cactus": 61, "star": 21}
+          "house": 113, "star": 21}
 RECIPE = re.compile(r"```sh\n(?P<commands>.*?)```|```json (?P<file>\S+)\n(?P<text>.*?)```|"
                     r"<!-- (?P<cells>[^>]*?) -->\n!\[[^\]]*\]\((?P<image>[^)]+)\)", re.DOTALL)
 COMMAND = ["python", "-m", "ditail"]

@@ -39,7 +39,7 @@ LOADS = "StateDict Keys: {" if IS_FORGE else "Loading weights ["
 LOADS_TO_GO_BACK = 0 if IS_FORGE else 1
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False", "MPLBACKEND": "Agg",
            **({"CUDA_VISIBLE_DEVICES": "", "SD_WEBUI_RESTARTING": "1"} if IS_FORGE else {})}
-START_SECONDS = 300
+START_SECONDS = 600  # on a busy machine
 
 
 @dataclass

@@ -49,6 +49,13 @@ class TestFamilies:
         plain = webui.generate(**CFG_1, **target)
         assert difference(back.image, content) < difference(plain.image, content) / 4
 
+    @pytest.mark.parametrize("family", RANDOM)
+    def test_contours(self, webui, base64_content, content, family):
+        alone = {"image": base64_content, "conv_ratio": 0, "attn_ratio": 0, "start": "noise"}
+        far, near = (webui.generate({**alone, "contours": contours}, **CFG_1, **on(f"{family}-a")).image
+                     for contours in (0, 1))
+        assert difference(near, content) < 0.9 * difference(far, content)
+
     def test_size_and_crop_of_sdxl(self, webui, base64_content, options):
         """SDXL is told size and crop; the source latents and the null prompt's features depend on them."""
         target = on("sdxl-v-a")
