@@ -14,7 +14,8 @@ from ditail.content.settings import DitailSettings
 from ditail.job.cost import cost_of
 from ditail.method.latents import SourceLatents
 from ditail.method.schedule import InjectionSteps, inversion_timesteps, scaled_linear_alphas_cumprod
-from ditail.unet.injection import Injection, SourceRow, inject
+from ditail.unet.injection import Injection, inject
+from ditail.unet.rows import SourceRow
 
 from . import counts
 from .rows import Row

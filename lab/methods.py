@@ -16,14 +16,15 @@ from torch import Tensor, nn
 
 from ditail.content.settings import DitailSettings
 from ditail.job.host import Row as CallRow
-from ditail.method.contours import SHARE
+from ditail.method.contours import SHARE, Contours
 from ditail.method.inversion import combine_conds, invert
 from ditail.method.latents import SourceLatents
 from ditail.method.schedule import InjectionSteps, alphas_cumprod_at, first_steps, inversion_timesteps
 from ditail.method.tone import SEED, target_estimate, tone_shift
 from ditail.standalone.model import Model
 from ditail.standalone.sampling import Job, generate, new_sampler, sample
-from ditail.unet.injection import Contours, Injection, SourceRow, inject
+from ditail.unet.injection import Injection, inject
+from ditail.unet.rows import SourceRow
 from ditail.unet.shortcuts import Savings
 from ditail.unet.sites import find_sites
 

@@ -7,7 +7,7 @@ import torch
 from ditail import Injection, Savings, SourceLatents, inject
 from ditail.method.layers import parse_layers
 from ditail.method.schedule import InjectionSteps, scaled_linear_alphas_cumprod
-from ditail.unet.injection import SourceRow
+from ditail.unet.rows import SourceRow
 
 ABAR = scaled_linear_alphas_cumprod()
 ALWAYS = InjectionSteps(float("-inf"), float("-inf"))

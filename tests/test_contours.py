@@ -5,10 +5,9 @@ import torch
 
 from ditail import SourceLatents
 from ditail.method.blending import Mixed
-from ditail.method.contours import high_band
+from ditail.method.contours import Contours, high_band
 from ditail.method.prediction import Prediction
 from ditail.method.schedule import InjectionSteps, alphas_cumprod_at
-from ditail.unet.injection import Contours
 from tests.injected import ABAR, ALWAYS, HOOKS, conds, hooks_on, randn, rows_like, run, source_runs
 from tests.unets import SD1, random_unet
 

@@ -8,12 +8,13 @@ from torch import Tensor, nn
 
 from ..cache.latents import LatentCache
 from ..method.blending import start_latent
-from ..method.contours import SHARE
+from ..method.contours import SHARE, Contours
 from ..method.latents import SourceLatents
 from ..method.layers import parse_layers
 from ..method.schedule import InjectionSteps, alphas_cumprod_at, first_steps
 from ..method.tone import tone_shift
-from ..unet.injection import Contours, Injection, SourceRow, inject
+from ..unet.injection import Injection, inject
+from ..unet.rows import SourceRow
 from .host import Host
 from .plan import Sampling, plan_job
 from .request import Request

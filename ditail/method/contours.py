@@ -5,13 +5,30 @@ low band, the tones of large areas, stays the target's. FBSDiff (2408.00998) sub
 way. The change is linear in the output and the same for every row, so CFG passes it on unscaled. It calls no model.
 """
 
+from dataclasses import dataclass
+
 import torch.nn.functional as F
 from torch import Tensor
+
+from .prediction import Prediction
 
 # The share of the steps, from the first, in which contours are moved.
 SHARE = 0.5
 # The side of the squares whose means are the low band, as a share of the latents' shorter side.
 WINDOW = 5 / 8
+
+
+@dataclass(frozen=True)
+class Contours:
+    """How contours are moved. strength: in 0..1. At timesteps up to `above` they are not. prediction: the target's."""
+
+    strength: float
+    above: float
+    prediction: Prediction
+
+    def change(self, output: Tensor, z0: Tensor, z: Tensor, timestep: float) -> Tensor:
+        """What to add to the U-Net's `output` for `z`, whose content is `z0`; all `[b, c, h, w]`."""
+        return self.strength * high_band(self.prediction.output_for(z0, z, timestep) - output)
 
 
 def high_band(x: Tensor) -> Tensor:

@@ -13,7 +13,6 @@ one timestep.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +20,10 @@ from torch import Tensor, nn
 from ..cache.features import Features
 from ..errors import DitailError
 from ..method.blending import Mixed, active_at, as_mixed, images_of
-from ..method.contours import high_band
+from ..method.contours import Contours
 from ..method.latents import SourceLatents
-from ..method.prediction import Prediction
 from ..method.schedule import InjectionSteps
+from .rows import SourceRows, input_of, source_input, source_rows_of
 from .shortcuts import Savings, is_untouched, shortcuts, spread
 from .sites import find_sites
 from .step import Step, mask_on_layer, mixed_at
@@ -33,28 +32,8 @@ from .step import Step, mask_on_layer, mixed_at
 INSTALLED = "_ditail_installed"
 
 
-class SourceRow(NamedTuple):
-    """For a row of a call: its row `image` of the source latents, and whether it takes the injection."""
-
-    image: int
-    is_injected: bool = True
-
-
-# (number of rows, the call's keyword arguments) -> one for each row.
-SourceRows = Callable[[int, Mapping], Sequence[SourceRow]]
-
-
 class _LastLayerReached(Exception):
     """Ends the source run once every needed layer is recorded."""
-
-
-@dataclass(frozen=True)
-class Contours:
-    """See `method.contours`. strength: in 0..1. At timesteps up to `above` nothing is moved."""
-
-    strength: float
-    above: float
-    prediction: Prediction
 
 
 @dataclass(frozen=True)
@@ -159,7 +138,7 @@ class InjectionHooks:
         """Record the source run of the timestep that the U-Net is called at."""
         if self._recording:
             return
-        x, timesteps = _input_of(args, kwargs)
+        x, timesteps = input_of(args, kwargs)
         self._grid = (x.shape[-2], x.shape[-1])
         rows = source_rows_of(len(x), images_of(self.mixed), self.injection.source_rows, kwargs)
         self._images = [row.image for row in rows]
@@ -183,16 +162,15 @@ class InjectionHooks:
 
     def _after_unet(self, _unet: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor | None:
         """Move the contours in the output (see `method.contours`)."""
-        x, timesteps = _input_of(args, kwargs)
+        x, timesteps = input_of(args, kwargs)
         contours, t = self.injection.contours, float(timesteps.flatten()[0])
         indices = active_at(self.mixed, t)
         if self._recording or contours is None or t <= contours.above or not indices:
             return None
         step = mixed_at(self.mixed, t, frozenset(), indices)
         z0 = step.blended("z_0", torch.cat([mixed.latents.content for mixed in step.active]), self._grid)
-        goal = contours.prediction.output_for(z0.to(x.device)[self._images if len(z0) > 1 else [0] * len(x)],
-                                              x[:, : z0.shape[1]], t)
-        change = contours.strength * high_band(goal - output.float())
+        z0 = z0.to(x.device)[self._images if len(z0) > 1 else [0] * len(x)]
+        change = contours.change(output.float(), z0, x[:, : z0.shape[1]], t)
         for mask in (self.injection.mask, step.reach):
             if mask is not None:
                 change = change * mask_on_layer(mask, output, self._grid, "z_0").to(change)
@@ -311,32 +289,3 @@ class InjectionHooks:
             return []
         tiles = rows // len(self._rows)
         return [image is None for image in self._rows for _ in range(tiles)]
-
-
-def _input_of(args: Sequence, kwargs: Mapping) -> tuple[Tensor, Tensor]:
-    """(the latents, the timesteps) of a call of the U-Net."""
-    return args[0], args[1] if len(args) > 1 else kwargs["timesteps"]
-
-
-def source_rows_of(rows: int, images: int, source_rows: SourceRows | None, call: Mapping) -> Sequence[SourceRow]:
-    """The source row of each of `rows` rows (see `Injection.source_rows`). Raises DitailError if they don't match."""
-    matched = list(source_rows(rows, call)) if source_rows else [SourceRow(i % images) for i in range(rows)]
-    if len(matched) != rows or (source_rows is None and rows % images):
-        raise DitailError(None, f"injection: {rows} rows can't be matched with {images} source latents")
-    return matched
-
-
-def source_input(latents: SourceLatents, timestep: float, x: Tensor, images: Sequence[int | None]) -> Tensor:
-    """The source latents at a timestep as input of the U-Net, `[b, c, h, w]` with the channels of its other input `x`.
-
-    images: the source row of each row of `x`. Raises DitailError for latents of another size.
-    """
-    z = latents.at(timestep).to(x)
-    if z.shape[-2:] != x.shape[-2:]:
-        raise DitailError(None, f"injection: the source latents are {tuple(z.shape[-2:])}, the sampler's "
-                          f"{tuple(x.shape[-2:])} (height, width)")
-    if x.shape[1] > z.shape[1]:
-        # An inpainting U-Net has additional channels (mask, masked image), which are those of the denoised rows.
-        first = [images.index(i) if i in images else 0 for i in range(len(z))]
-        z = torch.cat([z, x[first, z.shape[1] :]], 1)
-    return z
