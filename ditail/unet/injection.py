@@ -13,6 +13,7 @@ one timestep.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -125,8 +126,9 @@ class InjectionHooks:
             installed.callback(drop_hook, module, hook)
             handles.append(module.register_forward_hook(hook))
         if self.injection.contours is not None:
-            installed.callback(drop_hook, self.unet, self._after_unet)
-            handles.append(self.unet.register_forward_hook(self._after_unet, with_kwargs=True))
+            move_contours = partial(_move_contours, self)
+            installed.callback(drop_hook, self.unet, move_contours)
+            handles.append(self.unet.register_forward_hook(move_contours, with_kwargs=True))
         self._hook_ids = frozenset(handle.id for handle in handles)
         blocks = [(site.name, self.unet.get_submodule(site.name.removesuffix(".out_layers")))
                   for site in self.sites.features]
@@ -159,22 +161,6 @@ class InjectionHooks:
         if not is_same:
             self._last = self._recorded_step(x, timesteps, mixed_at(self.mixed, t, layers, indices))
         self._step = self._last
-
-    def _after_unet(self, _unet: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor | None:
-        """Move the contours in the output (see `method.contours`)."""
-        x, timesteps = input_of(args, kwargs)
-        contours, t = self.injection.contours, float(timesteps.flatten()[0])
-        indices = active_at(self.mixed, t)
-        if self._recording or contours is None or t <= contours.above or not indices:
-            return None
-        step = mixed_at(self.mixed, t, frozenset(), indices)
-        z0 = step.blended("z_0", torch.cat([mixed.latents.content for mixed in step.active]), self._grid)
-        z0 = z0.to(x.device)[self._images if len(z0) > 1 else [0] * len(x)]
-        change = contours.change(output.float(), z0, x[:, : z0.shape[1]], t)
-        for mask in (self.injection.mask, step.reach):
-            if mask is not None:
-                change = change * mask_on_layer(mask, output, self._grid, "z_0").to(change)
-        return (output.float() + change).to(output)
 
     def _recorded_step(self, x: Tensor, timesteps: Tensor, step: Step) -> Step:
         """`step` with the source run's tensors, computed or from the feature cache."""
@@ -289,3 +275,20 @@ class InjectionHooks:
             return []
         tiles = rows // len(self._rows)
         return [image is None for image in self._rows for _ in range(tiles)]
+
+
+def _move_contours(hooks: InjectionHooks, _unet: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor | None:
+    """A forward hook of the U-Net: moves the contours in its output (see `method.contours`)."""
+    x, timesteps = input_of(args, kwargs)
+    contours, t = hooks.injection.contours, float(timesteps.flatten()[0])
+    indices = active_at(hooks.mixed, t)
+    if hooks._recording or contours is None or t <= contours.above or not indices:
+        return None
+    step = mixed_at(hooks.mixed, t, frozenset(), indices)
+    z0 = step.blended("z_0", torch.cat([mixed.latents.content for mixed in step.active]), hooks._grid)
+    z0 = z0.to(x.device)[hooks._images if len(z0) > 1 else [0] * len(x)]
+    change = contours.change(output.float(), z0, x[:, : z0.shape[1]], t)
+    for mask in (hooks.injection.mask, step.reach):
+        if mask is not None:
+            change = change * mask_on_layer(mask, output, hooks._grid, "z_0").to(change)
+    return (output.float() + change).to(output)
