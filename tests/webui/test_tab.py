@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from ditail.content.images import read_image
+from ditail.content.presets import PRESETS
 from ditail.job.plan import image_hash
 from tests.webui.browser import (
     choose,
@@ -78,7 +79,7 @@ def test_balance_moves_the_numbers_and_a_number_makes_it_custom(page):
     open_tab(page, "txt2img", advanced=True)
     fill(page, "txt2img", ditail_balance=1)
     page.wait_for_function("gradioApp().querySelector('#txt2img_ditail_preset input').value === 'Structure'")
-    assert page.input_value("#txt2img_ditail_attn_ratio input[type=number]") == "0.8"
+    assert float(page.input_value("#txt2img_ditail_contours input[type=number]")) == PRESETS["Structure"]["contours"]
     fill(page, "txt2img", ditail_balance=0.75)
     page.wait_for_function("gradioApp().querySelector('#txt2img_ditail_preset input').value === 'Custom'")
     choose(page, "txt2img_ditail_preset", "Style")
