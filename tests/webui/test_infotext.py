@@ -2,6 +2,7 @@
 
 import pytest
 
+from ditail.content.presets import DEFAULT_PRESET, PRESETS
 from tests.webui.webui_helpers import SIDE, encode
 
 KEYS = {
@@ -59,7 +60,8 @@ def test_script_info_has_labels_and_defaults(webui, is_img2img):
                   if s["name"] == "ditail" and s["is_img2img"] is is_img2img)
     assert script["is_alwayson"] and all(arg["label"] for arg in script["args"])
     by_label = {arg["label"]: arg for arg in script["args"]}
-    assert (by_label["Alpha"]["value"], by_label["Alpha"]["minimum"], by_label["Alpha"]["maximum"]) == (3, 0, 10)
+    alpha, at_first = by_label["Alpha"], PRESETS[DEFAULT_PRESET]["alpha"]
+    assert (alpha["value"], alpha["minimum"], alpha["maximum"]) == (at_first, 0, 10)
     assert "Same as target" in by_label["Source checkpoint"]["choices"]
     assert len([c for c in by_label["Source checkpoint"]["choices"] if c.startswith("house-")]) == 3
 
