@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ditail.content.settings import DitailSettings
 from ditail.job.host import Row as CallRow
-from ditail.method.contours import SHARE, Contours
+from ditail.method.contours import Contours
 from ditail.method.inversion import combine_conds, invert
 from ditail.method.latents import SourceLatents
 from ditail.method.schedule import InjectionSteps, alphas_cumprod_at, first_steps, inversion_timesteps
@@ -53,7 +53,7 @@ def ditail(target: Model, job: Job, settings: DitailSettings, source: SourceLate
     """`z_0` sampled by the target under injection of `source`, which ends in `z0`; one row an image each."""
     sampler = new_sampler(target, job)
     steps = InjectionSteps.from_ratios(sampler.timesteps, settings.conv_ratio, settings.attn_ratio)
-    contours = Contours(settings.contours, first_steps(sampler.timesteps, SHARE), target.prediction)
+    contours = Contours.on_first_steps(settings.contours, sampler.timesteps, target.prediction)
     rows: list[CallRow] = []
 
     def source_rows(count: int, _call: Mapping) -> list[SourceRow]:

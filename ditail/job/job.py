@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..cache.latents import LatentCache
 from ..method.blending import start_latent
-from ..method.contours import SHARE, Contours
+from ..method.contours import Contours
 from ..method.latents import SourceLatents
 from ..method.layers import parse_layers
 from ..method.schedule import InjectionSteps, alphas_cumprod_at, first_steps
@@ -187,10 +187,11 @@ class Job:
         steps = InjectionSteps.from_ratios(sampling.plan.timesteps, settings.conv_ratio, settings.attn_ratio,
                                            parse_layers(settings.layers))
         host.target.check_injection(steps)
-        contours = Contours(settings.contours, first_steps(sampling.plan.timesteps, SHARE), host.target.prediction())
+        contours = (Contours.on_first_steps(settings.contours, sampling.plan.timesteps, host.target.prediction())
+                    if settings.contours else None)
         unet, null = host.target.unet(), host.target.null(sampling.size)
         self._hooks.enter_context(inject(unet, Injection(
             mixed, null, steps, sampling.mask, source_rows if cond_only or len(set(order)) > 1 else None,
             host.target.savings(), host.target.features(keys, null, sampling.size), host.target.without_others,
-            contours if settings.contours else None)))
+            contours)))
         self._unet, self._steps = unet, steps

@@ -5,12 +5,14 @@ low band, the tones of large areas, stays the target's. FBSDiff (2408.00998) sub
 way. The change is linear in the output and the same for every row, so CFG passes it on unscaled. It calls no model.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from .prediction import Prediction
+from .schedule import first_steps
 
 # The share of the steps, from the first, in which contours are moved.
 SHARE = 0.5
@@ -25,6 +27,11 @@ class Contours:
     strength: float
     above: float
     prediction: Prediction
+
+    @classmethod
+    def on_first_steps(cls, strength: float, timesteps: Sequence[float], prediction: Prediction) -> "Contours":
+        """On the first half of the sampler's `timesteps`, which may be in any order."""
+        return cls(strength, first_steps(timesteps, SHARE), prediction)
 
     def change(self, output: Tensor, z0: Tensor, z: Tensor, timestep: float) -> Tensor:
         """What to add to the U-Net's `output` for `z`, whose content is `z0`; all `[b, c, h, w]`."""

@@ -126,7 +126,7 @@ class InjectionHooks:
             installed.callback(drop_hook, module, hook)
             handles.append(module.register_forward_hook(hook))
         if self.injection.contours is not None:
-            move_contours = partial(_move_contours, self)
+            move_contours = partial(_move_contours, self, self.injection.contours)
             installed.callback(drop_hook, self.unet, move_contours)
             handles.append(self.unet.register_forward_hook(move_contours, with_kwargs=True))
         self._hook_ids = frozenset(handle.id for handle in handles)
@@ -277,16 +277,17 @@ class InjectionHooks:
         return [image is None for image in self._rows for _ in range(tiles)]
 
 
-def _move_contours(hooks: InjectionHooks, _unet: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor | None:
+def _move_contours(hooks: InjectionHooks, contours: Contours, _unet: nn.Module, args: tuple, kwargs: dict,
+                   output: Tensor) -> Tensor | None:
     """A forward hook of the U-Net: moves the contours in its output (see `method.contours`)."""
     x, timesteps = input_of(args, kwargs)
-    contours, t = hooks.injection.contours, float(timesteps.flatten()[0])
+    t = float(timesteps.flatten()[0])
     indices = active_at(hooks.mixed, t)
-    if hooks._recording or contours is None or t <= contours.above or not indices:
+    if hooks._recording or t <= contours.above or not indices:
         return None
     step = mixed_at(hooks.mixed, t, frozenset(), indices)
     z0 = step.blended("z_0", torch.cat([mixed.latents.content for mixed in step.active]), hooks._grid)
-    z0 = z0.to(x.device)[hooks._images if len(z0) > 1 else [0] * len(x)]
+    z0 = spread(z0.to(x.device), hooks._images)
     change = contours.change(output.float(), z0, x[:, : z0.shape[1]], t)
     for mask in (hooks.injection.mask, step.reach):
         if mask is not None:
