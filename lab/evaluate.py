@@ -26,6 +26,7 @@ from ditail.standalone.model import Model, default_device, load_model, quiet
 from ditail.standalone.sampling import Job, generate, image_to_image
 
 from . import methods, metrics, perceptual, report
+from .precision import has_bf16
 from .rows import Row, all_rows, choose_rows
 
 # The scenes from number 100 on are for tuning.
@@ -106,7 +107,7 @@ class Evaluator:
         self.material = material
         self.device = default_device()
         self.models = {style: methods.accelerate(load_model(path)) for style, path in material.checkpoints.items()}
-        if self.device.type == "cpu":
+        if self.device.type == "cpu" and has_bf16():
             self.models = {style: methods.store_in_bf16(model) for style, model in self.models.items()}
         self.vae = next(iter(self.models.values()))
         self.vae.vae.to(memory_format=torch.channels_last)
@@ -132,12 +133,12 @@ class Evaluator:
     def run(self, unit: Unit) -> list[dict]:
         """The unit's records, one for each row and target."""
         records, content = [], self.tensors(unit.source, unit.scenes)
-        with methods.fast(self.device):
+        with methods.fast():
             z0 = self.vae.encode(content.contiguous(memory_format=torch.channels_last))
             shared = self.invert(unit.rows[0], unit.source, unit.scenes, z0) if self.is_shared(unit) else None
         for target in (style for style in self.material.styles if style != unit.source):
             for row in unit.rows:
-                with methods.fast(self.device):
+                with methods.fast():
                     images, generated = self.make(row, unit, target, z0, shared)
                 values = self.measure(images, generated, unit, target)
                 records.append({"row": row.name, "source": unit.source, "target": target,

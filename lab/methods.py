@@ -28,6 +28,8 @@ from ditail.unet.rows import SourceRow
 from ditail.unet.shortcuts import Savings
 from ditail.unet.sites import find_sites
 
+from .precision import autocast
+
 # With a source for each image there is no softmax to share.
 SAVINGS = Savings(share_attention=False)
 # DiffStyler (2403.18461), from its code: features on this share of the steps.
@@ -161,9 +163,9 @@ def _layers(unet: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
 
 
 @contextmanager
-def fast(device: torch.device) -> Iterator[None]:
-    """bf16 on a CPU: less time and the same images to the eye."""
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=device.type == "cpu"):
+def fast() -> Iterator[None]:
+    """No gradients, and on a CPU the precision of `lab.precision`."""
+    with torch.no_grad(), autocast():
         yield
 
 

@@ -24,6 +24,7 @@ from ditail.standalone.model import load_model, quiet
 from ditail.standalone.sampling import Job, generate, new_sampler
 
 from . import methods
+from .precision import autocast
 
 STEPS = 10
 BATCH = 8
@@ -85,7 +86,7 @@ class Generator:
     def records(self, images: Sequence[Image]) -> list[dict]:
         """The records of images with the same source, target and CFG scale."""
         try:
-            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            with torch.no_grad(), autocast():
                 pixels = self.models[images[0].target].decode(self.latents(images))
         except DitailError as error:
             if "finite" not in str(error):

@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lab.metrics import StyleClassifier
+from lab.precision import autocast
 
 from .art import STYLES, Art, Scene, held_out_scenes, random_scene
 from .loop import to_tensor, train
@@ -29,7 +30,7 @@ def random_background(scene: Scene, rng: random.Random) -> Scene:
 @torch.no_grad()
 def round_trip(vae: Autoencoder, x: Tensor) -> Tensor:
     """Images `[b, 3, h, w]` through the autoencoder."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast():
         batches = x.contiguous(memory_format=torch.channels_last).split(16)
         return torch.cat([vae.decode(vae.moments(b)[0]).float() for b in tqdm(batches, desc="VAE", leave=False)])
 

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from lab.precision import autocast
+
 
 def cosine(progress: float, warmup: float = 0.03) -> float:
     """Learning-rate factor at `progress` 0..1: a linear warm-up, then a half cosine down to 0."""
@@ -20,7 +22,7 @@ def cosine(progress: float, warmup: float = 0.03) -> float:
 
 def train(name: str, parameters: list[nn.Parameter], loss_of: Callable[[float], Tensor], *, minutes: float, lr: float,
           weight_decay: float = 0.01, save: Callable[[], None] | None = None) -> int:
-    """Minimise `loss_of(progress)` with AdamW in bf16 autocast for `minutes` of wall clock; returns the steps.
+    """Minimise `loss_of(progress)` with AdamW, in `lab.precision`, for `minutes` of wall clock; returns the steps.
 
     save: called every ten minutes. The learning rate follows the clock, so that it reaches 0 in time on a slow machine,
     too.
@@ -31,7 +33,7 @@ def train(name: str, parameters: list[nn.Parameter], loss_of: Callable[[float], 
         while (progress := (time.monotonic() - begin) / (minutes * 60)) < 1:
             for group in optimizer.param_groups:
                 group["lr"] = lr * cosine(progress)
-            with torch.autocast("cpu", torch.bfloat16):
+            with autocast():
                 loss = loss_of(progress)
             loss.backward()
             nn.utils.clip_grad_norm_(parameters, 1.0)

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from tqdm import tqdm
 
+from lab.precision import autocast
+
 from .art import STYLES, Art, Scene
 from .loop import shuffled_batches, to_tensor, train
 from .text import WIDTH, tokenize
@@ -43,7 +45,7 @@ class Latents:
 def encode_scenes(art: Art, vae: Autoencoder, scenes: Sequence[Scene]) -> Latents:
     """Render and encode every scene in every style."""
     means, stds = [], []
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast():
         for style in tqdm(STYLES, desc="encode"):
             for i in range(0, len(scenes), 32):
                 x = to_tensor([art.render(s, style) for s in scenes[i : i + 32]])
