@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from .errors import DitailError, shown
 from .method.inversion import combine_conds, ddim_step, invert
 from .method.schedule import TRAINING_STEPS, InjectionSteps, ddim_timesteps
-from .unet.injection import Injection, inject
+from .unet.injection import INSTALLED, Injection, inject
 from .unet.sites import architecture_of, context_width, latent_channels
 
 # Upper limit of alpha, beta and omega, far above any value that gives an image.
@@ -93,6 +93,8 @@ def check_numbers(**numbers: float) -> None:
 
 def check_unets(source: nn.Module, target: nn.Module) -> None:
     """Raise DitailError unless two U-Nets can be mixed."""
+    if any(INSTALLED in unet.__dict__ for unet in (source, target)):
+        raise DitailError(None, "a U-Net has an injection installed: call mix outside it")
     source_kind, target_kind = architecture_of(source), architecture_of(target)
     if source_kind != target_kind:
         raise DitailError(None, f"the source is {source_kind.name}, the target {target_kind.name}: both must be the "

@@ -45,11 +45,23 @@ def test_ddim_timesteps_are_the_authors_grid():
             ddim_timesteps(bad)
 
 
+class OnMps(torch.Tensor):
+    """A tensor on a device without float64, as MPS is."""
+
+    def double(self):
+        raise TypeError("the MPS framework doesn't support float64")
+
+    def cpu(self):
+        return self.as_subclass(torch.Tensor)
+
+
 def test_alphas_cumprod_between_timesteps_follows_log_sigma():
     at = alphas_cumprod_at(ABAR, torch.tensor([0.0, 500.0, 500.5, 999.0, 2000.0]))
     sigma = torch.sqrt((1 - ABAR.double()) / ABAR.double())
     assert torch.equal(at[[0, 1, 3, 4]], ABAR.double()[[0, 500, 999, 999]])
     assert torch.isclose(1 / at[2] - 1, sigma[500] * sigma[501], rtol=1e-9)
+    timesteps = torch.tensor([500.0])
+    assert alphas_cumprod_at(ABAR.as_subclass(OnMps), timesteps.as_subclass(OnMps)) == at[1]
 
 
 @pytest.mark.parametrize(("ratio", "injected"), [(0.0, 0), (0.3, 2), (0.5, 3), (0.99, 6), (1.0, 7)])
@@ -394,3 +406,15 @@ def test_mix_raises_when_sampling_diverges(sd1_unets):
 def test_mix_refuses_two_architectures(sd1_unets, sdxl_unet):
     with pytest.raises(DitailError, match="SD 1.x/2.x.*SDXL"):
         ditail.mix(sd1_unets[0], sdxl_unet, randn(1, 4, 8, 8), *conds(), **SETTINGS)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_unets_under_an_injection_are_not_mixed(sd1_unets, which):
+    """`mix` would invert under it, or take the hooks of somebody else off."""
+    cond, uncond, null = conds()
+    outer = Injection(source_latents(), {"context": null}, ALWAYS)
+    with inject(sd1_unets[which], outer):
+        before = hooks_on(sd1_unets[which])
+        with pytest.raises(DitailError, match="injection installed"):
+            ditail.mix(*sd1_unets, randn(1, 4, 8, 16), cond, uncond, null, **SETTINGS)
+        assert hooks_on(sd1_unets[which]) == before > 0

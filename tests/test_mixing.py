@@ -7,7 +7,7 @@ import torch
 
 from ditail import DitailError, FeatureCache, Injection, Savings, SourceLatents, inject
 from ditail.content.further import FurtherSource, parse_sources
-from ditail.method.blending import Mixed, start_latent
+from ditail.method.blending import Mixed, start_content, start_latent
 from ditail.method.schedule import Window
 from ditail.unet.sites import find_sites
 from ditail.unet.step import resize_mask
@@ -304,3 +304,16 @@ def test_what_is_wrong_with_a_further_source_is_named(values, sentence):
         parse_sources(values)
     assert caught.value.key.startswith("sources")
     assert str(caught.value).startswith("sources")
+
+
+def test_the_content_of_the_start_is_blended_by_the_shares_of_its_latent():
+    x, y = (SourceLatents([901], randn(1, 1, 4, 8, 16), ABAR, z0=torch.full((1, 4, 8, 16), value))
+            for value in (1.0, 5.0))
+    left, later = half("left"), Window(up_to=500)
+    assert torch.equal(start_content(x, 901), x.z0)
+    assert torch.equal(start_content([Mixed(x, 1.0, None, later), Mixed(y, 3.0)], 901), y.z0)
+    assert torch.allclose(start_content([Mixed(x), Mixed(y, 3.0)], 901), torch.tensor(4.0))
+    z0 = start_content([Mixed(x, 1.0, left), Mixed(y, 1.0, left)], 901)
+    assert torch.allclose(z0, torch.tensor(3.0)) and z0.shape == (1, 4, 8, 16)
+    z0 = start_content([Mixed(x, 1.0, left), Mixed(y, 1.0, 1 - left)], 901)
+    assert torch.allclose(z0[..., :8], torch.tensor(1.0)) and torch.allclose(z0[..., 8:], torch.tensor(5.0))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..cache.latents import LatentCache
-from ..method.blending import start_latent
+from ..method.blending import start_content, start_latent
 from ..method.contours import Contours
 from ..method.latents import SourceLatents
 from ..method.layers import parse_layers
@@ -147,10 +147,9 @@ class Job:
         tones = [self.latents[tone.key].at(timestep) for tone in sampling.tones[first : first + len(order)]]
         if not tones:
             return start
-        source = mixed[0].latents
-        z0 = source.content.expand(max(order) + 1, -1, -1, -1)
-        abar = float(alphas_cumprod_at(source.alphas_cumprod, torch.tensor([timestep])))
-        return start + abar**0.5 * tone_shift(z0[order], torch.cat(tones), self.request.settings.tone)
+        z0 = start_content(mixed, timestep)[order]
+        abar = float(alphas_cumprod_at(mixed[0].latents.alphas_cumprod, torch.tensor([timestep])))
+        return start + abar**0.5 * tone_shift(z0, torch.cat(tones), self.request.settings.tone)
 
     def guided_above(self, *, hires: bool) -> float:
         """At timesteps up to this one the host uses a CFG scale of 1; `-inf` = never."""

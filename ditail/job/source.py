@@ -75,8 +75,9 @@ class Source:
             return {**model, "tone": [self.size, self.timesteps]}
         if self.kind == "image":
             at = {} if settings.inversion_steps == 1 else {"timesteps": self.timesteps}
+            fit_as = {"resize_mode": settings.resize_mode} if self.needs_image else {}
             return {**model, "pixels": pixels_key,
-                    "settings": [settings.alpha, settings.beta, self.size, self.plan.timesteps], **at}
+                    "settings": [settings.alpha, settings.beta, self.size, self.plan.timesteps], **at, **fit_as}
         return {**model, "size": self.size, **host.job.generation_fingerprint(self.image)}
 
     def metadata(self, host: Host) -> dict[str, str]:

@@ -136,16 +136,11 @@ def start_latent(source: SourceLatents | Sequence[Mixed], timestep: float) -> Te
     sources' standard deviations. `cov` is measured: the latents of one image inverted with two models are correlated
     and change little, equal ones and places of a single source do not change.
     """
-    sources = as_mixed(source)
-    mixed = [sources[i] for i in active_at(sources, timestep)] or [m for m in sources if m.weight > 0]
+    mixed, parts = _start_shares(source, timestep)
     count = images_of(mixed)
     z = torch.stack([m.latents.at(timestep).expand(count, -1, -1, -1) for m in mixed])
     if len(mixed) == 1:
         return z[0]
-    weights = [m.weight / sum(m.weight for m in mixed) for m in mixed]
-    parts, reach = shares(mixed)
-    if reach is not None:
-        parts = [part + (1 - reach) * weight for part, weight in zip(parts, weights, strict=True)]
     p = torch.stack([torch.as_tensor(part).expand(1, 1, *z.shape[-2:]) for part in parts])
     mean = z.mean((-2, -1), keepdim=True)
     deviation = z - mean
@@ -155,3 +150,21 @@ def start_latent(source: SourceLatents | Sequence[Mixed], timestep: float) -> Te
     # The mean of n independent sources has at least 1/n of their variance; only sources that cancel out have less.
     variance = torch.maximum(variance, expected**2 / (2 * len(mixed)))
     return (p * mean).sum(0) + (p * deviation).sum(0) * torch.where(variance > 0, expected / variance.sqrt(), 1)
+
+
+def start_content(source: SourceLatents | Sequence[Mixed], timestep: float) -> Tensor:
+    """The content's `z_0` `[b, c, h, w]` at the start: the sources' blended by the same shares as in `start_latent`."""
+    mixed, parts = _start_shares(source, timestep)
+    return blend([m.latents.content for m in mixed], parts, images_of(mixed))
+
+
+def _start_shares(source: SourceLatents | Sequence[Mixed],
+                  timestep: float) -> tuple[list[Mixed], list[Tensor | float]]:
+    """(the sources that the start is blended from, each one's share)."""
+    sources = as_mixed(source)
+    mixed = [sources[i] for i in active_at(sources, timestep)] or [m for m in sources if m.weight > 0]
+    weights = [m.weight / sum(m.weight for m in mixed) for m in mixed]
+    parts, reach = shares(mixed)
+    if reach is not None:
+        parts = [part + (1 - reach) * weight for part, weight in zip(parts, weights, strict=True)]
+    return mixed, parts

@@ -49,8 +49,9 @@ def alphas_cumprod_at(alphas_cumprod: Tensor, timesteps: Tensor) -> Tensor:
 
     `sigma = sqrt((1 - abar) / abar)`. Timesteps outside the schedule are clamped to it.
     """
-    abar = alphas_cumprod.double().cpu()
-    t = timesteps.double().cpu().clamp(0, len(abar) - 1)
+    # On the CPU first: MPS has no float64.
+    abar = alphas_cumprod.cpu().double()
+    t = timesteps.cpu().double().clamp(0, len(abar) - 1)
     low = t.floor().long()
     high = t.ceil().long()
     log_sigma = torch.log(torch.sqrt((1 - abar) / abar))

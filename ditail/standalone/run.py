@@ -27,8 +27,8 @@ def images_of(host: FileHost, ditail: Job, *, is_recorded: bool = False) -> Iter
         sampler = new_sampler(model, job)
         noise = seeded_noise((4, height // LATENT_SCALE, width // LATENT_SCALE), list(job.seeds)).to(model.device)
         trajectory: dict[float, Tensor] = {}
-        ditail.attach(noise, noise, hires=False, first=first)
         try:
+            ditail.attach(noise, noise, hires=False, first=first)
             with host.models.progress.sampling(len(sampler.schedule)) as progress:
                 z = sample(model, job, sampler, noise, progress, trajectory if is_recorded else None,
                            partial(_follow, host, ditail, first), ditail.guided_above(hires=False))
