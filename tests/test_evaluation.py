@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from lab.rows import BY_STEPS, CONTENT, GENERATED, MAIN, OURS, PAPER, PLAIN, TRI
 
 DIRECTIONS = [("ink", "noto"), ("noto", "ink")]
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "evaluation.md"
+RECORDS = PAGE.with_suffix("") / evaluate.RESULTS
 COUNT = costs.preset_costs
 
 
@@ -246,6 +248,22 @@ def test_a_page_is_written_with_the_tables(tmp_path):
     assert "<!-- rows -->\n|  | scenes |" in page.read_text()
     # A table without a row in these results stays.
     assert page.read_text().endswith("<!-- steps -->\n| old |\n\n")
+
+
+@pytest.mark.slow
+def test_the_tables_of_the_page_are_made_of_the_records_beside_it():
+    """And the records of these checkpoints and scenes. An interval depends on NumPy's random numbers: not compared."""
+    records = evaluate.read_records(RECORDS, {"weights and scenes": evaluate.load_material().digest()})
+    page = PAGE.read_text(encoding="utf-8")
+    tables = report.tables(report.Results(all_rows(), records))
+    del tables["presets' cost"]
+    pasted = report.paste(page, tables)
+    assert "<!-- rows -->\n|  | scenes |" in page and len(records) > 500
+    assert without_intervals(pasted) == without_intervals(page)
+
+
+def without_intervals(page: str) -> str:
+    return re.sub(r"(\d) \[[^]\n]*\]", r"\1", page.replace("**", ""))
 
 
 # Costs.
