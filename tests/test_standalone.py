@@ -1,25 +1,32 @@
 """The stand-alone host on the demo checkpoints: loading, samplers, the command line."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
+from torchsde._brownian import brownian_interval
 
 from ditail import DitailError
 from ditail.content.images import tensor_to_images
 from ditail.content.settings import DitailSettings
-from ditail.standalone import checkpoint_files, demo_checkpoints
-from ditail.standalone.checkpoint_files import check_checkpoint
+from ditail.keys import cache_key
+from ditail.method.schedule import scaled_linear_alphas_cumprod
+from ditail.standalone import checkpoint_files, demo_checkpoints, host
+from ditail.standalone.checkpoint_files import check_checkpoint, read_config, read_schedule
 from ditail.standalone.cli import main
-from ditail.standalone.model import load_model
+from ditail.standalone.host import FileLibrary
+from ditail.standalone.model import default_device, default_dtype, load_model
 from ditail.standalone.names import SAMPLERS
 from ditail.standalone.samplers import Sampler, seeded_noise
 from ditail.standalone.sampling import Job, generate
@@ -155,6 +162,109 @@ def test_a_yaml_of_nonsense_is_named(paths, tmp_path, old, new):
     with pytest.raises(DitailError, match=r"model\.yaml: is not the yaml"):
         check_checkpoint(tmp_path / "model.safetensors")
         load_model(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("number", ["0.00085", "85e-5", "'0.00085'"])
+def test_a_schedule_of_a_yaml_may_be_any_number(paths, tmp_path, number):
+    """PyYAML reads 85e-5 as a text."""
+    (tmp_path / "model.safetensors").symlink_to(paths["noto"])
+    config = paths["noto"].with_suffix(".yaml").read_text()
+    (tmp_path / "model.yaml").write_text(config.replace("linear_start: 0.00085", f"linear_start: {number}"))
+    schedules = [read_schedule(read_config(path)) for path in (tmp_path / "model.safetensors", paths["noto"])]
+    assert torch.equal(*schedules)
+
+
+@pytest.mark.parametrize("number", ["x", "-1", ".nan", "2", "[1]", "null"])
+def test_a_schedule_of_nonsense_is_told_before_a_model_is_loaded(paths, content, tmp_path, capfd, number):
+    (tmp_path / "model.safetensors").symlink_to(paths["noto"])
+    config = paths["noto"].with_suffix(".yaml").read_text()
+    (tmp_path / "model.yaml").write_text(config.replace("linear_start: 0.00085", f"linear_start: {number}"))
+    assert main(mix_arguments(paths, content, tmp_path / "out.png", target=tmp_path / "model.safetensors")) == 2
+    error = capfd.readouterr().err.strip().splitlines()
+    assert len(error) == 1 and f"{tmp_path}/model.yaml: is not the yaml of a latent diffusion model" in error[0]
+
+
+def test_files_are_read_as_utf_8_whatever_the_locale(paths, tmp_path):
+    (tmp_path / "model.safetensors").symlink_to(paths["noto"])
+    (tmp_path / "model.yaml").write_text(
+        f"# für {chr(0x1f98a)}\n{paths['noto'].with_suffix('.yaml').read_text()}", encoding="utf-8")
+    code = ("import sys\nfrom pathlib import Path\nfrom ditail.standalone import checkpoint_files, demo_checkpoints\n"
+            "checkpoint_files.check_checkpoint(Path(sys.argv[1]) / 'model.safetensors')\n"
+            "demo_checkpoints.held_out()\ndemo_checkpoints.write_checkpoints(Path(sys.argv[1]))")
+    ascii_only = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    # The switch makes Python warn of each file that is opened in the locale's encoding.
+    process = subprocess.run([sys.executable, "-X", "warn_default_encoding", "-c", code, str(tmp_path)],
+                             env=ascii_only, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    assert "standalone" not in process.stderr, process.stderr
+
+
+DEVICES = {"cuda": torch.cuda, "xpu": getattr(torch, "xpu", None), "mps": torch.backends.mps}
+
+
+@pytest.mark.parametrize(("available", "device", "dtype"), [
+    ("", "cpu", torch.float32), ("mps", "mps", torch.float32), ("xpu", "xpu", torch.float32),
+    ("xpu mps", "xpu", torch.float32), ("cuda xpu", "cuda", torch.float16),
+])
+def test_the_device_is_a_gpu_of_any_kind(monkeypatch, available, device, dtype):
+    for name, module in DEVICES.items():
+        monkeypatch.setattr(module, "is_available", lambda name=name: name in available.split())
+    assert default_device() == torch.device(device) and default_dtype(device) == dtype
+    if "xpu" not in available:
+        monkeypatch.delattr(torch, "xpu")  # as in older versions of torch
+        assert default_device() == torch.device(device)
+
+
+class Float64s(TorchDispatchMode):
+    """Records the operations that make float64 tensors on a device; MPS has none."""
+
+    def __init__(self, device):
+        super().__init__()
+        self.device, self.found = device, []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and (result.device.type, result.dtype) == (self.device, torch.float64):
+            self.found.append(str(function))
+        return result
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_samplers_make_no_float64_tensor_on_the_device(monkeypatch, name):
+    """With the meta device in place of MPS, which is not at hand."""
+    monkeypatch.setattr(brownian_interval, "_randn",
+                        lambda size, dtype, device, seed: torch.empty(size, dtype=dtype, device=device))
+    sampler = Sampler(name, 4, scaled_linear_alphas_cumprod(), (1, 2))
+    with Float64s("meta") as seen:
+        z = torch.empty(2, 4, 8, 8, device="meta")
+        *_, (_, _, last) = sampler.run(lambda x, t: x * 0.9, z)
+    assert last.device == z.device and seen.found == []
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_noise_of_a_row_is_of_its_own_seed(name):
+    """In a batch as alone, bit for bit."""
+    def sampled(*seeds):
+        sampler = Sampler(name, 4, scaled_linear_alphas_cumprod(), seeds)
+        *_, (_, _, last) = sampler.run(lambda x, t: x * 0.9, seeded_noise((4, 8, 8), seeds))
+        return last
+
+    assert torch.equal(sampled(3, 4), torch.cat([sampled(3), sampled(4)]))
+
+
+def test_a_key_of_the_cache_has_the_device(paths, monkeypatch):
+    checkpoint = FileLibrary().checkpoint(paths["noto"])
+    keys = []
+    for device in ("cpu", "cuda", "mps"):
+        monkeypatch.setattr(host, "default_device", lambda device=device: torch.device(device))
+        keys.append(cache_key(host.FileCheckpoints(checkpoint).fingerprint(checkpoint, None, ("", ""), {})))
+    assert len(set(keys)) == 3
+
+
+def test_the_sheet_of_the_demo_has_the_pillow_that_it_needs():
+    """`load_default` takes a size from Pillow 10.1 on."""
+    text = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    assert "pillow>=10.1" in text.partition("standalone = [")[2].partition("]")[0]
 
 
 def test_a_vae_that_gives_no_numbers_is_named(paths):

@@ -19,6 +19,8 @@ from ..errors import DitailError
 from ..method.schedule import scaled_linear_alphas_cumprod
 from ..unet.families import family_of, shapes_of_file
 
+# The first and the last beta of a schedule, with SD's values.
+BETAS = {"linear_start": 0.00085, "linear_end": 0.0120}
 FAMILIES, LATENT_CHANNELS = ("SD 1.x", "SD 2.x"), 4
 # "owner/name" on the Hugging Face hub.
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -65,10 +67,11 @@ def read_config(path: Path) -> dict:
     if not config.is_file():
         raise DitailError(None, f"{path}: has no {config.name} beside it")
     with yaml_errors(path):
-        params = _parse(config.read_text())["model"]["params"]
+        params = _parse(config.read_text(encoding="utf-8"))["model"]["params"]
         for part in ("unet_config", "first_stage_config", "cond_stage_config"):
             params[part]["target"].split(".")
         read_sides(params)
+        read_schedule(params)
     return params
 
 
@@ -102,8 +105,12 @@ def unreadable(path: str | Path, error: Exception) -> DitailError:
 
 
 def read_schedule(params: dict) -> Tensor:
-    """`alphas_cumprod` `[1000]` of a config's models."""
-    return scaled_linear_alphas_cumprod(params.get("linear_start", 0.00085), params.get("linear_end", 0.0120))
+    """`alphas_cumprod` `[1000]` of a config's models. Raises ValueError or TypeError unless its betas are in 0..1."""
+    # PyYAML reads a number such as 85e-5, without a point, as a text.
+    start, end = (float(params.get(key, default)) for key, default in BETAS.items())
+    if not (0 < start < 1 and 0 < end < 1):
+        raise ValueError(f"{' and '.join(BETAS)} must be between 0 and 1")
+    return scaled_linear_alphas_cumprod(start, end)
 
 
 def read_sides(params: dict) -> tuple[int, int]:

@@ -57,7 +57,7 @@ def write_checkpoints(folder: Path, moved_to: Path | None = None) -> dict[str, P
     for path in (ASSETS / "text").iterdir():
         with whole_file(folder / TEXT_FOLDER / path.name) as part:
             shutil.copyfile(path, part)
-    config = yaml.safe_load((ASSETS / "demo.yaml").read_text())
+    config = yaml.safe_load((ASSETS / "demo.yaml").read_text(encoding="utf-8"))
     config["model"]["params"]["cond_stage_config"]["params"] = {
         "version": str(((moved_to or folder) / TEXT_FOLDER).resolve())}
     base = load_file(ASSETS / "base.safetensors")
@@ -65,7 +65,7 @@ def write_checkpoints(folder: Path, moved_to: Path | None = None) -> dict[str, P
     for style in STYLES:
         checkpoints[style] = folder / f"house-{style}.safetensors"
         with whole_file(checkpoints[style].with_suffix(".yaml")) as part:
-            part.write_text(yaml.safe_dump(config, sort_keys=False))
+            part.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
         with whole_file(checkpoints[style]) as part:
             part.write_bytes(save(merge_low_rank(base, load_file(ASSETS / f"{style}.safetensors"))))
     return checkpoints
@@ -158,7 +158,7 @@ def write_folder(folder: Path) -> None:
 
 def held_out() -> Scenes:
     """The scenes of the evaluation, which were not in the training data."""
-    captions = json.loads((ASSETS / "held_out.json").read_text())
+    captions = json.loads((ASSETS / "held_out.json").read_text(encoding="utf-8"))
     return Scenes(captions, {style: _cut(Image.open(ASSETS / f"held_out_{style}.png"), len(captions))
                              for style in STYLES})
 

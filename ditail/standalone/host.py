@@ -27,7 +27,7 @@ from ..unet.families import family_of_file
 from ..unet.shortcuts import Savings
 from ..unet.sites import find_sites
 from .checkpoint_files import check_checkpoint, read_config, read_schedule
-from .model import Model, build_empty_unet, default_device, load_model, quiet
+from .model import Model, build_empty_unet, default_device, default_dtype, load_model, quiet
 from .progress import NoBar
 from .samplers import Sampler
 from .sampling import Job, decode_image, generate, rows_of
@@ -102,10 +102,11 @@ class FileCheckpoints:
         return text, {}
 
     def fingerprint(self, checkpoint: Checkpoint, vae_file: str | None, prompts: Prompts, networks: Networks) -> dict:
-        config = Path(checkpoint.path).with_suffix(".yaml").read_bytes()
-        # Rounding depends on the number of threads.
+        config, device = Path(checkpoint.path).with_suffix(".yaml").read_bytes(), default_device()
+        # Rounding depends on the device, the dtype and the number of threads.
         return {"checkpoint": file_fingerprint(checkpoint.path), "config": hashlib.sha256(config).hexdigest(),
-                "prompts": prompts, "threads": torch.get_num_threads()}
+                "prompts": prompts, "device": device.type, "dtype": str(default_dtype(device)),
+                "threads": torch.get_num_threads()}
 
 
 class FileJob:

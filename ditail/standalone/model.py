@@ -145,10 +145,18 @@ def load_model(path: str | Path, device: str | torch.device | None = None, dtype
 
 
 def default_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """An NVIDIA or AMD GPU ("cuda"), else an Intel one ("xpu"), else an Apple one ("mps"), else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    # Older versions of torch have no `torch.xpu`.
+    if hasattr(torch, "xpu") and torch.xpu.is_available():
+        return torch.device("xpu")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def default_dtype(device: str | torch.device) -> torch.dtype:
+    """The U-Net's dtype: half precision on CUDA, else float32."""
+    # Autocast is missing or incomplete on MPS and XPU before torch 2.5, and half precision gives NaN on some Macs.
     return torch.float16 if torch.device(device).type == "cuda" else torch.float32
 
 

@@ -1,6 +1,6 @@
 """Samplers: diffusers' schedulers with one interface, in VP latents."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import diffusers
@@ -14,12 +14,13 @@ Eps = Callable[[Tensor, float], Tensor]
 
 
 class Sampler:
-    """One sampling of `steps` steps. seed: for ancestral noise.
+    """One sampling of `steps` steps. seeds: for ancestral noise, one per row.
 
     timesteps: the distinct timesteps at which the U-Net will be called, from the largest to the smallest.
     """
 
-    def __init__(self, name: str, steps: int, alphas_cumprod: Tensor, seed: int = 0, strength: float = 1.0):
+    def __init__(self, name: str, steps: int, alphas_cumprod: Tensor, seeds: Sequence[int] = (0,),
+                 strength: float = 1.0):
         """strength: img2img's share of the steps. Raises DitailError for an unknown sampler or wrong steps."""
         if name not in SAMPLERS:
             raise DitailError("sampler", f"{name!r} is not one of {', '.join(SAMPLERS)}")
@@ -27,7 +28,8 @@ class Sampler:
             raise DitailError("steps", f"must be a whole number from 1 to 999, got {steps!r}")
         class_name, options, skips_last = SAMPLERS[name]
         if class_name == "DPMSolverSDEScheduler":
-            options = {**options, "noise_sampler_seed": seed}
+            # The scheduler refuses a list unless there is a row for each seed; one seed serves any number of rows.
+            options = {**options, "noise_sampler_seed": list(seeds) if len(seeds) > 1 else seeds[0]}
         # The schedulers take betas: `abar_t = abar_{t-1} (1 - beta_t)`.
         betas = 1 - alphas_cumprod.double() / torch.cat([alphas_cumprod.new_ones(1).double(), alphas_cumprod[:-1]])
         # Only this class is imported, as some of diffusers' schedulers import scipy.
@@ -41,13 +43,13 @@ class Sampler:
         if not len(self.schedule):
             raise DitailError("steps", f"{steps} steps leave nothing to sample with {name}")
         self.timesteps = sorted({float(t) for t in self.schedule}, reverse=True)
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         if hasattr(self.scheduler, "set_begin_index"):
             self.scheduler.set_begin_index(self._first)
 
     def noised(self, z0: Tensor, noise: Tensor) -> Tensor:
         """VP latents `q(z_t | z_0)` at the first timestep."""
-        return self.scheduler.add_noise(z0, noise, self.schedule[:1].expand(len(z0)).to(z0.device)) / self._scale()
+        return self.scheduler.add_noise(z0, noise, self.schedule[:1].expand(len(z0))) / self._scale()
 
     def _scale(self) -> float:
         """The scheduler's latents at the first timestep, divided by VP latents."""
@@ -69,7 +71,7 @@ class Sampler:
         takes_generator = type(self.scheduler).__name__ == "EulerAncestralDiscreteScheduler"
         for t in self.schedule:
             vp = self.scheduler.scale_model_input(x, t)
-            options = {"generator": self._generator} if takes_generator else {}
+            options = {"generator": self._generators} if takes_generator else {}
             x = self.scheduler.step(eps(vp, float(t)), t, x, **options).prev_sample
             yield float(t), vp, x
 

@@ -74,8 +74,8 @@ def sample(model: Model, job: Job, sampler: Sampler, z: Tensor, progress: Progre
 
 
 def new_sampler(model: Model, job: Job, strength: float = 1.0) -> Sampler:
-    """The job's sampler; ancestral noise comes from its first seed."""
-    return Sampler(job.sampler, job.steps, model.alphas_cumprod, job.seeds[0], strength)
+    """The job's sampler; each row's ancestral noise comes from its own seed."""
+    return Sampler(job.sampler, job.steps, model.alphas_cumprod, job.seeds, strength)
 
 
 def generate(model: Model, job: Job, width: int, height: int,
