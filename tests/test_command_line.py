@@ -190,6 +190,16 @@ def test_workers_that_are_killed_are_named_and_the_next_run_makes_the_rest(ray, 
     assert len(list(folder.glob("*.png"))) == 5
 
 
+@pytest.mark.slow
+def test_a_path_that_stdout_cannot_encode_is_printed_with_escapes(mix, tmp_path, folder):
+    arguments = [a for a in mix if not a.startswith(("--out", "--save", "--steps"))]
+    process = subprocess.run([sys.executable, "-m", "ditail", *arguments, "--steps=1", f"--out={folder / 'é.png'}"],
+                             env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, text=True,
+                             cwd=Path(__file__).parents[1])
+    assert process.returncode == 0 and "Traceback" not in process.stderr, process.stderr
+    assert process.stdout.startswith(f"{folder}/\\xe9.png (") and (folder / "é.png").is_file()
+
+
 @pytest.fixture(params=["full", "read-only", "below a file"])
 def unwritable(request, tmp_path):
     """(a folder that can't be written to, the system's words)."""

@@ -1,9 +1,10 @@
 """`python -m ditail mix` does what the tab does: folders, further sources, collage, generated sources, a cache."""
 
+import base64
 import json
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops
 
 from ditail.standalone import demo_checkpoints, host
 from ditail.standalone.cli import main
@@ -116,13 +117,96 @@ def test_sources_and_a_collage_of_a_file(paths, photos, tmp_path, loads):
 
 
 @pytest.mark.parametrize(("values", "words"), [
-    ({"sources": [{"image": "nowhere.png"}]}, "sources[0].image"),
+    ({"sources": [{"image": "nowhere.png"}]}, "sources[0].image: {}/nowhere.png does not exist"),
+    ({"sources": [{"image": "bad.png"}]}, "sources[0].image: {}/bad.png is not an image that can be read"),
+    ({"sources": [{"image": "0.png", "source_checkpoint": "gone.safetensors"}]},
+     "sources[0].source_checkpoint: gone.safetensors: does not exist"),
+    ({"sources": [{"image": "0.png", "source_checkpoint": "bad.safetensors"}]},
+     "sources[0].source_checkpoint: {}/bad.yaml: is not the yaml of a latent diffusion model"),
+    ({"sources": [{"image": "0.png", "source_vae": "x"}]}, "sources[0].source_vae: the command line uses"),
+    ({"mask": "nowhere.png"}, "mask: {}/nowhere.png does not exist"),
+    ({"mask": "x" * 5001}, "mask: is not base64"),
     ({"collage": [{"image": "0.png", "box": [2]}]}, "collage[0].box"),
     ({"magic": 1}, "magic: is not a setting of Ditail"), ([], "--settings: "),
 ])
 def test_a_wrong_file_of_settings_is_one_sentence(paths, photos, tmp_path, capfd, values, words):
+    (photos / "bad.png").write_text("no image")
+    (photos / "bad.safetensors").symlink_to(paths["noto"])
+    (photos / "bad.yaml").write_text("model: 3")
     (photos / "settings.json").write_text(json.dumps(values))
     assert mix(paths, tmp_path / "out.png", f"--image={photos / '0.png'}",
                f"--settings={photos / 'settings.json'}") == 2
+    assert_one_sentence(capfd, words.format(photos))
+
+
+def assert_one_sentence(capfd, words):
     error = capfd.readouterr().err.strip().splitlines()
-    assert len(error) == 1 and words in error[0]
+    assert len(error) == 1 and words in error[0], error
+
+
+def test_an_image_of_a_file_of_settings_may_be_base64(paths, photos, tmp_path):
+    image = base64.b64encode((photos / "0.png").read_bytes()).decode()
+    outs = []
+    for number, value in enumerate([image, f"data:image/png;base64,{image}", "0.png"]):
+        # Some editors write a byte order mark.
+        (photos / "settings.json").write_text(json.dumps({"image": value}), encoding="utf-8-sig")
+        outs.append(tmp_path / f"{number}.png")
+        assert mix(paths, outs[-1], f"--settings={photos / 'settings.json'}") == 0
+    assert len({pixels(path) for path in outs}) == 1
+
+
+def test_two_images_of_one_name_are_refused(paths, photos, tmp_path, capfd, loads):
+    Image.open(photos / "0.png").save(photos / "0.jpg")
+    assert mix(paths, tmp_path / "out", f"--image={photos}") == 2
+    assert_one_sentence(capfd, f"--out: {photos}/0.jpg and {photos}/0.png would both become {tmp_path}/out/0.png")
+    assert loads == [] and not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ({"image": "", "out": ""}, "--out: {}/0 1.png would overwrite an input; choose another name"),
+    ({"image": "0.png", "out": "0.png"}, "--out: {}/0.png would overwrite an input"),
+    ({"image": "0.png", "out": "link.png"}, "--out: {}/link.png would overwrite the input {}/0.png"),
+    ({"image": "0.png", "out": "1.png", "mask": "1.png"}, "--out: {}/1.png would overwrite an input"),
+    ({"image": "0.png", "out": "2.png", "settings": "settings.json"}, "--out: {}/2.png would overwrite an input"),
+    ({"image": "0 1.png", "out": "0.png", "seeds": "1,2"}, "--out: {}/0 1.png would overwrite an input"),
+    ({"image": "0 source.png", "out": "0.png", "show_source": None},
+     "--out: {}/0 source.png would overwrite an input"),
+    ({"image": "0.png", "out": "x.png", "save_latents": "0.png"}, "--save-latents: {}/0.png would overwrite an input"),
+    ({"image": "1.png", "out": "x.png", "save_latents": "1.txt"}, "--save-latents: {}/1.txt would overwrite an input"),
+    ({"image": "1.png", "out": "x.png", "save_latents": "x.png"}, "--save-latents: {}/x.png is an image of --out"),
+    ({"image": "", "out": "x", "save_latents": "z"}, "--save-latents: needs one content image, and {} is a folder"),
+])
+def test_a_file_of_the_user_is_not_overwritten(paths, photos, capfd, change, words):
+    (photos / "link.png").symlink_to("0.png")
+    (photos / "settings.json").write_text(json.dumps({"collage": [{"image": "2.png", "box": [0.5, 0, 0.5, 1]}]}))
+    for name in ("0 1.png", "0 source.png"):
+        Image.open(photos / "0.png").save(photos / name)
+    before = {path: path.read_bytes() for path in photos.iterdir()}
+    files = ("image", "mask", "settings", "save_latents")
+    options = [f"--{key.replace('_', '-')}" + ("" if value is None else f"={photos / value if key in files else value}")
+               for key, value in change.items() if key != "out"]
+    assert mix(paths, photos / change["out"], *options) == 2
+    assert_one_sentence(capfd, words.format(photos, photos))
+    assert {path: path.read_bytes() for path in photos.rglob("*") if path.is_file()} == before
+
+
+def test_a_prompt_beside_an_image_is_utf_8(paths, photos, tmp_path, capfd):
+    text = photos / "1.txt"
+    text.write_text("a pear", encoding="utf-8-sig")
+    assert mix(paths, tmp_path / "out.png", f"--image={photos / '1.png'}") == 0
+    assert metadata(tmp_path / "out.png")["prompt"] == "a pear"
+    capfd.readouterr()
+    text.write_bytes("ein Füchslein".encode("latin-1"))
+    assert mix(paths, tmp_path / "out.png", f"--image={photos / '1.png'}") == 2
+    assert_one_sentence(capfd, f"ditail: {text} can't be read ('utf-8' codec can't decode")
+
+
+@pytest.mark.parametrize("sampler", ["Euler a", "DPM++ SDE"])
+def test_an_image_does_not_depend_on_the_batch_size(paths, photos, tmp_path, sampler):
+    options = [f"--image={photos / '0.png'}", f"--sampler={sampler}"]
+    for size in (1, 2):
+        assert mix(paths, tmp_path / f"{size}.png", *options, "--seeds=1,2", f"--batch-size={size}") == 0
+    for seed in (1, 2):
+        alone, together = (Image.open(tmp_path / f"{size} {seed}.png") for size in (1, 2))
+        # A batch's sums round otherwise; the noise of another seed changes pixels by tens of levels.
+        assert max(high for _, high in ImageChops.difference(alone, together).getextrema()) <= 2

@@ -62,7 +62,10 @@ def _further(first: DitailSettings, source: FurtherSource, number: int, library:
         request = Request(settings, source.image, source.mask, library.find_checkpoint(source.source_checkpoint),
                           library.find_vae(source.source_vae))
     except DitailError as error:
-        raise DitailError(f"sources[{number}].{error.key}", error.sentence) from error
+        # A host may name the file instead of a key; then it is the checkpoint's (its yaml, say).
+        key = error.key if error.key in SOURCE_KEYS else "source_checkpoint"
+        sentence = error.sentence if error.key in (None, key) else f"{error.key}: {error.sentence}"
+        raise DitailError(f"sources[{number}].{key}", sentence) from error
     return FurtherRequest(request, source.weight, source.mask, source.steps)
 
 

@@ -9,6 +9,7 @@ from PIL import Image
 
 from ..errors import DitailError
 from .checkpoint_files import check_checkpoint
+from .files import read_text
 from .model import check_size
 from .sampling import Job
 
@@ -48,13 +49,13 @@ def size_of(args: Namespace, sides: tuple[int, int], image: Image.Image | None) 
 
 
 def prompts_of(args: Namespace) -> list[str]:
-    """The distinct prompts of --prompt and of the file of --prompts. Raises DitailError if there are none."""
+    """The distinct prompts of --prompt and of the file of --prompts.
+
+    Raises DitailError if there are none, and for a file that can't be read.
+    """
     prompts = args.prompt or []
     if args.prompts:
-        try:
-            lines = args.prompts.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise DitailError(None, f"--prompts: {args.prompts} can't be read ({error})") from error
+        lines = read_text(args.prompts, "--prompts").splitlines()
         prompts = prompts + [line.strip() for line in lines if line.strip()]
     if not prompts:
         raise DitailError(None, "--prompt: give one or more prompts, or a file of them with --prompts")

@@ -104,7 +104,8 @@ def add_mix(parser: argparse.ArgumentParser) -> None:
                         help="how many seeds are sampled at once (default: %(default)s)")
     add_sampling(parser, cache="nowhere")
     add_settings(parser, "show_source")
-    parser.add_argument("--save-latents", type=Path, help="also write the source latents (safetensors)")
+    parser.add_argument("--save-latents", type=Path, help="also write the source latents (safetensors) of one "
+                        "content image")
 
 
 def add_matrix(parser: argparse.ArgumentParser) -> None:

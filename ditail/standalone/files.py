@@ -1,8 +1,9 @@
-"""Writing files atomically."""
+"""Reading the user's text files, and writing files atomically."""
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -49,6 +50,33 @@ def check_writable(path: Path, option: str) -> None:
     if path.is_dir():
         raise DitailError(option, f"{path} is a folder")
     make_folder(path.parent, option)
+
+
+def check_overwrites(outputs: Iterable[Path], inputs: Iterable[Path], option: str) -> None:
+    """Raise DitailError naming the option if a file to be written is one of the user's, also by another path."""
+    originals = {_identity(path): path for path in inputs if path.exists()}
+    for path in outputs:
+        if path.exists() and (original := originals.get(_identity(path))):
+            name = "an input" if path == original else f"the input {original}"
+            raise DitailError(option, f"{path} would overwrite {name}; choose another name")
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    stat = path.stat()
+    return stat.st_dev, stat.st_ino
+
+
+def caseless(path: Path) -> str:
+    """A path for comparisons: where names usually differ in more than case, in lower case."""
+    return str(path).casefold() if sys.platform in ("win32", "darwin") else str(path)
+
+
+def read_text(path: Path, option: str | None = None) -> str:
+    """The text of a user's UTF-8 file, without a byte order mark. Raises DitailError if it can't be read."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DitailError(option, f"{path} can't be read ({error})") from error
 
 
 def save_image(image: Image.Image, path: Path, settings: Mapping) -> None:

@@ -4,6 +4,7 @@ Imports only small modules of the standard library, as signals are handled befor
 """
 
 import _thread
+import io
 import os
 import signal
 import sys
@@ -76,12 +77,20 @@ def run(program: str, module: str) -> NoReturn:
     """Run `module.main()` as this process and exit with what it returns."""
     interrupts.program = program
     interrupts.install()
+    escape_unprintable()
     try:
         code = import_module(module).main()
     except KeyboardInterrupt:
         code = print_interrupted(program)
     interrupts.ignore()
     sys.exit(code)
+
+
+def escape_unprintable() -> None:
+    """Let stdout and stderr print what their encoding lacks (in a path, say) as escapes instead of raising."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def print_error(program: str, sentence: str) -> None:
