@@ -1,5 +1,6 @@
 """Fanning out: the same results in this process, in workers of this machine and on a cluster, also if one is killed."""
 
+import base64
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from PIL import Image
 from ditail import DitailError
 from ditail.job import source_pass
 from ditail.standalone import demo_checkpoints, fanout, host, matrix, matrix_folder, run
+from ditail.standalone.arguments import prompts_of
 from ditail.standalone.cli import main
 from ditail.standalone.files import save_image
 from lab import cli as lab_cli
@@ -311,6 +314,68 @@ def test_a_matrix_says_what_failed_and_the_next_run_makes_it(monkeypatch, base, 
     assert pngs(out) == pngs(base)
 
 
+def test_the_content_image_may_be_in_the_settings(calls, settings, paths, tmp_path, capfd):
+    content = demo_checkpoints.held_out().images["flat"][0].resize((64, 64))
+    content.save(tmp_path / "content.png")
+    encoded = base64.b64encode((tmp_path / "content.png").read_bytes()).decode()
+    assert main(arguments(paths, tmp_path / "out", settings(image="content.png"))) == 0
+    assert main(arguments(paths, tmp_path / "out", settings(image=encoded))) == 0
+    assert calls["invert"] == 2
+    assert main(arguments(paths, tmp_path / "out", settings(image="kontent.png"))) == 2
+    assert capfd.readouterr().err.endswith(f"ditail: image: {tmp_path}/kontent.png does not exist\n")
+    assert main(arguments(paths, tmp_path / "generated", settings(image=""))) == 0
+    assert calls["invert"] == 4
+
+
+def test_a_grid_does_not_overwrite_the_content_image(paths, tmp_path, capfd):
+    content = tmp_path / "matrix.png"
+    demo_checkpoints.held_out().images["flat"][0].save(content)
+    before = content.read_bytes()
+    assert main(arguments(paths, tmp_path, f"--image={content}")) == 2
+    assert f"--out: {content} would overwrite an input" in capfd.readouterr().err
+    assert content.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["matrix.png"]
+
+
+def test_prompts_of_a_file_have_no_byte_order_mark(paths, tmp_path, capfd):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text(PROMPT, encoding="utf-8-sig")
+    assert prompts_of(Namespace(prompt=None, prompts=prompts)) == [PROMPT]
+    prompts.write_bytes("ein Füchslein".encode("latin-1"))
+    assert main(arguments(paths, tmp_path / "out", f"--prompts={prompts}")) == 2
+    assert f"ditail: --prompts: {prompts} can't be read ('utf-8' codec" in capfd.readouterr().err
+
+
+def test_sources_in_the_cache_are_found_whatever_the_threads_of_the_command(calls, paths, tmp_path):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        command = arguments(paths, tmp_path / "out", f"--cache={tmp_path / 'cache'}")
+        assert main(command) == 0
+        shutil.rmtree(tmp_path / "out")
+        assert main(command) == 0
+    finally:
+        torch.set_num_threads(before)
+    assert calls["invert"] == 2
+
+
+def test_sources_of_another_device_are_made_once(calls, monkeypatch, paths, tmp_path):
+    """As on a cluster whose tasks run on GPUs while the command itself has none."""
+    runs, fingerprint, device = matrix.CellTask.run, host.FileCheckpoints.fingerprint, ["cpu"]
+
+    def run_elsewhere(task, load):
+        device[0] = "cuda"
+        try:
+            return runs(task, load)
+        finally:
+            device[0] = "cpu"
+
+    monkeypatch.setattr(matrix.CellTask, "run", run_elsewhere)
+    monkeypatch.setattr(host.FileCheckpoints, "fingerprint",
+                        lambda *args: {**fingerprint(*args), "device": device[0]})
+    assert main(arguments(paths, tmp_path / "out")) == 0
+    assert calls["invert"] == 2
+
+
 @pytest.mark.parametrize(("change", "words"), [
     ("--prompts=nowhere.txt", "--prompts: nowhere.txt can't be read"),
     ("--width=100", "width: must be a multiple of 8, here of 64 pixels, got 100"),
@@ -334,8 +399,11 @@ def test_bad_seeds_are_named(paths, tmp_path, capfd, seeds):
 
 
 def test_folders_of_prompts_differ_and_can_be_made(tmp_path):
-    prompts = ["a fox on mint", "A fox on mint", "../a fox", "", "?!", "x" * 300, "x" * 301, "ein Füchslein, rot."]
+    prompts = ["a fox on mint", "A fox on mint", "../a fox", "", "?!", "x" * 300, "x" * 301, "ein Füchslein, rot.",
+               "con", "nul", "com1", "lpt\u00b2", "console"]
     names = [matrix_folder.folder_name(p) for p in prompts]
+    # Windows has devices of these names.
+    assert not {"con", "nul", "com1", "lpt\u00b2"} & set(names) and names[-1] == "console"
     assert names[0] == prompts[0] and len({n.lower() for n in names}) == len(names)
     for name in names:
         (tmp_path / name).mkdir()

@@ -16,19 +16,20 @@ from tqdm import tqdm
 from ..cache.folder import LatentFolder
 from ..cache.latents import LatentCache
 from ..content.images import read_image
+from ..content.lists import check_image
 from ..job.job import Job
 from ..job.request import Request
 from ..method.latents import SourceLatents
 from .arguments import DISK_BYTES, RAM_BYTES, check_checkpoints, checkpoint_paths, job_of, prompts_of, size_of
 from .checkpoint_files import read_config, read_sides
-from .fanout import Options, fan_out, raise_failed
-from .files import make_folder, save_image
+from .fanout import Options, fan_out, fixed_arithmetic, raise_failed
+from .files import check_overwrites, make_folder, save_image
 from .host import FileHost, FileLibrary, LoadedModels
 from .matrix_folder import LATENTS, Cell, Matrix
 from .model import quiet
 from .run import images_of
 from .sheet import grid_sheet
-from .values import values_of
+from .values import files_of, values_of
 
 
 class TaskCache(LatentCache):
@@ -116,17 +117,23 @@ def source_tasks(matrix: Matrix, missing: Sequence[Cell], cache: LatentCache) ->
                 yield CellTask(matrix, images, sources, known)
 
 
-def cell_tasks(matrix: Matrix, missing: Sequence[Cell], cache: LatentCache,
-               failed: Mapping[str, str]) -> Iterator[CellTask]:
-    """The tasks for the missing cells whose sources have not failed; each reads its latents when it is taken."""
+def cell_tasks(matrix: Matrix, missing: Sequence[Cell], cache: LatentCache, failed: Mapping[str, str],
+               computed: Mapping[str, Sequence[str]]) -> Iterator[CellTask]:
+    """The tasks for the missing cells whose sources have not failed; each reads its latents when it is taken.
+
+    computed: the keys of the latents that each source task has computed, by its name.
+    """
     groups: dict[tuple[Path, Path, str], list[Cell]] = {}
     for cell in missing:
         if not cell.is_plain:
             groups.setdefault((cell.source, cell.target, cell.prompt), []).append(cell)
     for cells in groups.values():
-        if CellTask(matrix, [cells[0]._replace(target=cells[0].source)]).name in failed:
+        source_task = CellTask(matrix, [cells[0]._replace(target=cells[0].source)]).name
+        if source_task in failed:
             continue
-        known: dict[str, SourceLatents] = {}
+        # On another machine the same latents can have another key than here: it has the device.
+        keys = computed.get(source_task, ())
+        known = {key: latents for key in keys if (latents := cache.get(key)) is not None}
         for cell in cells:
             _, job = job_of_cell(matrix, cell, cache, LoadedModels())
             job.plan([])
@@ -141,12 +148,15 @@ def command(args: Namespace) -> None:
     prompts, options = prompts_of(args), Options.of(args)
     check_checkpoints(*paths)
     values = values_of(args)
-    if args.image:
-        values["image"] = read_image(args.image)
-    elif "collage" not in values and "image" not in values:
+    image = read_image(args.image) if args.image else check_image("image", values.pop("image", None))
+    if image:
+        values["image"] = image
+    elif not values.get("collage"):
         values["source"] = "generate"
-    size = size_of(args, read_sides(read_config(paths[0])), values.get("image"))
+    size = size_of(args, read_sides(read_config(paths[0])), image)
     matrix = Matrix(args.out, paths, prompts, args.seeds, job_of(args), size, values)
+    inputs = [*filter(None, (args.image, args.mask, args.prompts, args.settings)), *files_of(args.settings)]
+    check_overwrites([matrix.grid_path(prompt, seed) for prompt in prompts for seed in args.seeds], inputs, "--out")
     folder = LatentFolder(args.cache or args.out / LATENTS, DISK_BYTES)
     for path in run(matrix, LatentCache(RAM_BYTES, folder), options):
         print(path)
@@ -169,11 +179,14 @@ def run(matrix: Matrix, cache: LatentCache, options: Options) -> list[Path]:
 
 def generate_cells(matrix: Matrix, missing: Sequence[Cell], cache: LatentCache, options: Options) -> None:
     """Generate the missing cells: first the sources, then the mixed images. Raises TasksFailed at the end."""
-    sources = list(source_tasks(matrix, missing, cache))
-    with (tqdm(total=len(missing), desc="matrix", unit="image") as bar,
+    computed: dict[str, Sequence[str]] = {}
+    # The keys of source latents have the number of threads, so tasks are planned with that of their processes.
+    with (fixed_arithmetic(options.threads), tqdm(total=len(missing), desc="matrix", unit="image") as bar,
           options.open(LoadedModels, len(missing)) as workers):
-        for tasks in (sources, cell_tasks(matrix, missing, cache, workers.failed)):
-            for _, result in fan_out(tasks, workers):
+        sources = list(source_tasks(matrix, missing, cache))
+        for tasks in (sources, cell_tasks(matrix, missing, cache, workers.failed, computed)):
+            for task, result in fan_out(tasks, workers):
+                computed[task.name] = list(result.latents)
                 for key, (latents, metadata) in result.latents.items():
                     cache.put(key, latents, metadata)
                 for cell, image in result.images.items():
@@ -187,7 +200,7 @@ def write_grid(matrix: Matrix, prompt: str, seed: int) -> Path:
     names = [path.stem for path in matrix.checkpoints]
     grid = [[Image.open(matrix.image_path(Cell(row, column, prompt, seed))) for column in matrix.checkpoints]
             for row in matrix.checkpoints]
-    path = matrix.paths("matrix.png", prompt, seed)[0]
+    path = matrix.grid_path(prompt, seed)
     title = f'"{prompt}": content of the row, style of the column'
     save_image(grid_sheet(title, names, names, grid), path, {**matrix.metadata, "prompt": prompt, "seed": seed})
     return path

@@ -19,6 +19,8 @@ from .files import make_folder, save_image, whole_file
 from .sampling import Job
 
 SLUG = 40
+# Names of devices on Windows, which no file can have.
+RESERVED = re.compile("con|prn|aux|nul|(com|lpt)[0-9\u00b9\u00b2\u00b3]")
 # Images of a matrix of another format can't be combined with new ones.
 FORMAT = 2
 # The subfolder of the source latents.
@@ -101,6 +103,9 @@ class Matrix:
     def image_path(self, cell: Cell) -> Path:
         return self.paths(cell.name, cell.prompt, cell.seed)[0]
 
+    def grid_path(self, prompt: str, seed: int) -> Path:
+        return self.paths("matrix.png", prompt, seed)[0]
+
     def has_image(self, cell: Cell) -> bool:
         """Whether the image exists at either of its paths. Raises DitailError if it has other settings."""
         metadata, (path, other) = self.metadata_of(cell), self.paths(cell.name, cell.prompt, cell.seed)
@@ -132,9 +137,11 @@ def _described(value):
 
 
 def folder_name(prompt: str) -> str:
-    """A folder name for a prompt; one that is cut or cleaned has a part of the prompt's hash."""
+    """A folder name for a prompt; one that is cut, cleaned or reserved has a part of the prompt's hash."""
     slug = re.sub(r"[^\w ,-]", "", prompt.lower())[:SLUG].strip()
-    return prompt if prompt and slug == prompt else f"{slug} {hashlib.sha256(prompt.encode()).hexdigest()[:8]}".strip()
+    if prompt and slug == prompt and not RESERVED.fullmatch(slug):
+        return prompt
+    return f"{slug} {hashlib.sha256(prompt.encode()).hexdigest()[:8]}".strip()
 
 
 def read_png_metadata(path: Path) -> dict | None:
