@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from ditail.cache.latents import LatentCache
+from ditail.errors import DitailError
+from ditail.job.host import Replacement
 from ditail.job.job import Job as DitailJob
 from ditail.job.request import Request
 from ditail.job.source import sources_of
@@ -74,3 +76,41 @@ def test_a_job_that_fails_before_sampling_leaves_no_hook(loaded, paths, images, 
     with pytest.raises(MemoryError):
         list(images_of(job.host, job))
     assert hooks_on(job.host.target.unet()) == 0
+
+
+def test_weights_that_are_loaded_into_the_hooked_unet(loaded, paths, images, monkeypatch):
+    """As a refiner's may be: they have their own features, and are not hooked if nothing is left to inject."""
+    job = job_of(loaded, paths, image=images[3], conv_ratio=0.5, attn_ratio=0.25)
+    job.prepare([])
+    host, unet, noise, hooked = job.host, job.host.target.unet(), torch.zeros(1, 4, 8, 8), []
+    monkeypatch.setattr(host.target, "features", lambda *_: hooked.append(host.checkpoints.target().name))
+    job.attach(noise, noise.clone(), hires=False, first=0)
+    *_, late, early, first = job.samplings[False].plan.timesteps
+    for name, timestep in (("ink", first), ("ink", early), ("flat", early), ("noto", late)):
+        monkeypatch.setattr(host.checkpoints, "_target", FileLibrary().checkpoint(paths[name]))
+        job.follow(hires=False, first=0, timestep=timestep)
+        assert (hooks_on(unet) > 0) == (timestep != late)
+    assert hooked == [FileLibrary().checkpoint(paths[name]).name for name in ("ink", "flat")]
+
+
+@pytest.mark.parametrize(("values", "is_refused"), [
+    ({"conv_ratio": 0.5}, False), ({"conv_ratio": 0.8}, True), ({"conv_ratio": 0.5, "contours": 0.5}, False),
+    ({"layers": "a5@0-0.5"}, False), ({"layers": "a5@0.5-1"}, True),
+])
+def test_a_refiner_of_another_family_that_is_injected_into(loaded, paths, images, monkeypatch, values, is_refused):
+    job = job_of(loaded, paths, **{"image": images[3], "attn_ratio": 0.5, **values})
+    refiner, checkpoints = FileLibrary().checkpoint(paths["flat"]), job.host.checkpoints
+
+    def check_family(checkpoint):
+        if checkpoint == refiner:
+            raise DitailError("source_checkpoint", "flat is SDXL")
+
+    monkeypatch.setattr(checkpoints, "check_family", check_family)
+    monkeypatch.setattr(checkpoints, "replacements", lambda plans: [
+        Replacement(refiner, False, plans[False].timesteps[1] + 100, "refiner_checkpoint")])
+    try:
+        job.plan([])
+    except DitailError as error:
+        assert is_refused and str(error).startswith("refiner_checkpoint: flat is SDXL; lower `conv_ratio`")
+    else:
+        assert not is_refused

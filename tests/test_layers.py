@@ -57,6 +57,16 @@ def test_what_an_architecture_lacks_is_named(unets, kind, text, what):
         assert caught.value.key == "layers"
 
 
+@pytest.mark.parametrize("text", ["", "f4 a4-8 a9-11@0-0.3", "a5@0.5-1", "f4@0.2-0.4", "a5@0-0.05"])
+def test_what_is_left_to_inject(text):
+    timesteps = ddim_timesteps(8)
+    steps = steps_of(text, timesteps=timesteps, conv_ratio=0.6, attn_ratio=0.3)
+    layers = parse_layers(text or "f4 a4")
+    for t in timesteps:
+        left = any(steps.includes(layer, later) for layer in layers for later in timesteps if later <= t)
+        assert steps.has_any_up_to(t) == left
+
+
 def test_a_block_without_its_resblock_is_named():
     wrong = torch.nn.Module()
     wrong.output_blocks = torch.nn.ModuleList(torch.nn.ModuleList([torch.nn.Identity()]) for _ in range(12))

@@ -33,6 +33,18 @@ class Checkpoint:
     handle: object = None
 
 
+class Replacement(NamedTuple):
+    """A checkpoint with which the host samples instead of the target, at timesteps up to `up_to` of a pass.
+
+    key: the host's name of its setting, for messages.
+    """
+
+    checkpoint: Checkpoint
+    hires: bool
+    up_to: float
+    key: str
+
+
 class Row(NamedTuple):
     """A row of a U-Net call. image: its image's number in the batch. is_cond: whether it is of the prompt."""
 
@@ -119,6 +131,12 @@ class Checkpoints(Protocol):
 
     def check_family(self, checkpoint: Checkpoint) -> None:
         """Raise DitailError unless a checkpoint is of the target's architecture."""
+
+    def replacements(self, plans: Mapping[bool, SamplingPlan]) -> Sequence[Replacement]:
+        """The checkpoints that replace the target during the job's passes (a refiner). plans: by whether it is hires.
+
+        Where the exact timestep isn't known, `up_to` is a lower one.
+        """
 
     def vae_file(self, checkpoint: Checkpoint, vae: str) -> str | None:
         """The file of the VAE that a source uses; None for the checkpoint's own. vae: "" = the loaded one."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -15,18 +16,28 @@ from ..method.schedule import InjectionSteps, alphas_cumprod_at, first_steps
 from ..method.tone import tone_shift
 from ..unet.injection import Injection, inject
 from ..unet.rows import SourceRow
-from .host import Host
+from .host import Checkpoint, Host
 from .plan import Sampling, plan_job
+from .replacements import check_replacement, check_replacements, injection_steps, is_injected_up_to
 from .request import Request
 from .source import Source, distinct
 from .source_pass import ImageNeeds, look_up, make_sources, sources_of_later_jobs
 
 
+@dataclass(frozen=True)
+class _Hooked:
+    """A U-Net with hooks, the checkpoint of its weights, and the steps that are injected."""
+
+    unet: nn.Module
+    checkpoint: Checkpoint
+    steps: InjectionSteps
+
+
 class Job:
     """Ditail in one job of a host.
 
-    The host calls `prepare` once, then for each sampling `attach` before it, `follow` at each step and `detach` after
-    it, also if it raised.
+    The host calls `prepare` once, then for each sampling `attach` before it and `detach` after it, also if it raised;
+    and `follow` at each step, unless its U-Net is always the same.
 
     sweep: the requests of later jobs; their sources are computed with this job's if a source model is loaded anyway.
     is_plain: the job generates a plain image (the diagonal of a matrix), so nothing is injected; its sources are only
@@ -40,8 +51,7 @@ class Job:
         self.samplings: dict[bool, Sampling] = {}
         self.latents: dict[str, SourceLatents] = {}
         self._hooks = ExitStack()
-        self._unet: nn.Module | None = None
-        self._steps: InjectionSteps | None = None
+        self._hooked: _Hooked | None = None
 
     def prepare(self, init_images: Sequence[Tensor], *, can_record: bool = False) -> bool:
         """The source pass: get source latents for every sampling of the job, from the cache or by computing them.
@@ -77,6 +87,8 @@ class Job:
         if not self.is_plain:
             host.target.keep_attention_whole()
         self.samplings = plan_job(host, self.request, init_images, is_plain=self.is_plain)
+        if not (self.is_plain or self.is_preview):
+            check_replacements(host, self.samplings, settings)
         needs = ImageNeeds(self._needs_images, self.is_preview)
         self.latents, missing = look_up(self.cache, self.sources, needs)
         return missing
@@ -158,18 +170,27 @@ class Job:
             return float("-inf")
         return first_steps(sampling.plan.timesteps, self.request.settings.guidance_until)
 
-    def follow(self, *, hires: bool, first: int) -> None:
-        """Hook a U-Net that was replaced during sampling (refiner). Called at each step before the U-Net is."""
-        if self._unet is None:
+    def follow(self, *, hires: bool, first: int, timestep: float) -> None:
+        """Hook a U-Net that was replaced during sampling (refiner). Called at each step before the U-Net is.
+
+        Raises DitailError if it can't be injected into, and is to be.
+        """
+        hooked, host = self._hooked, self.host
+        if hooked is None:
             return
-        if self.host.target.unet() is not self._unet:
-            self._hook(self.samplings[hires], first)
-        elif self._steps is not None:
-            self.host.target.check_injection(self._steps)  # other extensions may have begun to change it
+        unet, checkpoint, sampling = host.target.unet(), host.checkpoints.target(), self.samplings[hires]
+        # A host may also load the other checkpoint's weights into the same U-Net.
+        if unet is hooked.unet and checkpoint.path == hooked.checkpoint.path:
+            host.target.check_injection(hooked.steps)  # other extensions may have begun to change it
+        elif is_injected_up_to(timestep, sampling, self.request.settings):
+            check_replacement(checkpoint, unet, hooked.checkpoint, hooked.unet)
+            self._hook(sampling, first)
+        else:
+            self.detach()
 
     def detach(self) -> None:
         """Remove the hooks from every U-Net that has them."""
-        self._unet = None
+        self._hooked = None
         self._hooks.close()
 
     def _hook(self, sampling: Sampling, first: int) -> None:
@@ -183,8 +204,7 @@ class Job:
             return [SourceRow(order[row.image], row.is_cond or not cond_only)
                     for row in host.target.rows_of(count, call)]
 
-        steps = InjectionSteps.from_ratios(sampling.plan.timesteps, settings.conv_ratio, settings.attn_ratio,
-                                           parse_layers(settings.layers))
+        steps = injection_steps(sampling, settings)
         host.target.check_injection(steps)
         contours = (Contours.on_first_steps(settings.contours, sampling.plan.timesteps, host.target.prediction())
                     if settings.contours else None)
@@ -193,4 +213,4 @@ class Job:
             mixed, null, steps, sampling.mask, source_rows if cond_only or len(set(order)) > 1 else None,
             host.target.savings(), host.target.features(keys, null, sampling.size), host.target.without_others,
             contours)))
-        self._unet, self._steps = unet, steps
+        self._hooked = _Hooked(unet, host.checkpoints.target(), steps)

@@ -31,7 +31,12 @@ class Contours:
     @classmethod
     def on_first_steps(cls, strength: float, timesteps: Sequence[float], prediction: Prediction) -> "Contours":
         """On the first half of the sampler's `timesteps`, which may be in any order."""
-        return cls(strength, first_steps(timesteps, SHARE), prediction)
+        return cls(strength, cls.end(timesteps), prediction)
+
+    @staticmethod
+    def end(timesteps: Sequence[float]) -> float:
+        """At timesteps up to this one contours are not moved."""
+        return first_steps(timesteps, SHARE)
 
     def change(self, output: Tensor, z0: Tensor, z: Tensor, timestep: float) -> Tensor:
         """What to add to the U-Net's `output` for `z`, whose content is `z0`; all `[b, c, h, w]`."""

@@ -74,6 +74,10 @@ class Window:
     def __contains__(self, timestep: float) -> bool:
         return self.above < timestep <= self.up_to
 
+    def has_any_up_to(self, timestep: float) -> bool:
+        """Whether it has any timesteps up to this one."""
+        return self.above < min(timestep, self.up_to)
+
 
 @dataclass(frozen=True)
 class InjectionSteps:
@@ -111,6 +115,12 @@ class InjectionSteps:
         if self.windows:
             return any(layer.kind == FEATURE for layer in self.windows)
         return self.features_above < float("inf")
+
+    def has_any_up_to(self, timestep: float) -> bool:
+        """Whether anything is injected at this timestep or a lower one."""
+        if self.windows:
+            return any(window.has_any_up_to(timestep) for window in self.windows.values())
+        return min(self.features_above, self.attention_above) < timestep
 
     def includes(self, layer: Layer, timestep: float) -> bool:
         """Whether a layer is injected at a timestep."""

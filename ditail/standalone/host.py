@@ -16,7 +16,7 @@ from ..cache.features import Features
 from ..colours import match_colours
 from ..content.presets import PRESETS
 from ..errors import DitailError
-from ..job.host import Checkpoint, Networks, Pass, Prompts, Row, SamplingPlan
+from ..job.host import Checkpoint, Networks, Pass, Prompts, Replacement, Row, SamplingPlan
 from ..keys import file_fingerprint
 from ..method.inversion import Denoiser, combine_conds
 from ..method.latents import SourceLatents
@@ -92,6 +92,9 @@ class FileCheckpoints:
         if families[0] != families[1]:
             raise DitailError("source_checkpoint", f"{checkpoint.name} is {families[0]}, the target "
                               f"{self._target.name} is {families[1]}")
+
+    def replacements(self, plans: Mapping[bool, SamplingPlan]) -> Sequence[Replacement]:
+        return ()
 
     def vae_file(self, checkpoint: Checkpoint, vae: str) -> str | None:
         return None

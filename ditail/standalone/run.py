@@ -1,14 +1,12 @@
 """Sampling the images of one job on the command line; in the WebUI, the WebUI itself does this."""
 
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator
 
 from PIL import Image
 from torch import Tensor
 
 from ..content.images import LATENT_SCALE, tensor_to_images
 from ..job.finish import finish_image
-from ..job.host import Row
 from ..job.job import Job
 from .host import FileHost
 from .samplers import seeded_noise
@@ -31,15 +29,10 @@ def images_of(host: FileHost, ditail: Job, *, is_recorded: bool = False) -> Iter
             ditail.attach(noise, noise, hires=False, first=first)
             with host.models.progress.sampling(len(sampler.schedule)) as progress:
                 z = sample(model, job, sampler, noise, progress, trajectory if is_recorded else None,
-                           partial(_follow, host, ditail, first), ditail.guided_above(hires=False))
+                           host.target.expect, ditail.guided_above(hires=False))
         finally:
             ditail.detach()
         if is_recorded:
             ditail.keep_recorded(first, rows_of(latents_of(trajectory, z, model)))
         for i, image in enumerate(tensor_to_images(model.decode(z)), first):
             yield finish_image(ditail, image, i)
-
-
-def _follow(host: FileHost, ditail: Job, first: int, rows: Sequence[Row]) -> None:
-    host.target.expect(rows)
-    ditail.follow(hires=False, first=first)

@@ -1,7 +1,9 @@
 """The WebUI's checkpoints and VAEs: finding them, their families, and their fingerprints."""
 
+import math
 import os
 import sys
+from collections.abc import Mapping, Sequence
 
 import torch
 from modules import devices, extra_networks, sd_hijack, sd_models, sd_vae, shared
@@ -9,7 +11,7 @@ from safetensors import SafetensorError
 
 from ..content.settings import BY_KEY
 from ..errors import DitailError, named
-from ..job.host import Checkpoint, Networks, Prompts
+from ..job.host import Checkpoint, Networks, Prompts, Replacement, SamplingPlan
 from ..keys import file_fingerprint
 from ..unet.families import SUPPORTED, SUPPORTED_IN_WORDS, family_of_file, family_of_unet
 from . import loaded
@@ -110,6 +112,23 @@ def wrong_source(name: str, what: str) -> DitailError:
     return DitailError("source_checkpoint", f"{name} {what}")
 
 
+def _is_refined(p, hires: bool) -> bool:
+    """Whether the WebUI switches to the refiner in a pass."""
+    left_out = "first pass" if hires else "second pass"
+    return not getattr(p, "enable_hr", False) or shared.opts.hires_fix_refiner_pass != left_out
+
+
+def refined_up_to(switch_at: float, timesteps: Sequence[float]) -> float:
+    """A timestep up to which the refiner samples, with certainty, if it takes over at this share of the sampling.
+
+    Forge counts calls of the model, the WebUI only by an option; the sampler decides how many calls a step has.
+    """
+    if not loaded.IS_FORGE and not shared.opts.refiner_switch_by_sample_steps:
+        return 999 - 1000 * switch_at
+    later = sorted(timesteps, reverse=True)[math.ceil(switch_at * len(timesteps)) + 1 :]
+    return max(later, default=-math.inf)
+
+
 class WebuiLibrary:
     """See `job.host.Library`."""
 
@@ -128,6 +147,16 @@ class WebuiCheckpoints:
 
     def target(self) -> Checkpoint:
         return checkpoint_of(shared.sd_model.sd_checkpoint_info)
+
+    def replacements(self, plans: Mapping[bool, SamplingPlan]) -> Sequence[Replacement]:
+        p, found = self.p, []
+        if True in plans and getattr(p, "hr_checkpoint_info", None):
+            found.append(Replacement(checkpoint_of(p.hr_checkpoint_info), True, math.inf, "hr_checkpoint_name"))
+        if p.refiner_checkpoint_info:
+            refiner = checkpoint_of(p.refiner_checkpoint_info)
+            found += [Replacement(refiner, hires, refined_up_to(p.refiner_switch_at or 0, plan.timesteps),
+                                  "refiner_checkpoint") for hires, plan in plans.items() if _is_refined(p, hires)]
+        return found
 
     def vae_file(self, checkpoint: Checkpoint, vae: str) -> str | None:
         return vae_file_of(checkpoint.path, vae) if vae else sd_vae.loaded_vae_file

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from functools import wraps
 
 import torch
-from modules import processing, sd_hijack, sd_models, shared
+from modules import processing, sd_hijack, sd_models, sd_samplers_common, shared
 from torch import Tensor
 
 from ..job.host import SamplingPlan
@@ -18,6 +18,7 @@ from ..method.latents import SourceLatents
 
 ORIGINAL = "_ditail_original"
 NGMS_AT_EVERY_STEP = "s_min_uncond_all"
+NGMS_INFOTEXT = ("NGMS", "NGMS all steps")
 TOKEN_MERGING = "get_token_merging_ratio"
 
 
@@ -62,6 +63,17 @@ def make_sampler_raise(sampler, error: Exception) -> None:
     sampler.sample = sampler.sample_img2img = fail
 
 
+def end_sampling(denoiser) -> None:
+    """Make a running sampling end at its next step, as an interrupted one does.
+
+    Without `state.interrupted`, after which an X/Y/Z plot or a batch would leave all that is still to come blank.
+    """
+    def end(*_, **__):
+        raise sd_samplers_common.InterruptedException
+
+    denoiser.forward = end
+
+
 # CFG ends with `guidance_until`. The WebUI can leave out uncond rows itself ("Negative Guidance minimum sigma"), but at
 # every step only with an option, which is set during each call of the denoiser.
 
@@ -90,19 +102,28 @@ def limited_guidance(sampler, above: float) -> Iterator[None]:
 
 @contextmanager
 def _uncond_left_out_at_every_step(p) -> Iterator[None]:
-    """A context with the option set. The WebUI would write it to infotext, and pasting that would set it for good."""
-    options, params = shared.opts.data, dict(p.extra_generation_params)
-    had, before = NGMS_AT_EVERY_STEP in options, options.get(NGMS_AT_EVERY_STEP)
-    options[NGMS_AT_EVERY_STEP] = True
+    """A context with the option set. The WebUI would write it to infotext, and pasting that would set it for good.
+
+    It is set as an attribute, which is read before `data`; those may be saved to `config.json` at any moment.
+    """
+    before = {key: p.extra_generation_params[key] for key in NGMS_INFOTEXT if key in p.extra_generation_params}
+    vars(shared.opts)[NGMS_AT_EVERY_STEP] = True
     try:
         yield
     finally:
-        if had:
-            options[NGMS_AT_EVERY_STEP] = before
-        else:
-            del options[NGMS_AT_EVERY_STEP]
-        p.extra_generation_params.clear()
-        p.extra_generation_params.update(params)
+        del vars(shared.opts)[NGMS_AT_EVERY_STEP]
+        for key in NGMS_INFOTEXT:
+            p.extra_generation_params.pop(key, None)
+        p.extra_generation_params.update(before)
+
+
+def leave_out_image_of_uncond(params, rows: int) -> None:
+    """Let `image_cond` have the first `rows` rows, those of the prompts, in a step without uncond rows.
+
+    The WebUI leaves out its uncond rows everywhere else, so a model that reads it (inpainting) would fail.
+    """
+    if NGMS_AT_EVERY_STEP in vars(shared.opts):
+        params.image_cond = params.image_cond[:rows]
 
 
 # img2img's `init` encodes its init images with `processing.images_tensor_to_samples`.

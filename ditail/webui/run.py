@@ -76,7 +76,8 @@ class Run:
             raise DitailError("sd_unet", f'"{shared.opts.sd_unet}" has no layers to inject into; set SD Unet to None')
         sd_unet.apply_unet()  # removes that of an earlier job, which would be called in the source pass
         p, job = self.p, self.job
-        can_record = not hasattr(p, "init_images") and not getattr(p, "enable_hr", False)
+        # A source has neither a second pass nor a refiner.
+        can_record = not (hasattr(p, "init_images") or getattr(p, "enable_hr", False) or p.refiner_checkpoint_info)
         try:
             if job.prepare(init_images, can_record=can_record):
                 self._recorder = hijacks.Recorder(job.samplings[False].plan)
@@ -134,6 +135,8 @@ class Run:
         """Prepare the sampling that is about to begin. x, noise: the tensors that the sampler will read."""
         try:
             self._is_attached = True
+            if self.error:  # of the first pass, which has ended
+                raise self.error
             if self._recorder:
                 self._recorder.attach(self.p.sampler)
             hires = bool(self.p.is_hr_pass)
@@ -144,14 +147,14 @@ class Run:
             self.error = error
             hijacks.make_sampler_raise(self.p.sampler, error)
 
-    def follow(self, denoiser) -> None:
-        """Called at each step before the U-Net."""
+    def follow(self, params) -> None:
+        """Called at each step before the U-Net. params: of the WebUI's callback."""
         try:
-            self.job.host.target.begin_step(denoiser)
-            self.job.follow(hires=bool(self.p.is_hr_pass), first=self._first)
+            timestep = self.job.host.target.begin_step(params)
+            self.job.follow(hires=bool(self.p.is_hr_pass), first=self._first, timestep=timestep)
         except Exception as error:
             self.error = error
-            shared.state.interrupted = True
+            hijacks.end_sampling(params.denoiser)
 
     def detach(self) -> None:
         """Remove the hooks from every U-Net that has them."""

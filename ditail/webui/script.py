@@ -58,7 +58,7 @@ def on_cfg_denoiser(params) -> None:
     """Called before each evaluation of the model, for every job."""
     run = getattr(params.denoiser.p, "__dict__", {}).get(RUN)
     if run is not None:
-        run.follow(params.denoiser)
+        run.follow(params)
 
 
 def on_script_unloaded() -> None:

@@ -190,15 +190,19 @@ class WebuiTarget:
             raise DitailError("attn_ratio", "ControlNet's reference preprocessors rewrite the self-attention that "
                               "Ditail injects into; set it to 0, or switch that unit off")
 
-    def begin_step(self, denoiser) -> None:
+    def begin_step(self, params) -> float:
         """Called at each step: sets the rows of the following U-Net calls, of which there may be several.
 
-        denoiser: the sampler's CFG denoiser. Its rows are each image's prompts (several with AND), then the
-        unconditional ones.
+        params: of the WebUI's callback. The rows are each image's prompts (several with AND), then the unconditional
+        ones. Returns the step's timestep.
         """
+        denoiser, sigma = params.denoiser, params.sigma
         prompts = [len(composed) for composed in denoiser.sampler.sampler_extra_args["cond"].batch]
         self._rows = [Row(image, True) for image, count in enumerate(prompts) for _ in range(count)]
+        hijacks.leave_out_image_of_uncond(params, len(self._rows))
         self._rows += [Row(image, False) for image in range(len(prompts))]
+        to_timestep = getattr(denoiser.inner_model, "sigma_to_t", None)
+        return float((to_timestep(sigma) if to_timestep else sigma).flatten()[0])
 
     def rows_of(self, count: int, call: Mapping) -> Sequence[Row]:
         taken, self._rows = self._rows[:count], self._rows[count:]

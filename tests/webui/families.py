@@ -86,6 +86,12 @@ def main(models: Path) -> None:
     write("pix2pix", with_channels(noto, 4),
           changed({**SD1, "in_channels": 8}, model="modules.models.diffusion.ddpm_edit.LatentDiffusion",
                   conditioning_key="hybrid", cond_stage_key="edit"))
+    # The refiner's U-Net has SD 1.x's number of blocks, and four transformer blocks in each.
+    refiner = {**SDXL, "channel_mult": [1, 2, 4, 4], "transformer_depth": 4}
+    unet = RESNET.replace("ldm", "sgm")
+    write("sdxl-refiner", {**random_unet(5, refiner, unet), **as_sdxl}, sdxl_config(text, vae, "eps", refiner))
+    wide = with_channels({**random_unet(6, SDXL, unet), **as_sdxl}, 5)
+    write("sdxl-inpainting", wide, sdxl_config(text, vae, "eps", {**SDXL, "in_channels": 9}))
     # Never run, so the WebUI may fill in zeros for the rest.
     write("sd3", {"model.diffusion_model.x_embedder.proj.weight": torch.zeros(64 * MMDIT["depth"], 16, 2, 2), **shared},
           changed(MMDIT, "ditail_test.TinyMMDiT"))
@@ -102,7 +108,7 @@ def with_channels(weights: dict, further: int) -> dict:
     return {**weights, name: torch.cat([original, more], 1)}
 
 
-def sdxl_config(text: dict, vae: dict, prediction: str) -> dict:
+def sdxl_config(text: dict, vae: dict, prediction: str, unet: dict = SDXL) -> dict:
     diffusion = "sgm.modules.diffusionmodules"
     encoders = "sgm.modules.encoders.modules"
     embedders = [{"is_trainable": False, "input_key": "txt", "target": f"{encoders}.FrozenCLIPEmbedder",
@@ -116,7 +122,7 @@ def sdxl_config(text: dict, vae: dict, prediction: str) -> dict:
             "weighting_config": {"target": f"{diffusion}.denoiser_weighting.EpsWeighting"},
             "scaling_config": {"target": f"{diffusion}.denoiser_scaling.{prediction.capitalize()}Scaling"},
             "discretization_config": {"target": f"{diffusion}.discretizer.LegacyDDPMDiscretization"}}},
-        "network_config": {"target": f"{diffusion}.openaimodel.UNetModel", "params": SDXL},
+        "network_config": {"target": f"{diffusion}.openaimodel.UNetModel", "params": unet},
         "conditioner_config": {"target": "sgm.modules.GeneralConditioner", "params": {"emb_models": embedders}},
         "first_stage_config": {**vae, "target": "sgm.models.autoencoder.AutoencoderKLInferenceWrapper"},
     }}}

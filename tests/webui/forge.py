@@ -17,6 +17,7 @@ NOT_ON_FORGE = {
     "test_behaviour.py": "the record is AUTOMATIC1111's",
     "test_flags.py": NO_SUCH_OPTION, "test_memory.py": NO_SUCH_OPTION,
     "TestVAE": OWN_VAE, "test_downcast_alphas": "Forge does not downcast them",
+    "sdxl-inpainting": "Forge's small checkpoints have none", "sdxl-refiner": "Forge's small checkpoints have none",
     "test_refused[-sd3": "Forge can't load a file with no U-Net in it",
     "test_rows_and_attention.py::test_attention": NO_SUCH_OPTION,
     "test_infotext_in_a_request_makes_the_same_image": INFOTEXT, "test_infotext_of_a_request": INFOTEXT,

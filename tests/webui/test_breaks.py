@@ -200,10 +200,20 @@ def test_no_setting_changes_while_a_job_runs(faulty, ditail):
     faulty.webui.generate(ditail, steps=2)
     faulty.post("empty-caches")
     with faulty.armed(record=True) as seen:
-        job = Kind({**ditail, "source_vae": VAE}, {"steps": 2})
+        job = Kind({**ditail, "source_vae": VAE, "guidance_until": 0.0}, {"steps": 2})
         assert faulty.ask(job).status == 200
     # The WebUI notes the hash of whatever checkpoint it loads.
     assert seen["options_seen"] == [], seen["options_seen"]
+
+
+def test_settings_saved_without_guidance_are_the_users_own(faulty, ditail):
+    assert faulty.webui.call("/sdapi/v1/options", {}).status == 200
+    before = json.loads((faulty.webui.data / "config.json").read_text())
+    with faulty.armed(point="unet.call", action="save", lasting=True) as seen:
+        assert faulty.webui.generate({**ditail, "guidance_until": 0.0}, steps=2).status == 200
+    assert seen["fired"] > 1
+    after = json.loads((faulty.webui.data / "config.json").read_text())
+    assert "s_min_uncond_all" not in {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
 
 
 # 6. Loading back fails.
@@ -279,6 +289,34 @@ def test_a_source_made_in_a_batch_serves_one_made_alone(webui, faulty, first):
         for asked in order:
             made = [i.tobytes() for i in webui.generate(FROM_NOTO, steps=STEPS, **SMALL, **asked).images]
             assert made == expected["alone" if asked is alone else "together"]
+
+
+REFINER = {"refiner_checkpoint": "house-flat", "refiner_switch_at": 0.4}
+
+
+def test_a_refiner_in_a_matrix_spoils_no_generated_source(webui, faulty):
+    made = webui.generate(steps=STEPS, **SMALL, **REFINER, script_name="Ditail matrix",
+                          script_args=[{"checkpoints": [NOTO, "house-ink"], **EVERY_STEP}])
+    assert made.status == 200
+    after_matrix = image(webui, FROM_NOTO)
+    faulty.post("empty-caches")
+    assert image(webui, FROM_NOTO) == after_matrix
+
+
+@pytest.mark.usefixtures("one_config")
+def test_a_refiner_reads_and_spoils_no_features_of_the_base(webui, faulty, ditail, options):
+    """With one model object the refiner's weights are loaded into the U-Net that has the hooks."""
+    def images(*order: dict) -> list:
+        faulty.post("empty-caches")
+        return [webui.generate({**ditail, **EVERY_STEP}, steps=STEPS, **asked).image for asked in order]
+
+    options(ditail_features_mb=0)
+    refined, base = images(REFINER, {})
+    assert difference(refined, base) > 1
+    options(ditail_features_mb=512)
+    for order, expected in ((({}, REFINER), (base, refined)), ((REFINER, {}, REFINER), (refined, base, refined))):
+        for got, wanted in zip(images(*order), expected, strict=True):
+            assert difference(got, wanted) < 0.01
 
 
 def test_hypertile_in_a_matrix_spoils_no_generated_source(webui, faulty):

@@ -85,6 +85,70 @@ class TestFamilies:
         assert difference(plain.image, mixed.image) > 1
         assert webui.generate(**on("inpainting-ink")).image.tobytes() == before.image.tobytes()
 
+    @pytest.mark.parametrize("target", ["inpainting-ink", "sdxl-inpainting"])
+    @pytest.mark.parametrize(("case", "sampler"), [("txt2img", "DDIM"), ("txt2img", "Euler"), ("mask", "DDIM"),
+                                                   ("calls", "Euler"), ("AND", "DDIM")])
+    def test_guidance_ends_in_an_inpainting_checkpoint(self, webui, base64_content, options, target, case, sampler):
+        """Where rows are left out, so are their further channels."""
+        settings, asked = {"image": base64_content}, {**on(target), "sampler_name": sampler}
+        options(batch_cond_uncond=case != "calls")
+        if case == "mask":
+            left = Image.new("L", (SIDE, SIDE), 0)
+            left.paste(255, (0, 0, SIDE // 2, SIDE))
+            settings = {}
+            asked |= {"tab": "img2img", "init_images": [base64_content], "mask": encode(left), "inpainting_fill": 1}
+        if case == "AND":
+            asked |= {"prompt": "a fox on pink AND a red hat", "batch_size": 2}
+        ended = webui.generate({**settings, "guidance_until": 0.0}, **asked)
+        if case != "AND":  # whose parts have weights of their own
+            assert difference(ended.image, webui.generate(settings, **{**asked, "cfg_scale": 1}).image) < 1
+        rows = []
+        for until in (1.0, 0.6):
+            webui.call("/ditail-test/rows", {})
+            assert webui.generate({**settings, "guidance_until": until}, **asked).status == 200
+            rows.append(sum(webui.call("/ditail-test/rows").json))
+        assert rows[1] < rows[0]
+
+    @pytest.mark.parametrize(("target", "refiner"), [("house-ink", "sd2-eps-a"), ("sdxl-eps-a", "sdxl-refiner")])
+    def test_a_refiner_of_another_family(self, webui, base64_content, target, refiner):
+        """Refused before anything is computed, unless nothing is left to inject when it takes over."""
+        asked = {**on(target), "refiner_checkpoint": refiner, "refiner_switch_at": 0.6}
+        settings = {"image": base64_content, "conv_ratio": 0.3, "attn_ratio": 0.3, "contours": 0.5}
+        plain, mixed = webui.generate(**asked), webui.generate(settings, **asked)
+        assert difference(plain.image, mixed.image) > 0.1
+        assert f"Refiner: {refiner}" in mixed.infotext
+        source_pass(webui)
+        settings["alpha"] = 1.7  # the source is not in the cache
+        for changed, at in (({"conv_ratio": 1.0}, 0.6), ({"layers": "a5@0.8-1"}, 0.6), ({}, 0.1)):
+            refused = webui.generate({**settings, **changed}, **{**asked, "refiner_switch_at": at})
+            assert refused.status == 422 and refused.error.startswith(f"refiner_checkpoint: {refiner} is ")
+        assert source_pass(webui) == []
+
+    def test_a_hires_checkpoint_of_another_family(self, webui, base64_content):
+        def asked(checkpoint: str) -> dict:
+            return {**on("house-ink"), "enable_hr": True, "hr_scale": 1.5, "hr_upscaler": "Lanczos",
+                    "denoising_strength": 0.6, "hr_checkpoint_name": checkpoint}
+
+        one, other = (webui.generate({"image": base64_content, "hires": hires}, **asked("house-flat")).image
+                      for hires in (True, False))
+        assert difference(one, other) > 0.3
+        refused = webui.generate({"image": base64_content}, **asked("sdxl-eps-a"))
+        assert refused.status == 422
+        assert refused.error.startswith("hr_checkpoint_name: sdxl-eps-a is SDXL, the target house-ink is SD 1.x")
+        assert webui.generate({"image": base64_content, "hires": False}, **asked("sdxl-eps-a")).status == 200
+
+    def test_a_refiner_without_a_header_ends_its_own_cell_alone(self, webui, base64_content):
+        """A pickle is read when it takes over; the plot goes on with the cells after it."""
+        asked = {**on("house-ink"), "refiner_checkpoint": "sdxl-pickle", "refiner_switch_at": 0.6}
+        settings = {"image": base64_content, "attn_ratio": 0.0}
+        refused = webui.generate({**settings, "conv_ratio": 1.0}, **asked)
+        assert refused.status == 422
+        assert refused.error.startswith("refiner_checkpoint: sdxl-pickle is SDXL, the target house-ink is SD 1.x")
+        alone = webui.generate({**settings, "conv_ratio": 0.3}, **asked).image
+        plot = webui.plot(settings, ("[Ditail] Feature ratio", "1, 0.3"), **asked)
+        assert difference(plot.images[-1], alone) < 0.01
+        assert webui.state()["hooks"] == 0
+
     @pytest.mark.parametrize(("source", "target", "sentence"), [
         ("sdxl-eps-a", "house-ink", "source_checkpoint: sdxl-eps-a is SDXL, the target house-ink is SD 1.x"),
         ("sd2-eps-a", "house-ink", "source_checkpoint: sd2-eps-a is SD 2.x, the target house-ink is SD 1.x"),

@@ -109,6 +109,17 @@ def test_refiner(webui, ditail, source):
     assert {k: after[k] for k in after if k != "torch_rng"} == {k: before[k] for k in before if k != "torch_rng"}
 
 
+def test_refiner_in_infotext(webui, ditail):
+    """Also where guidance has ended when it takes over."""
+    asked = {"refiner_checkpoint": "house-flat", "refiner_switch_at": 0.7}
+    plain = webui.generate(**asked)
+    webui.generate()
+    ended = webui.generate({**ditail, "guidance_until": 0.5}, **asked)
+    for made in (plain, ended):
+        assert "Refiner: house-flat" in made.infotext and "Refiner switch at: 0.7" in made.infotext
+    assert "NGMS" not in ended.infotext
+
+
 def test_tiling(webui, ditail):
     """The source is tiled, too: its latents are others."""
     webui.call("/ditail-test/latents")

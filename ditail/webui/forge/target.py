@@ -44,8 +44,9 @@ class ForgeTarget(WebuiTarget):
             raise DitailError("conv_ratio", "another extension rewrites the normalisation in the layer that Ditail "
                               "injects into; set it to 0, or switch the other off")
 
-    def begin_step(self, denoiser) -> None:
-        pass  # `rows_of` reads the rows from each call
+    def begin_step(self, params) -> float:
+        """The step's timestep. `rows_of` reads the rows from each call."""
+        return float(_patcher().model.predictor.timestep(params.sigma).flatten()[0])
 
     def rows_of(self, count: int, call: Mapping) -> Sequence[Row]:
         """Forge calls the U-Net with whole batches, whose kinds are in `transformer_options` (0 = cond)."""
