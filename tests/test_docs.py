@@ -141,6 +141,17 @@ def test_the_table_of_the_matrix():
     assert positional.endswith(f"0 to {constants['MAX_MARGIN']} ")
 
 
+def test_the_table_of_the_folder():
+    constants = constants_of("ditail/webui/folder.py")
+    rows = rows_below(API, "The script `Ditail folder`")
+    assert tuple(row[0].strip("`") for row in rows) == constants["CONTROLS"][1:]
+    choices = [f'`"{text}"`' for text in constants["PROMPTS"]]
+    assert rows[1][1:3] == [choices[0], ", ".join(choices)]
+    text = " ".join(API.read_text(encoding="utf-8").split("# The script `Ditail folder`")[1].split())
+    positional = text.split("controls in their order: ", 1)[1].split(".", 1)[0]
+    assert tuple(re.findall(r"`(files|folder|prompts)`", positional)) == constants["CONTROLS"]
+
+
 def test_the_readmes_short_table_of_settings():
     by_label = {field.label: field for field in FIELDS}
     rows = [row for row in rows_below(README, "Choosing settings") if "WebUI's own" not in row[0]]

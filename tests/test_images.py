@@ -4,7 +4,7 @@ import base64
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageChops
 
 from ditail import DitailError
 from ditail.content.images import (
@@ -14,6 +14,7 @@ from ditail.content.images import (
     mask_to_latent,
     read_image,
     read_mask,
+    shrunk_to_cover,
     tensor_to_images,
 )
 from tests.drawings import BLUE, RED, encoded, halves
@@ -87,6 +88,30 @@ def test_pixels_come_back_from_tensors():
     assert tensor.shape == (1, 3, 20, 40)
     assert tensor.min() == -1 and tensor.max() == 1
     assert tensor_to_images(tensor)[0].tobytes() == halves().tobytes()
+
+
+def test_an_image_is_shrunk_until_it_just_covers_a_size():
+    wide = halves(900, 300)
+    assert shrunk_to_cover(wide, 200, 100).size == (300, 100)
+    assert shrunk_to_cover(wide, 200, 200).size == (600, 200)
+    assert shrunk_to_cover(wide, 100, 300) is wide and shrunk_to_cover(wide, 1000, 1000) is wide
+    near = fit(shrunk_to_cover(wide, 128, 128), 64, 64)
+    assert max(high for _, high in ImageChops.difference(near, fit(wide, 64, 64)).getextrema()) <= 2
+
+
+def test_an_image_in_memory_is_not_copied():
+    image, mask = halves(), halves().convert("L")
+    assert read_image(image) is image and read_mask(mask) is mask
+    turned = halves()
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.info["exif"] = exif.tobytes()
+    assert read_image(turned).size == halves().size[::-1]
+
+
+@pytest.mark.parametrize(("side", "cells"), [(132, 16), (127, 15), (8, 1), (4, 1)])
+def test_a_mask_has_the_latents_size_at_any_size(side, cells):
+    assert mask_to_latent(Image.new("L", (side, side), 255), side, side).shape == (1, 1, cells, cells)
 
 
 def test_a_mask_on_the_latents_grid():

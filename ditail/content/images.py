@@ -15,6 +15,7 @@ from ..errors import DitailError, shown
 LATENT_SCALE = 8
 MAX_PIXELS = 100_000_000
 MAX_SHRINKING = 256
+ORIENTATION = 0x0112  # EXIF's tag
 BACKGROUND = (255, 255, 255)
 
 
@@ -43,7 +44,8 @@ def _read(source: str | Path | bytes | Image.Image, key: str, background: tuple[
           mode: str) -> Image.Image:
     name = f"{source}" if isinstance(source, str | Path) else "it"
     try:
-        return _opaque(_upright(source, key), background).convert(mode)
+        image = _opaque(_upright(source, key), background)
+        return image if image.mode == mode else image.convert(mode)
     except DitailError:
         raise
     except FileNotFoundError as error:
@@ -64,7 +66,9 @@ def _upright(source: str | Path | bytes | Image.Image, key: str) -> Image.Image:
         raise DitailError(key, f"{width}x{height} is over {MAX_PIXELS // 10**6} megapixels; scale it down")
     if image.mode.startswith("I") or image.mode == "F":
         image = _to_8_bits(image)
-    return ImageOps.exif_transpose(image)
+    # An image that is in memory is not copied for nothing: a folder's job holds dozens of them.
+    is_ready = type(image) is Image.Image and image.getexif().get(ORIENTATION, 1) == 1
+    return image if is_ready else ImageOps.exif_transpose(image)
 
 
 def _opaque(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
@@ -95,6 +99,15 @@ def fit(image: Image.Image, width: int, height: int, resize_mode: str = "crop") 
     if resize_mode == "fill":
         return _fill(image, width, height)
     raise DitailError("resize_mode", f'must be "crop", "fill" or "stretch", got {shown(resize_mode)}')
+
+
+def shrunk_to_cover(image: Image.Image, width: int, height: int) -> Image.Image:
+    """An image scaled down, in its proportions, until it just covers `width` x `height`; the same if it does not."""
+    scale = max(width / image.width, height / image.height)
+    if scale >= 1:
+        return image
+    size = math.ceil(image.width * scale), math.ceil(image.height * scale)
+    return image.resize(size, Image.Resampling.LANCZOS)
 
 
 def _reduced(image: Image.Image, width: int, height: int) -> Image.Image:
@@ -132,7 +145,7 @@ def tensor_to_images(x: Tensor) -> list[Image.Image]:
 
 
 def mask_to_latent(mask: Image.Image, width: int, height: int, resize_mode: str = "crop") -> Tensor:
-    """A mask `[1, 1, height / 8, width / 8]` in 0..1 for an image of `width` x `height` pixels."""
-    size = (math.ceil(width / LATENT_SCALE), math.ceil(height / LATENT_SCALE))
+    """A mask `[1, 1, height // 8, width // 8]` in 0..1, at least 1 x 1, for an image of `width` x `height`."""
+    size = (max(1, width // LATENT_SCALE), max(1, height // LATENT_SCALE))
     cells = fit(mask, width, height, resize_mode).resize(size, Image.Resampling.BOX)
     return _pixels(cells).permute(2, 0, 1)[None].float() / 255

@@ -151,7 +151,9 @@ class Checkpoints(Protocol):
 class HostJob(Protocol):
     """The host's job: its prompts, passes and images."""
 
-    batch_size: int
+    @property
+    def batch_size(self) -> int:
+        """The number of images in each batch but the last, which may have fewer."""
 
     def prompts(self) -> Sequence[Prompts]:
         """(prompt, negative prompt) of each image of the job."""

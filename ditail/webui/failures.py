@@ -17,8 +17,8 @@ LABELS = {
     "args": "Settings", "sources": "Second source", "collage": "Collage", "box": "Box", "weight": "Weight",
     "steps": "Begin and end", "checkpoints": "Models of the matrix", "further": "Further models",
     "one_source": "One row", "margin": "Grid margins", "script_args": "Script", "sd_unet": "SD Unet",
-    "init_images": "img2img", "folder": "Ditail folder", "refiner_checkpoint": "Refiner",
-    "hr_checkpoint_name": "Hires checkpoint",
+    "init_images": "img2img", "folder": "Ditail folder", "files": "Ditail folder", "prompts": "Prompt of each image",
+    "refiner_checkpoint": "Refiner", "hr_checkpoint_name": "Hires checkpoint",
 }
 ENTRY = re.compile(r"(\w+)\[(\d+)\]")
 

@@ -194,10 +194,7 @@ def _from_api(argument: dict) -> MatrixRequest:
 
 def _from_controls(p, args: tuple) -> MatrixRequest:
     """The request of the tab's controls (`ui.build_matrix`); the API may also send their values by position."""
-    count = _count_arguments(p, args)
-    if count != len(CONTROLS):
-        raise DitailError("script_args", f"must be one object, or {len(CONTROLS)} values ({', '.join(CONTROLS)}), got "
-                          f"{count}")
+    check_count(p, args, CONTROLS)
     names, further, one_source, margin = args
     if not isinstance(names, list | tuple | None):
         raise DitailError("checkpoints", f"must be a list of names, got {shown(names)}")
@@ -210,13 +207,16 @@ def _from_controls(p, args: tuple) -> MatrixRequest:
                          _check_one_source(False if one_source is None else one_source), _check_margin(margin))
 
 
-def _count_arguments(p, args: tuple) -> int:
-    """The number of arguments that the request has for this script.
+def check_count(p, args: tuple, names: Sequence[str]) -> None:
+    """Raise DitailError unless the request has a value for each of a script's controls. names: of the controls.
 
-    The API inserts them in place of the script's own, whatever their number; the WebUI then passes as many as the
+    The API inserts the values in place of the script's own, whatever their number; the WebUI then passes as many as the
     script has controls, so `args` may include the next script's arguments, or lack some.
     """
-    return len(CONTROLS) + len(p.script_args) - len(p.scripts.inputs) if getattr(p, "is_api", False) else len(args)
+    count = len(names) + len(p.script_args) - len(p.scripts.inputs) if getattr(p, "is_api", False) else len(args)
+    if count != len(names):
+        raise DitailError("script_args", f"must be one object, or {len(names)} values ({', '.join(names)}), got "
+                          f"{count}")
 
 
 def _check_one_source(value) -> bool:

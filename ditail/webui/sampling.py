@@ -131,10 +131,14 @@ class WebuiJob:
 
     def __init__(self, p):
         self.p = p
-        self.batch_size = p.batch_size
+
+    @property
+    def batch_size(self) -> int:
+        return self.p.batch_size  # img2img's `init` lowers it if there are fewer init images
 
     def prompts(self) -> Sequence[Prompts]:
-        return list(zip(self.p.all_prompts, self.p.all_negative_prompts, strict=True))
+        images = self.p.n_iter * self.p.batch_size
+        return list(zip(self.p.all_prompts, self.p.all_negative_prompts, strict=True))[:images]
 
     def passes(self) -> Sequence[Pass]:
         p = self.p

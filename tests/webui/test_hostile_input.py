@@ -49,6 +49,22 @@ def test_arguments_of_the_matrix_by_position(webui):
     assert made.status == 200 and len(made.images) == 1 + 4
 
 
+@pytest.mark.parametrize(("args", "key"), [
+    (["/path"], "script_args"), ([], "script_args"), ([None, "", "none", 0], "script_args"), ([None], "script_args"),
+    ([None, 5, "none"], "folder"), ([None, ["/path"], "none"], "folder"), ([None, None, "none"], "folder"),
+    ([["a.png"], "", "none"], "files"), ([5, "", "none"], "files"), (["a.png", "", "none"], "files"),
+    ([[{"name": "a.png"}], "", "none"], "files"), ([None, "/tmp", "some"], "prompts"),
+    ([None, "/tmp", None], "prompts"), ([None, "/tmp", ["none"]], "prompts"),
+    ([None, "/none-such", "none"], "folder"), ([None, "x" * 10**5, "none"], "folder"), ([None, "\0", "none"], "folder"),
+    ([None, "\ud800", "none"], "folder"),
+    ([{"folder": "/none-such"}], "folder"), ([{"folder": 5}], "folder"), ([{}], "folder"),
+    ([{"folder": "/tmp", "prompts": "some"}], "prompts"), ([{"folder": "/tmp", "prompts": None}], "prompts"),
+    ([{"folder": "/tmp", "alpha": 2}], "script_args"), ([{"files": ["/etc/passwd"]}], "script_args"),
+])
+def test_arguments_of_the_folder(webui, args, key):
+    assert_refused(webui.generate(script_name="Ditail folder", script_args=args, steps=2), key)
+
+
 def infotext_of(**entries) -> str:
     """Infotext as the WebUI writes it: a text in quotation marks where it needs them."""
     entries = {"Steps": 1, "Sampler": "DDIM", "CFG scale": 5, "Seed": 1, "Size": "128x128", **entries}
@@ -126,6 +142,13 @@ def test_any_settings(webui, ditail, values):
 @given(args=st.lists(VALUES, max_size=6))
 def test_any_arguments_of_the_matrix(webui, args):
     answer = matrix(webui, *args)
+    assert answer.status == 422 and len(answer.error) <= SHORT, answer.json
+
+
+@FEW
+@given(args=st.lists(VALUES, max_size=4))
+def test_any_arguments_of_the_folder(webui, args):
+    answer = webui.generate(script_name="Ditail folder", script_args=args, steps=2)
     assert answer.status == 422 and len(answer.error) <= SHORT, answer.json
 
 
