@@ -48,7 +48,8 @@ class Extras:
 
     @classmethod
     def from_args(cls, args: Sequence) -> "Extras":
-        if len(args) != len(CONTROLS):
+        # Beside the API's dict, the other arguments may be those of the request's `infotext`.
+        if len(args) != len(CONTROLS) or isinstance(args[0], dict):
             return cls()
         values = dict(zip(CONTROLS, args, strict=True))
         return cls(str(values["image_name"] or ""), still_missing(str(values["missing"] or ""), values),
@@ -96,6 +97,12 @@ def is_enabled(args: Sequence) -> bool:
     """Whether a job's arguments switch Ditail on. Invalid arguments do, so that the user gets an error."""
     first = args[0] if args else False
     return first.get("enabled", False) is not False if isinstance(first, dict) else first is not False
+
+
+def selected_script(p) -> str:
+    """The title of the script that is selected in the Script dropdown, or named by the request; "" for none."""
+    number = p.script_args[0] if p.scripts is not None and getattr(p, "script_args", None) else 0
+    return p.scripts.selectable_scripts[number - 1].title() if number else ""
 
 
 def _setting(key: str, value):

@@ -111,7 +111,7 @@ def _uncond_left_out_at_every_step(p) -> Iterator[None]:
     try:
         yield
     finally:
-        del vars(shared.opts)[NGMS_AT_EVERY_STEP]
+        vars(shared.opts).pop(NGMS_AT_EVERY_STEP, None)
         for key in NGMS_INFOTEXT:
             p.extra_generation_params.pop(key, None)
         p.extra_generation_params.update(before)

@@ -68,6 +68,18 @@ def _described(part: FurtherRequest) -> dict:
     return entry
 
 
+def content_infotext(p, image: int) -> str:
+    """The infotext of a content image: that of the job's image number `image` without its model, which did not make it.
+
+    The WebUI's Save reads the seed out of every image's infotext. Pasted, it brings the job's settings and this image.
+    """
+    job = copy.copy(p)
+    job.sd_model_name = job.sd_model_hash = job.sd_vae_name = job.sd_vae_hash = None
+    text = processing.create_infotext(job, p.all_prompts, p.all_seeds, p.all_subseeds, index=image,
+                                      all_negative_prompts=p.all_negative_prompts)
+    return f"{text}, Ditail shows: content image"
+
+
 def source_infotext(p, checkpoint, prompts: tuple[str, str], image: int) -> str:
     """The infotext of a generated source's image, as if job `p` had generated it with that model and these prompts."""
     job = copy.copy(p)

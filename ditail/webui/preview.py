@@ -1,14 +1,14 @@
 """The tab's Preview: a job that runs like Generate up to the sampling, and shows its sources instead."""
 
 import torch
-from modules import images, processing, shared
+from modules import images, infotext_utils, processing, shared
 from PIL import Image
 
 from ..content.images import image_to_tensor
 from ..errors import DitailError
 from ..job.host import Interrupted
 from ..job.preview import Preview, preview
-from .controls import Extras
+from .controls import Extras, selected_script
 
 PREVIEW = "preview"
 
@@ -22,7 +22,7 @@ def make_preview_of(p) -> None:
 
     Raises DitailError if a script of the Script dropdown is selected, as it would run jobs of its own.
     """
-    if p.scripts is not None and getattr(p, "script_args", None) and p.script_args[0]:
+    if selected_script(p):
         raise DitailError("script_args", "there is no preview of a script's jobs: set Script to None")
     p.batch_size = p.n_iter = 1
     p.do_not_save_samples = p.do_not_save_grid = True
@@ -52,7 +52,10 @@ def show(run, processed) -> None:
         images.image_grid(parts, rows=1), *parts[0].size, [[images.GridAnnotation(title)] for title in titles],
         [[images.GridAnnotation()]], 8)
     processed.images = [sheet, *parts]
-    processed.infotexts = ["Ditail preview: " + "; ".join(titles), *titles]
+    # The job's infotext, as the WebUI's Save reads the seed out of every image's.
+    job = processed.infotexts[0]
+    processed.infotexts = [f"{job}, Ditail preview: {infotext_utils.quote(title)}"
+                           for title in ("; ".join(titles), *titles)]
     processed.info, processed.index_of_first_image = processed.infotexts[0], 1
 
 

@@ -13,21 +13,24 @@ from ..errors import DitailError
 from ..job.finish import finish_image
 from ..job.host import Interrupted
 from ..job.job import Job
-from ..job.plan import image_hash, image_hashes
+from ..job.plan import image_hashes
 from ..job.preview import Preview
 from ..job.request import Request
 from ..job.source import Source, distinct
 from ..method.latents import SourceLatents
 from . import caches, hijacks, kept_images, loaded, preview
-from .controls import Extras
+from .controls import Extras, selected_script
 from .failures import errors_for_the_user, in_words
 from .host import WebuiHost
-from .infotext import infotext_of, source_infotext
+from .infotext import content_infotext, infotext_of, source_infotext
 from .progress import sampling_text
 
 RUN = "_ditail_run"
 # Attribute of a job of the matrix: see `Job.is_plain`.
 PLAIN = "_ditail_plain"
+# Scripts of the Script dropdown whose jobs may have further images: X/Y/Z reads only the first image of each job. Other
+# scripts lay all images of a job out, or count them.
+SHOW_SOURCES = ("", "Ditail folder", "X/Y/Z plot")
 # Attributes of a job that is one of several: the requests of later jobs, and its `controls.Extras`.
 SWEEP, EXTRAS = "_ditail_sweep", "_ditail_extras"
 
@@ -76,6 +79,8 @@ class Run:
             raise DitailError("sd_unet", f'"{shared.opts.sd_unet}" has no layers to inject into; set SD Unet to None')
         sd_unet.apply_unet()  # removes that of an earlier job, which would be called in the source pass
         p, job = self.p, self.job
+        if job.request.settings.show_source and not self._can_show_sources:
+            p.comment(f"Ditail: the content images are not shown with the script {selected_script(p)}")
         # A source has neither a second pass nor a refiner.
         can_record = not (hasattr(p, "init_images") or getattr(p, "enable_hr", False) or p.refiner_checkpoint_info)
         try:
@@ -170,10 +175,14 @@ class Run:
             self.p.comment(f"Ditail: {in_words(error)}")
             return image
 
+    @property
+    def _can_show_sources(self) -> bool:
+        return selected_script(self.p) in SHOW_SOURCES
+
     def show_sources(self, processed) -> None:
         """Add the content images to a finished job's images, each with infotext."""
         job, p = self.job, self.p
-        if job is None or job.is_plain or job.is_preview:
+        if job is None or job.is_plain or job.is_preview or not self._can_show_sources:
             return
         if not job.request.settings.show_source or False not in job.samplings:
             return
@@ -190,8 +199,7 @@ class Run:
 
     def _infotext_of(self, source: Source) -> str:
         if source.origin.kind == "image":
-            content = image_hash(source.content_image(self.job.latents))
-            return f"Content image of Ditail, {kept_images.IMAGE_HASH}: {content}"
+            return content_infotext(self.p, source.image)
         prompt = self.job.request.settings.source_prompt or self.p.all_prompts[source.image]
         return source_infotext(self.p, source.checkpoint.handle, (prompt, source.prompts[1]), source.image)
 

@@ -65,6 +65,49 @@ def test_sd_upscale(webui, ditail, init):
     assert difference(made.image, webui.generate(**asked).image) > 1
 
 
+@pytest.mark.parametrize("own", [False, True])
+def test_sd_upscale_whose_last_batch_is_not_full(webui, ditail, content, own):
+    """Six tiles in batches of four."""
+    asked = {"tab": "img2img", "init_images": [encode(content.resize((192, 128)))], "denoising_strength": 0.7,
+             "script_name": "SD upscale", "script_args": ["", 32, "Lanczos", 1.5]}
+    settings = {**ditail, "image": ditail["image"] if own else None, "alpha": 2.2}
+    made, one_by_one = (webui.generate(settings, batch_size=size, **asked) for size in (4, 1))
+    assert made.status == 200, made.json
+    assert made.image.size == one_by_one.image.size == (288, 192)
+    # The first tile has the same seed in both.
+    assert difference(made.image.crop((0, 0, 90, 90)), one_by_one.image.crop((0, 0, 90, 90))) < 1
+
+
+@pytest.mark.parametrize("script", [
+    {"script_name": "SD upscale", "script_args": ["", 32, "Lanczos", 1.5]},
+    {"script_name": "Loopback", "script_args": [2, 0.7, "Linear", "None"]},
+    {"script_name": "Prompt matrix", "script_args": [False, False, "positive", "comma", 0],
+     "prompt": "a fox|on pink|a star"},
+    {"script_name": "Ditail matrix",
+     "script_args": [{"checkpoints": ["house-ink", "house-noto"], "show_source": True}]},
+], ids=lambda script: script["script_name"])
+def test_no_source_is_shown_to_a_script_that_lays_its_jobs_images_out(webui, ditail, init, script):
+    settings = {**ditail, "image": None}
+    usual = webui.generate(settings, **init, **_without_show_source(script))
+    shown = webui.generate({**settings, "show_source": True}, **init, **script)
+    comment = f"Ditail: the content images are not shown with the script {script['script_name']}"
+    assert comment in webui.call("/ditail-test/comments").json
+    assert len(shown.images) == len(usual.images) == len(shown.infotexts)
+    assert max(map(difference, shown.images, usual.images)) < 0.1
+
+
+def _without_show_source(script: dict) -> dict:
+    args = [{key: value for key, value in arg.items() if key != "show_source"} if isinstance(arg, dict) else arg
+            for arg in script["script_args"]]
+    return {**script, "script_args": args}
+
+
+def test_sources_are_shown_in_jobs_of_a_plot(webui, ditail):
+    """The plot reads only the first image of each job."""
+    usual, shown = (webui.plot({**ditail, "show_source": show}, ("[Ditail] Alpha", "1, 2")) for show in (False, True))
+    assert [image.tobytes() for image in shown.images] == [image.tobytes() for image in usual.images]
+
+
 def test_loopback(webui, ditail, init):
     """Each loop's content is what the loop before made."""
     asked = {"script_name": "Loopback", "script_args": [2, 0.7, "Linear", "None"], **init}

@@ -21,6 +21,28 @@ def test_each_init_image_of_a_batch_is_its_own_content(webui, ditail, content):
         assert difference(image, alone.image) < 1
 
 
+@pytest.mark.parametrize("own", [False, True])
+def test_fewer_init_images_than_the_batch_size(webui, ditail, content, own):
+    """img2img lowers the batch size to their number, after the script was told of the job."""
+    images = [encode(content.rotate(90 * i)) for i in range(3)]
+    asked = {"tab": "img2img", "denoising_strength": 0.9}
+    settings = {**ditail, "image": ditail["image"] if own else None}
+    together = webui.generate(settings, init_images=images, batch_size=4, n_iter=2, seed=5, **asked)
+    assert together.status == 200, together.json
+    assert len(together.images) == 6
+    for i, image in enumerate(together.images):
+        alone = webui.generate(settings, init_images=[images[i % 3]], seed=5 + i, **asked)
+        assert difference(image, alone.image) < 1
+
+
+def test_generated_sources_of_fewer_init_images_than_the_batch_size(webui, content):
+    settings = {"source": "generate", "source_checkpoint": "house-noto"}
+    images = [encode(content.rotate(90 * i)) for i in range(3)]
+    asked = {"tab": "img2img", "denoising_strength": 0.9, "init_images": images, "n_iter": 2, "seed": 5}
+    lowered, exact = (webui.generate(settings, batch_size=size, **asked) for size in (4, 3))
+    assert [image.tobytes() for image in lowered.images] == [image.tobytes() for image in exact.images]
+
+
 # In this order: the WebUI does not set back an overridden option that its config.json lacks.
 @pytest.mark.parametrize("options", [{"batch_cond_uncond": False}, {"batch_cond_uncond": True}])
 def test_rows_keep_their_source_however_they_are_batched(webui, ditail, content, options):
@@ -71,7 +93,11 @@ def test_the_shown_source_is_the_source_models_own_image(webui):
 def test_the_shown_content_image(webui, ditail, content):
     made = webui.generate({**ditail, "show_source": True})
     assert difference(made.images[1], content) == 0
-    assert "Ditail image hash" in made.infotexts[1]
+    parameters = webui.call("/sdapi/v1/png-info", {"image": made.json["images"][1]}).json["parameters"]
+    # What the WebUI's Save reads, the job's own settings, and no model that a paste would choose.
+    assert [parameters[key] for key in ("Prompt", "Seed", "Steps", "Size-1")] == ["a fox on pink", "1", "8", str(SIDE)]
+    assert parameters["Ditail image hash"] in made.infotexts[0] and parameters["Ditail alpha"] == "3"
+    assert "Model" not in parameters and parameters["Ditail shows"] == "content image"
 
 
 def test_a_sweep_inverts_and_loads_only_what_is_distinct(webui, ditail):
@@ -156,6 +182,20 @@ class TestMixing:
         early = webui.generate({**ditail, "sources": [{"source": "generate", "steps": [0, 0.3]}]}, batch_size=2)
         late = webui.generate({**ditail, "sources": [{"source": "generate", "steps": [0.3, 1]}]})
         assert difference(early.image, alone.image) > 0.5 and difference(late.image, alone.image) > 0.2
+
+    def test_a_mask_at_a_size_that_is_no_multiple_of_8(self, webui, ditail, other_content):
+        """As img2img's "Resize by" gives them."""
+        right = Image.new("L", (132, 132), 0)
+        right.paste(255, (66, 0, 132, 132))
+        asked = {"tab": "img2img", "init_images": [ditail["image"]], "denoising_strength": 0.9, "width": 132,
+                 "height": 132}
+        second = {"image": encode(other_content), "mask": encode(right)}
+        mixed = webui.generate({**ditail, "mask": encode(right), "sources": [second]}, **asked)
+        assert mixed.status == 200, mixed.json
+        alone = webui.generate({**ditail, "mask": encode(right)}, **asked)
+        halves = [(0, 0, 48, 128), (80, 0, 128, 128)]
+        left, right = (difference(mixed.image.crop(box), alone.image.crop(box)) for box in halves)
+        assert right > left
 
     @pytest.mark.parametrize(("sources", "what"), [
         ("x", "sources: "), ([1], "sources[0]: "), ([{"weight": 11}], "sources[0].weight"),

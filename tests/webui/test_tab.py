@@ -3,6 +3,8 @@
 import base64
 import json
 import re
+import time
+import zipfile
 
 import pytest
 from PIL import Image
@@ -193,11 +195,43 @@ def test_preview(tab, webui):
     assert webui.loads_and_inversions()[1] - before == 1
     assert set(webui.data.rglob("*.png")) == files
     tab.wait_for_timeout(1000)
+    assert save(tab, webui) == 4
     generate(tab, "txt2img")
     assert "Ditail preset" not in tab.inner_text("#html_info_txt2img")
     assert "Steps: 4" in tab.inner_text("#html_info_txt2img")
     assert webui.loads_and_inversions()[1] - before == 1
     assert tab.locator("#txt2img_gallery .thumbnails img").count() <= 1
+
+
+def save(page, webui) -> int:
+    """Press the buttons that save the gallery as files and as an archive; returns how many images are in that."""
+    before = set(webui.data.rglob("log/**/*"))
+    for button, kind in (("save_txt2img", "png"), ("save_zip_txt2img", "zip")):
+        page.click(f"#{button}")
+        deadline = time.monotonic() + 60
+        while not (files := set(webui.data.rglob(f"log/**/*.{kind}")) - before):
+            assert time.monotonic() < deadline, button
+            page.wait_for_timeout(200)
+        page.wait_for_timeout(1000)
+    return len([name for name in zipfile.ZipFile(files.pop()).namelist() if name.endswith(".png")])
+
+
+def test_a_gallery_with_a_content_image_is_saved_and_its_infotext_pasted(tab, webui, options):
+    options(save_selected_only=False)
+    open_advanced(tab, "txt2img")
+    tab.click("#txt2img_ditail_show_source input")
+    generate(tab, "txt2img")
+    assert save(tab, webui) == 2
+    # The content image's own settings: those of the job, and the image.
+    tab.click("#txt2img_gallery .thumbnails button >> nth=1")
+    tab.wait_for_selector("#html_info_txt2img :text('Ditail shows: content image')")
+    infotext = tab.inner_text("#html_info_txt2img")
+    clear_image(tab)
+    fill(tab, "txt2img", prompt=infotext, ditail_alpha=9)
+    tab.click("#txt2img_tools #paste")
+    tab.wait_for_selector("#txt2img_ditail_image img")
+    assert value_of(tab, "txt2img_prompt") == "a fox on pink"
+    assert float(tab.input_value("#txt2img_ditail_alpha input[type=number]")) == PRESETS["Balanced"]["alpha"]
 
 
 def test_a_missing_image_is_said_in_the_tabs_words(page):
