@@ -69,6 +69,8 @@ def build(elem_id: ElemId, *, is_img2img: bool, webui_controls: Mapping | None =
         for name in (*EXTRAS, "facts"):
             controls[name] = gr.Textbox(label=name.replace("_", " ").capitalize(), elem_id=elem_id(name), value="",
                                     elem_classes="ditail-hidden", container=False)
+            # A value of one moment, which Settings > Defaults would otherwise make the first value of every page.
+            controls[name].do_not_save_to_config = True
         for name, label in (("refresh_line", "Refresh"), ("take_infotext", "Take infotext"),
                             ("take_balance", "Take balance"), ("take_numbers", "Take numbers")):
             controls[name] = gr.Button(label, elem_id=elem_id(name), elem_classes="ditail-hidden")
@@ -137,11 +139,15 @@ def _masks(elem_id: ElemId) -> dict:
 
 
 def _second_source(elem_id: ElemId) -> dict:
-    """The controls of a second source by their names in `CONTROLS`."""
+    """The controls of a second source by their names in `CONTROLS`.
+
+    The WebUI stores a control's default under its label, so no two controls may have the same one.
+    """
     with InputAccordion(False, label="Second source", elem_id=elem_id("on")) as on:
         with gr.Row():
-            source = gr.Radio(label="Second source", choices=SOURCE_WORDS, value="image", elem_id=elem_id("source"))
-            checkpoint = _checkpoints(elem_id)
+            source = gr.Radio(label="Content of the second source", choices=SOURCE_WORDS, value="image",
+                              elem_id=elem_id("source"))
+            checkpoint = _checkpoints(elem_id, label="Second source checkpoint")
         with gr.Row():
             weight = gr.Slider(label="Weight (the first source has 1)", minimum=WEIGHT.low, maximum=WEIGHT.high,
                                step=STEP, value=WEIGHT.default, elem_id=elem_id("weight"))
@@ -222,13 +228,13 @@ def vae_choices() -> list[str]:
     return [AUTOMATIC_VAE, "None", *sd_vae.vae_dict]
 
 
-def _checkpoints(elem_id: ElemId):
-    return _dropdown("source_checkpoint", checkpoint_choices, sd_models.list_models, elem_id)
+def _checkpoints(elem_id: ElemId, **changed):
+    return _dropdown("source_checkpoint", checkpoint_choices, sd_models.list_models, elem_id, **changed)
 
 
-def _dropdown(key: str, choices: Callable[[], list[str]], refresh: Callable[[], object], elem_id: ElemId):
+def _dropdown(key: str, choices: Callable[[], list[str]], refresh: Callable[[], object], elem_id: ElemId, **changed):
     with gr.Row():
-        dropdown = gr.Dropdown(choices=choices(), **_common(key, elem_id) | {"value": choices()[0]})
+        dropdown = gr.Dropdown(choices=choices(), **_common(key, elem_id) | {"value": choices()[0], **changed})
         create_refresh_button(dropdown, refresh, lambda: {"choices": choices()}, elem_id(f"refresh_{key}"))
     return dropdown
 

@@ -1,5 +1,8 @@
 """What a job wrote into its image comes back, in the API as in the tab."""
 
+import json
+import re
+
 import pytest
 
 from ditail.content.presets import DEFAULT_PRESET, PRESETS
@@ -41,6 +44,16 @@ def test_infotext_in_a_request_makes_the_same_image(webui, made, base64_content)
     assert answer.image.tobytes() == made.image.tobytes()
 
 
+def test_infotext_beside_settings_of_the_request(webui, made, ditail):
+    """The settings' own image counts, and not that of the infotext, which may be missing."""
+    infotext = re.sub(r"Ditail image hash: \w+", "Ditail image hash: 0123456789, Ditail image name: other.png",
+                      made.infotext)
+    assert webui.generate(infotext=infotext).status == 422
+    answer = webui.generate({**ditail, **SETTINGS}, infotext=infotext)
+    assert answer.status == 200, answer.json
+    assert answer.infotext == made.infotext
+
+
 def test_plain_images_have_no_trace(webui):
     assert "Ditail" not in webui.generate().infotext
 
@@ -60,10 +73,19 @@ def test_script_info_has_labels_and_defaults(webui, is_img2img):
                   if s["name"] == "ditail" and s["is_img2img"] is is_img2img)
     assert script["is_alwayson"] and all(arg["label"] for arg in script["args"])
     by_label = {arg["label"]: arg for arg in script["args"]}
+    assert len(by_label) == len(script["args"])  # the WebUI stores a control's default by its label
     alpha, at_first = by_label["Alpha"], PRESETS[DEFAULT_PRESET]["alpha"]
     assert (alpha["value"], alpha["minimum"], alpha["maximum"]) == (at_first, 0, 10)
     assert "Same as target" in by_label["Source checkpoint"]["choices"]
     assert len([c for c in by_label["Source checkpoint"]["choices"] if c.startswith("house-")]) == 3
+
+
+def test_stored_defaults_are_of_controls_that_the_user_sees(webui):
+    """What hidden controls hold at one moment is no default: a stored `Missing` would refuse every later job."""
+    stored = json.loads((webui.data / "ui-config.json").read_text())
+    labels = {key.split("/")[-2] for key in stored if "/txt2img/" in f"/{key}"}
+    assert {"Alpha", "Source checkpoint", "Second source checkpoint", "Content of the second source"} <= labels
+    assert labels & {"Image name", "Missing", "Task", "Facts"} == set()
 
 
 def test_size_of_the_answer(webui, ditail):
