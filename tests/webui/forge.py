@@ -21,6 +21,7 @@ NOT_ON_FORGE = {
     "test_refused[-sd3": "Forge can't load a file with no U-Net in it",
     "test_rows_and_attention.py::test_attention": NO_SUCH_OPTION,
     "test_infotext_in_a_request_makes_the_same_image": INFOTEXT, "test_infotext_of_a_request": INFOTEXT,
+    "test_infotext_beside_settings": INFOTEXT,
     "test_any_infotext": INFOTEXT, "comes_back_through_infotext": INFOTEXT,
     "test_off_while_injected[chosen0]": "Forge has no hypertile",
     "test_networks_that_do_not_exist_are_named": "Forge names none of the main prompt; `test_forge.py` has its own",
