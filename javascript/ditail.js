@@ -27,6 +27,12 @@ function ditailLater(tab, button) {
     return [];
 }
 
+// Wait for what `condition` returns to be true, for so many seconds at most. Returns whether it is.
+async function ditailUntil(condition, seconds) {
+    for (let i = 0; i < 10 * seconds && !condition(); i++) await new Promise((resolve) => setTimeout(resolve, 100));
+    return Boolean(condition());
+}
+
 // Ask for the live line anew.
 function ditailRefresh(tab) {
     return ditailLater(tab, "refresh_line");
@@ -114,16 +120,17 @@ async function ditailSend(from) {
     const slot = ditailElement("txt2img", "image");
     // In gradio 3 and in gradio 4 (Forge).
     slot.querySelector("button[aria-label=Clear], button[aria-label='Remove Image']")?.click();
-    setTimeout(() => {
-        const files = new DataTransfer();
-        files.items.add(new File([blob], name, {type: blob.type || "image/png"}));
-        const input = slot.querySelector("input[type=file]");
-        input.files = files.files;
-        input.dispatchEvent(new Event("change", {bubbles: true}));
-        ditailSet("txt2img", "image_name", name);
-        slot.scrollIntoView({block: "center"});
-        setTimeout(() => ditailElement("txt2img", "take_infotext")?.click(), 800);
-    }, 300);
+    const image = () => slot.querySelector("img");
+    const input = () => slot.querySelector("input[type=file]");
+    if (!await ditailUntil(() => !image() && input(), 30)) return;
+    const files = new DataTransfer();
+    files.items.add(new File([blob], name, {type: blob.type || "image/png"}));
+    input().files = files.files;
+    input().dispatchEvent(new Event("change", {bubbles: true}));
+    ditailSet("txt2img", "image_name", name);
+    slot.scrollIntoView({block: "center"});
+    // gradio 4 shows the image once it is uploaded, and its infotext is read on the server.
+    if (await ditailUntil(image, 300)) ditailLater("txt2img", "take_infotext");
 }
 
 // The collage's boxes, drawn in the proportions of the image.
