@@ -7,7 +7,7 @@ import torch
 
 @cache
 def has_bf16() -> bool:
-    """Whether this CPU multiplies in bf16; another one emulates it, and took 90 times fp32's time where we measured."""
+    """Whether this CPU multiplies in bf16; another one emulates it: a matrix product took 90 times as long."""
     # Not in torch 2.1: fp32 is right everywhere.
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

@@ -18,7 +18,7 @@ from ..unet.injection import Injection, inject
 from ..unet.rows import SourceRow
 from .host import Checkpoint, Host
 from .plan import Sampling, plan_job
-from .replacements import check_replacement, check_replacements, injection_steps, is_injected_up_to
+from .refiner import check_replacement, check_replacements, injection_steps, is_injected_up_to
 from .request import Request
 from .source import Source, distinct
 from .source_pass import ImageNeeds, look_up, make_sources, sources_of_later_jobs

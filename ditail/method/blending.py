@@ -163,8 +163,8 @@ def _start_shares(source: SourceLatents | Sequence[Mixed],
     """(the sources that the start is blended from, each one's share)."""
     sources = as_mixed(source)
     mixed = [sources[i] for i in active_at(sources, timestep)] or [m for m in sources if m.weight > 0]
-    weights = [m.weight / sum(m.weight for m in mixed) for m in mixed]
     parts, reach = shares(mixed)
     if reach is not None:
+        weights = [m.weight / sum(m.weight for m in mixed) for m in mixed]
         parts = [part + (1 - reach) * weight for part, weight in zip(parts, weights, strict=True)]
     return mixed, parts

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..job.host import SamplingPlan
 from ..method.latents import SourceLatents
+from .sampling import timestep_at
 
 ORIGINAL = "_ditail_original"
 NGMS_AT_EVERY_STEP = "s_min_uncond_all"
@@ -81,12 +82,11 @@ def end_sampling(denoiser) -> None:
 def limited_guidance(sampler, above: float) -> Iterator[None]:
     """A context in which a sampler uses a CFG scale of 1 and no uncond rows at timesteps up to `above`."""
     denoiser = sampler.model_wrap_cfg
-    forward, to_timestep = denoiser.forward, getattr(sampler.model_wrap, "sigma_to_t", None)
+    forward = denoiser.forward
 
     @wraps(forward)
     def limited(x, sigma, *args, **kwargs):
-        t = float((to_timestep(sigma) if to_timestep else sigma).flatten()[0])
-        if t > above:
+        if timestep_at(sampler.model_wrap, sigma) > above:
             return forward(x, sigma, *args, **kwargs)
         with _uncond_left_out_at_every_step(denoiser.p):
             return forward(x, sigma, *args, **{**kwargs, "cond_scale": 1.0, "s_min_uncond": float("inf")})
@@ -257,13 +257,13 @@ class Recorder:
         """Record a sampler that is about to start. Its object is only used for this sampling, so nothing is undone."""
         denoiser, latents = sampler.model_wrap_cfg, {}
         forward, func = denoiser.forward, sampler.func
-        to_timestep = getattr(sampler.model_wrap, "sigma_to_t", None)
+        has_sigmas = hasattr(sampler.model_wrap, "sigma_to_t")
 
         @wraps(forward)
         def recording_forward(x, sigma, *args, **kwargs):
-            t = to_timestep(sigma) if to_timestep else sigma
+            vp = x / (1 + float(sigma.flatten()[0]) ** 2) ** 0.5 if has_sigmas else x
             # A sampler that calls the model twice at one timestep starts its next step from the second latent.
-            latents[float(t.flatten()[0])] = x / (1 + float(sigma.flatten()[0]) ** 2) ** 0.5 if to_timestep else x
+            latents[timestep_at(sampler.model_wrap, sigma)] = vp
             return forward(x, sigma, *args, **kwargs)
 
         @wraps(func)

@@ -111,6 +111,12 @@ def _latent_shape() -> tuple[int, int, int]:
     return getattr(shared.sd_model, "latent_channels", 4), PROBE_SIZE, PROBE_SIZE
 
 
+def timestep_at(model_wrap, sigma: Tensor) -> float:
+    """The timestep of a call of a sampler's denoiser; samplers without sigmas pass it as `sigma`."""
+    to_timestep = getattr(model_wrap, "sigma_to_t", None)
+    return float((to_timestep(sigma) if to_timestep else sigma).flatten()[0])
+
+
 def _timesteps(sampler, probe, sigmas: list[float], arguments: dict) -> tuple[tuple[float, ...], float]:
     """(timesteps, the sigma at which sampling starts; 0 for a sampler with VP latents)."""
     to_timestep = getattr(sampler.model_wrap, "sigma_to_t", None)

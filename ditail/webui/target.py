@@ -24,6 +24,7 @@ from ..method.schedule import InjectionSteps
 from ..unet.shortcuts import Savings, Trusted, is_untouched
 from ..unet.sites import find_sites
 from . import caches, hijacks, loaded
+from .sampling import timestep_at
 
 log = logging.getLogger("ditail")
 
@@ -196,13 +197,12 @@ class WebuiTarget:
         params: of the WebUI's callback. The rows are each image's prompts (several with AND), then the unconditional
         ones. Returns the step's timestep.
         """
-        denoiser, sigma = params.denoiser, params.sigma
+        denoiser = params.denoiser
         prompts = [len(composed) for composed in denoiser.sampler.sampler_extra_args["cond"].batch]
         self._rows = [Row(image, True) for image, count in enumerate(prompts) for _ in range(count)]
         hijacks.leave_out_image_of_uncond(params, len(self._rows))
         self._rows += [Row(image, False) for image in range(len(prompts))]
-        to_timestep = getattr(denoiser.inner_model, "sigma_to_t", None)
-        return float((to_timestep(sigma) if to_timestep else sigma).flatten()[0])
+        return timestep_at(denoiser.inner_model, params.sigma)
 
     def rows_of(self, count: int, call: Mapping) -> Sequence[Row]:
         taken, self._rows = self._rows[:count], self._rows[count:]

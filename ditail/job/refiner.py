@@ -1,4 +1,4 @@
-"""Checkpoints that replace the target during a job: they are injected into, unless no injection is left by then."""
+"""Refiners and hires checkpoints, which replace the target during a job: what of the injection is left for them."""
 
 from collections.abc import Mapping
 
