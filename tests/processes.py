@@ -58,7 +58,7 @@ class Marked:
         """(exit code, the last line on stderr), once it and all its processes have ended."""
         code = self.popen.wait(SECONDS)
         self.wait_until(lambda: not self.family(), ended=True)
-        assert "Traceback" not in self.err.read_text()
+        assert "Traceback" not in self.err.read_text(), self.err.read_text()
         # A progress bar rewrites its line.
         return code, self.err.read_text().replace("\r", "\n").strip().splitlines()[-1:]
 

@@ -42,6 +42,26 @@ def mix(args):
     for _ in range(10**9): pass
 module.command = mix
 """
+# As in a library: an object whose destructor needs what its interrupted __init__ did not set, and a thread.
+INTERRUPT_HALF_WAY = """
+import os, signal, threading
+from ditail.standalone import mix as module
+class Half:
+    def __init__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(10**9): pass
+        self.open = True
+    def __del__(self):
+        assert self.open
+def mix(args):
+    try:
+        Half()
+    finally:
+        thread = threading.Thread(target=lambda: 1 / 0)
+        thread.start()
+        thread.join()
+module.command = mix
+"""
 TRY_TWICE = "from ditail.standalone import fanout\nfanout.TRIES = 2"
 INTERRUPT_AS_ANOTHER_ERROR = """
 import os, signal
@@ -146,6 +166,13 @@ def test_a_termination_is_told_like_an_interrupt(mix, tmp_path, folder):
 @pytest.mark.parametrize("code", [INTERRUPT_IN_A_DESTRUCTOR, INTERRUPT_AS_ANOTHER_ERROR])
 def test_an_interrupt_that_others_catch_still_ends_it(mix, tmp_path, code):
     assert python(mix, tmp_path, code).end() == (130, INTERRUPTED)
+
+
+@pytest.mark.slow
+def test_what_fails_because_of_an_interrupt_is_not_told(mix, tmp_path):
+    process = python(mix, tmp_path, INTERRUPT_HALF_WAY)
+    assert process.end() == (130, INTERRUPTED)
+    assert process.err.read_text() == "ditail: interrupted\n"
 
 
 @pytest.mark.slow

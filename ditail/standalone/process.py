@@ -8,6 +8,7 @@ import io
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from importlib import import_module
@@ -40,7 +41,8 @@ class Interrupts:
     def install(self) -> None:
         for number in SIGNALS:
             signal.signal(number, self._handle)
-        sys.unraisablehook = self._raise_again
+        sys.unraisablehook = self._handle_unraisable
+        threading.excepthook = self._handle_in_thread
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         first, now = self.received is None, time.monotonic()
@@ -51,12 +53,20 @@ class Interrupts:
             self.received, self._since = number, now
             raise KeyboardInterrupt
 
-    def _raise_again(self, unraisable) -> None:
-        """KeyboardInterrupt in a destructor is only printed, so another one is raised soon after it."""
+    def _handle_unraisable(self, unraisable: "sys.UnraisableHookArgs") -> None:
+        """KeyboardInterrupt in a destructor is only printed, so another one is raised soon after it.
+
+        Other errors are not printed after an interrupt, which leaves modules and objects half initialised.
+        """
         if issubclass(unraisable.exc_type, KeyboardInterrupt):
             _thread.start_new_thread(self._interrupt_again, ())
-        else:
+        elif self.received is None:
             sys.__unraisablehook__(unraisable)
+
+    def _handle_in_thread(self, error: threading.ExceptHookArgs) -> None:
+        """A library's threads may fail once the main thread has cleaned up after an interrupt."""
+        if self.received is None:
+            threading.__excepthook__(error)
 
     def _interrupt_again(self) -> None:
         time.sleep(AGAIN_SECONDS)
