@@ -86,7 +86,7 @@ def load_material() -> Material:
 
 
 def cut_into_units(rows: Sequence[Row], styles: Sequence[str], scenes: int, done: set[tuple]) -> list[Unit]:
-    """Units of what is not in `done` (row, source, first scene): all rows on the first scenes before the next ones."""
+    """Units of what is not in `done` (row, source, scene): all rows on the first scenes before the next ones."""
     groups: dict[object, list[Row]] = {}
     for row in rows:
         groups.setdefault(row.inversion or row.name, []).append(row)
@@ -94,9 +94,12 @@ def cut_into_units(rows: Sequence[Row], styles: Sequence[str], scenes: int, done
     for first in range(0, scenes, BATCH):
         for group in groups.values():
             for source in styles:
-                missing = tuple(row for row in group if (row.name, source, first) not in done)
-                if missing:
-                    units.append(Unit(source, missing, tuple(range(first, min(first + BATCH, scenes)))))
+                missing: dict[tuple[int, ...], list[Row]] = {}
+                for row in group:
+                    numbers = tuple(n for n in range(first, min(first + BATCH, scenes))
+                                    if (row.name, source, n) not in done)
+                    missing.setdefault(numbers, []).append(row)
+                units += [Unit(source, tuple(left), numbers) for numbers, left in missing.items() if numbers]
     return units
 
 
@@ -300,7 +303,7 @@ def run(out: Path, *, scenes: int = REPORTED, rows: str | None = None, progress:
     records = read_records(path, key)
     if not path.exists():
         add_lines(path, [{"settings": key}])
-    done = {(r["row"], r["source"], r["scenes"][0]) for r in records}
+    done = {(r["row"], r["source"], scene) for r in records for scene in r["scenes"]}
     units = cut_into_units(chosen, material.styles, scenes, done)
     for records in run_units(units, material, progress, options or Options()) if units else ():
         add_lines(path, records)

@@ -59,11 +59,20 @@ def test_units_share_an_inversion_and_leave_out_what_is_done():
         ("plain",), ("Balanced", "Structure"), ("Paper alpha 3",)}
     assert [unit.scenes[0] for unit in units] == [0] * 6 + [25] * 6
     assert units[-1].scenes == tuple(range(25, 30))
-    done = {(row.name, "a", first) for row in rows for first in (0, 25)} | {("Balanced", "b", 0)}
+    done = {(row.name, "a", n) for row in rows for n in range(30)} | {("Balanced", "b", n) for n in range(25)}
     left = evaluate.cut_into_units(rows, ["a", "b"], 30, done)
     assert {unit.source for unit in left} == {"b"}
     first = [row.name for unit in left if unit.scenes[0] == 0 for row in unit.rows]
     assert first == ["plain", "Structure", "Paper alpha 3"]
+
+
+def test_scenes_between_those_of_an_earlier_run_are_not_left_out():
+    """It was stopped within a unit's scenes, by another --scenes."""
+    rows = choose_rows("balanced,structure")
+    done = {("Balanced", "a", n) for n in range(10)}
+    units = evaluate.cut_into_units(rows, ["a"], 25, done)
+    assert [([row.name for row in unit.rows], unit.scenes) for unit in units] == [
+        (["Balanced"], tuple(range(10, 25))), (["Structure"], tuple(range(25)))]
 
 
 @pytest.mark.parametrize("scenes", [0, 101, 2.0, True])
