@@ -21,7 +21,7 @@ from ditail import DitailError
 from ditail.content.images import tensor_to_images
 from ditail.content.settings import DitailSettings
 from ditail.keys import cache_key
-from ditail.method.schedule import scaled_linear_alphas_cumprod
+from ditail.method.schedule import alphas_cumprod_at, scaled_linear_alphas_cumprod
 from ditail.standalone import checkpoint_files, demo_checkpoints, host
 from ditail.standalone.checkpoint_files import check_checkpoint, read_config, read_schedule
 from ditail.standalone.cli import main
@@ -250,6 +250,20 @@ def test_noise_of_a_row_is_of_its_own_seed(name):
         return last
 
     assert torch.equal(sampled(3, 4), torch.cat([sampled(3), sampled(4)]))
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_step_has_the_noise_of_its_timestep(name):
+    """An ancestral sampler that adds the start's noise once more has 1.4 times as much after its first step."""
+    sampler, alphas_cumprod = Sampler(name, 20, scaled_linear_alphas_cumprod(), (3, 4)), scaled_linear_alphas_cumprod()
+
+    def deviation(t):
+        return float((1 - alphas_cumprod_at(alphas_cumprod, torch.tensor([t], dtype=torch.float64))) ** 0.5)
+
+    # The eps of noise around an empty image.
+    steps = sampler.run(lambda x, t: x / deviation(t), seeded_noise((4, 32, 32), [3, 4]))
+    for t, vp, _ in steps:
+        assert 0.95 < float(vp.std()) / deviation(t) < 1.05
 
 
 def test_a_key_of_the_cache_has_the_device(paths, monkeypatch):

@@ -43,7 +43,7 @@ class Sampler:
         if not len(self.schedule):
             raise DitailError("steps", f"{steps} steps leave nothing to sample with {name}")
         self.timesteps = sorted({float(t) for t in self.schedule}, reverse=True)
-        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self._seeds = tuple(seeds)
         if hasattr(self.scheduler, "set_begin_index"):
             self.scheduler.set_begin_index(self._first)
 
@@ -69,13 +69,20 @@ class Sampler:
         """
         x = z.float() * self._scale()
         takes_generator = type(self.scheduler).__name__ == "EulerAncestralDiscreteScheduler"
+        options = {"generator": self._generators(z.shape[1:])} if takes_generator else {}
         for t in self.schedule:
             vp = self.scheduler.scale_model_input(x, t)
-            options = {"generator": self._generators} if takes_generator else {}
             x = self.scheduler.step(eps(vp, float(t)), t, x, **options).prev_sample
             yield float(t), vp, x
 
+    def _generators(self, shape: Sequence[int]) -> list[torch.Generator]:
+        """One for each row. It goes on after the row's `seeded_noise` of `shape`: the same again would add to that."""
+        generators = [torch.Generator().manual_seed(seed) for seed in self._seeds]
+        for generator in generators:
+            torch.randn((1, *shape), generator=generator)
+        return generators
 
-def seeded_noise(shape: tuple[int, ...], seeds: list[int]) -> Tensor:
+
+def seeded_noise(shape: Sequence[int], seeds: Sequence[int]) -> Tensor:
     """`[b, 4, h, w]`, each row from its own seed, so that an image does not depend on its neighbours."""
     return torch.cat([torch.randn((1, *shape), generator=torch.Generator().manual_seed(s)) for s in seeds])
