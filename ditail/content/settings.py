@@ -103,8 +103,8 @@ class DitailSettings:
 
     enabled: bool = setting(False, "Enable Ditail", "Take the content from a source and the style from this "
                             "checkpoint.")
-    preset: str = setting("", "Preset", "A name for values of several settings; those that are given besides come "
-                          "first.", "Ditail preset", max_length=MAX_NAME)
+    preset: str = setting("", "Preset", "Values of several settings under one name; settings that are given beside "
+                          "it override it.", "Ditail preset", max_length=MAX_NAME)
     source: str = setting("image", "Source", "Where the content comes from: an image that is inverted, or one that "
                           "the source checkpoint generates.", "Ditail source", choices=("image", "generate"))
     image: str | None = setting(None, "Content image", "The image whose content is kept; in img2img the init image "
@@ -129,17 +129,17 @@ class DitailSettings:
                                 "from the source.", "Ditail feature ratio", low=0.0, high=1.0)
     attn_ratio: float = setting(0.5, "Attention ratio", "Share of the steps, from the first, that take their layout "
                                 "from the source.", "Ditail attention ratio", low=0.0, high=1.0)
-    inject: str = setting("both", "Inject into", "cond: only what the prompt asks for takes the content, which keeps "
-                          "more structure and less style; both: what the negative prompt asks for, too.",
-                          "Ditail inject", choices=("both", "cond"))
+    inject: str = setting("both", "Inject into", "cond: inject into the rows of the prompt only, for more structure "
+                          "and less style; both: into those of the negative prompt, too.", "Ditail inject",
+                          choices=("both", "cond"))
     guidance_until: float = setting(1.0, "Guidance until", "Share of the steps, from the first, that use the CFG "
                                     "scale; the others take a scale of 1, at half the cost.", "Ditail guidance until",
                                     low=0.0, high=1.0)
-    source_latents: str = setting("inverted", "Latents of a generated source", "Invert the image that the source "
-                                  "checkpoint generates, or keep the latents that it passed through, which transfers "
-                                  "little.", "Ditail source latents", choices=("inverted", "kept"))
+    source_latents: str = setting("inverted", "Latents of a generated source", "inverted: invert the image that the "
+                                  "source checkpoint generates; kept: take the latents of its generation, which "
+                                  "transfer little.", "Ditail source latents", choices=("inverted", "kept"))
     inversion_steps: float = setting(1.0, "Inversion steps", "Share of the sampler's steps at which the source is "
-                                     "inverted, below 1 at 5 to 25 of them; fewer cost less and give more style.",
+                                     "inverted (below 1: 5 to 25 steps); fewer cost less and give more style.",
                                      "Ditail inversion steps", low=0.1, high=1.0)
     contours: float = setting(0.0, "Contours", "Moves shapes toward the content's while the image forms, at no cost; "
                               "more keeps more structure.", "Ditail contours", low=0.0, high=1.0)
@@ -149,8 +149,8 @@ class DitailSettings:
                            "image's at the style's lightness.", "Ditail colours", choices=("style", "content"))
     start: str = setting("source", "Start", "Start sampling from the source's last latent or from the seed's noise.",
                          "Ditail start", choices=("source", "noise"))
-    layers: str = setting("", "Layers", "Which blocks, and when: f4 a4-8 a9-11@0-0.3 (f: feature, a: attention, @: "
-                          "from which share of the steps to which); empty: the usual ones.", "Ditail layers",
+    layers: str = setting("", "Layers", "Blocks to inject, and when: f4 a4-8 a9-11@0-0.3 (f: feature, a: attention, "
+                          "@: range of the steps, from 0 to 1); empty: the default.", "Ditail layers",
                           parse=parse_layers)
     hires: bool = setting(True, "In the hires pass", "Take the content in the hires fix's second pass, too, at its "
                           "own size.", "Ditail hires")
@@ -185,8 +185,8 @@ BY_KEY = table_of(DitailSettings)
 FIELDS = tuple(BY_KEY.values())
 
 # (name, key, lowest, highest): outside this range burnt colours were more common on the demo checkpoints, by two
-# measures (tables in docs/reliability.md, made by `lab.safe_region`). Alpha and beta have no range, as with neither
-# measure burnt colours were more common than in plain generation.
+# measures (tables in docs/reliability-numbers.md, made by `lab.safe_region`). Alpha and beta have no range, as with
+# neither measure burnt colours were more common than in plain generation.
 SAFE_REGION = (("CFG scale", "cfg_scale", 0.0, 10.0),)
 
 

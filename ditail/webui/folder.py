@@ -69,8 +69,8 @@ def build(elem_id) -> list:
                         visible=not shared.cmd_opts.hide_ui_dir_config)
     prompts = gr.Radio(label="Prompt of each image, added to the main prompt", choices=list(PROMPTS),
                        value=NO_PROMPT, elem_id=elem_id("prompts"))
-    gr.HTML("<p>One job for each image with the settings of the Ditail section above, switched on or not. "
-            "Results are named after the images. The source checkpoint is loaded once for up to "
+    gr.HTML("<p>One job for each image with the settings of the Ditail section above, whether it is "
+            "switched on or not. Results are named after the images. The source checkpoint is loaded once for up to "
             f"{AT_ONCE} images, as many as the cache of source latents takes.</p>")
     return [files, folder, prompts]
 
