@@ -2,6 +2,7 @@
 
 import base64
 import json
+import weakref
 
 import pytest
 from PIL import Image, ImageChops
@@ -62,6 +63,22 @@ def test_a_folder_loads_each_checkpoint_once(paths, photos, tmp_path, loads, cap
     # Each is what it is alone.
     assert mix(paths, tmp_path / "alone.png", f"--image={photos / '2.png'}", f"--tone={tone}") == 0
     assert pixels(tmp_path / "alone.png") == pixels(out / "2.png")
+
+
+def test_one_model_is_in_memory_at_a_time(paths, photos, tmp_path, monkeypatch):
+    models, load_model = [], host.load_model
+
+    def load(path):
+        assert not any(model() for model in models)
+        model = load_model(path)
+        models.extend(map(weakref.ref, (model, model.unet, model.vae, model.text.model)))
+        return model
+
+    monkeypatch.setattr(host, "load_model", load)
+    further = tmp_path / "settings.json"
+    further.write_text(json.dumps({"sources": [{"source_checkpoint": str(paths["flat"])}], "tone": 1}))
+    assert mix(paths, tmp_path / "out.png", f"--image={photos / '0.png'}", f"--settings={further}") == 0
+    assert len(models) == 3 * 4
 
 
 def test_a_tone_loads_no_checkpoint_twice(paths, photos, tmp_path, loads):

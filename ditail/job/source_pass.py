@@ -116,6 +116,7 @@ def _make_batches(host: Host, batches: Sequence[list[Source]], known: dict[str, 
                 progress.end()
                 known |= {source.key: z for source, z in zip(batch, latents, strict=True)}
                 yield from zip(batch, latents, strict=True)
+        del model  # before the next is loaded: not both are to be in memory
 
 
 def _make_batch(host: Host, model: Model, batch: list[Source], known: Mapping[str, SourceLatents], progress: Progress,
