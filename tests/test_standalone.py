@@ -360,7 +360,8 @@ def test_bad_input_is_one_sentence_and_exit_code_2(paths, content, tmp_path, cap
 
 @pytest.mark.parametrize("change", [
     {"steps": 0}, {"steps": 1000}, {"steps": "x"}, {"conv_ratio": 1.5}, {"attn_ratio": -1}, {"alpha": "nan"},
-    {"alpha": 11}, {"cfg": 0}, {"sampler": "magic"}, {"seed": -1},
+    {"alpha": 11}, {"cfg": 0}, {"sampler": "magic"}, {"seed": -1}, {"prompt": "a \udcff fox"},
+    {"negative_prompt": "\udcff"},
 ])
 def test_bad_options_name_themselves(paths, content, tmp_path, capfd, change):
     with pytest.raises(SystemExit) as caught:

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..content.presets import PRESETS
 from ..content.settings import BY_KEY
 from .names import SAMPLERS
-from .options import MAX_SEED, Parser, add_workers, number, numbers
+from .options import MAX_SEED, Parser, add_workers, number, numbers, text
 from .process import execute
 
 
@@ -66,7 +66,8 @@ def add_seeds(parser: argparse.ArgumentParser) -> None:
 
 def add_sampling(parser: argparse.ArgumentParser, cache: str) -> None:
     """Add the options of the sampling and Ditail's settings. cache: for the help, where source latents are kept."""
-    parser.add_argument("--negative-prompt", default="", help='(default: "%(default)s")')
+    parser.add_argument("--negative-prompt", type=text("--negative-prompt"), default="",
+                        help='(default: "%(default)s")')
     parser.add_argument("--steps", type=number("--steps", 1, 999, whole=True), default=20,
                         help="(default: %(default)s)")
     parser.add_argument("--sampler", choices=tuple(SAMPLERS), default="DDIM", help="(default: %(default)s)")
@@ -98,7 +99,7 @@ def add_mix(parser: argparse.ArgumentParser) -> None:
     content.add_argument("--generate", action="store_true", help="let the source checkpoint generate the content")
     parser.add_argument("--out", type=Path, required=True, help="the PNG to write, or a folder for a folder of images; "
                         "folders are made if need be")
-    parser.add_argument("--prompt", help="what the image shows")
+    parser.add_argument("--prompt", type=text("--prompt"), help="what the image shows")
     add_seeds(parser)
     parser.add_argument("--batch-size", type=number("--batch-size", 1, 64, whole=True), default=1,
                         help="how many seeds are sampled at once (default: %(default)s)")
@@ -115,7 +116,8 @@ def add_matrix(parser: argparse.ArgumentParser) -> None:
                         "checkpoint generates its own)")
     parser.add_argument("--out", type=Path, required=True, help="folder for the grid and the images; what is there "
                         "already is not made again")
-    parser.add_argument("--prompt", action="append", help="what the image shows; may be given several times")
+    parser.add_argument("--prompt", type=text("--prompt"), action="append", help="what the image shows; may be given "
+                        "several times")
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="further prompts, one a line")
     add_seeds(parser)
     add_sampling(parser, cache=".latents in --out")

@@ -42,6 +42,19 @@ def numbers(key: str, high: int):
     return lambda text: list(dict.fromkeys(parse(part) for part in text.split(",")))
 
 
+def text(key: str):
+    """An argparse type: a text without the stand-ins that Python has for bytes of another encoding."""
+
+    def parse(value: str) -> str:
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise argparse.ArgumentTypeError(f"{key} has a character that is no valid Unicode, got {value!r}") from None
+        return value
+
+    return parse
+
+
 def add_workers(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=number("--workers", 1, 4096, whole=True), help="how many processes share the "
                         "work; more than one need Ray (default: 1, this very process; with --ray one a core, or a GPU "
