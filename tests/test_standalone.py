@@ -174,6 +174,21 @@ def test_a_schedule_of_a_yaml_may_be_any_number(paths, tmp_path, number):
     assert torch.equal(*schedules)
 
 
+@pytest.mark.parametrize(("given", "words"), [
+    ("parameterization: x0", "model.yaml: parameterization is 'x0'; the command line can use 'eps' or 'v'"),
+    ("beta_schedule: cosine", "model.yaml: beta_schedule is 'cosine'; the command line can use 'linear'"),
+    ("timesteps: 500", "model.yaml: timesteps is 500; the command line can use 1000"),
+])
+def test_a_model_of_another_schedule_or_prediction_is_refused(paths, tmp_path, given, words):
+    """Its images would be noise."""
+    (tmp_path / "model.safetensors").symlink_to(paths["noto"])
+    config = yaml.safe_load(paths["noto"].with_suffix(".yaml").read_text())
+    config["model"]["params"] |= yaml.safe_load(given)
+    (tmp_path / "model.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(DitailError, match=re.escape(words)):
+        check_checkpoint(tmp_path / "model.safetensors")
+
+
 @pytest.mark.parametrize("number", ["x", "-1", ".nan", "2", "[1]", "null"])
 def test_a_schedule_of_nonsense_is_told_before_a_model_is_loaded(paths, content, tmp_path, capfd, number):
     (tmp_path / "model.safetensors").symlink_to(paths["noto"])

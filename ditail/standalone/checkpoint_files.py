@@ -15,12 +15,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..content.images import LATENT_SCALE
-from ..errors import DitailError
-from ..method.schedule import scaled_linear_alphas_cumprod
+from ..errors import DitailError, shown
+from ..method.schedule import TRAINING_STEPS, scaled_linear_alphas_cumprod
 from ..unet.families import family_of, shapes_of_file
 
 # The first and the last beta of a schedule, with SD's values.
 BETAS = {"linear_start": 0.00085, "linear_end": 0.0120}
+# Values of a config that the command line can sample with; the first one is ldm's default.
+SUPPORTED = {"parameterization": ("eps", "v"), "beta_schedule": ("linear",), "timesteps": (TRAINING_STEPS,)}
 FAMILIES, LATENT_CHANNELS = ("SD 1.x", "SD 2.x"), 4
 # "owner/name" on the Hugging Face hub.
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -61,7 +63,10 @@ def check_file(path: Path) -> None:
 
 
 def read_config(path: Path) -> dict:
-    """`model.params` of the yaml beside a checkpoint. Raises DitailError if a needed part is missing."""
+    """`model.params` of the yaml beside a checkpoint.
+
+    Raises DitailError if a needed part is missing, and for a model that the samplers are not for.
+    """
     check_file(path)
     config = path.with_suffix(".yaml")
     if not config.is_file():
@@ -72,6 +77,10 @@ def read_config(path: Path) -> dict:
             params[part]["target"].split(".")
         read_sides(params)
         read_schedule(params)
+    for key, values in SUPPORTED.items():
+        if (value := params.get(key, values[0])) not in values:
+            raise DitailError(str(config), f"{key} is {shown(value)}; the command line can use "
+                              f"{' or '.join(map(repr, values))}")
     return params
 
 
