@@ -2,13 +2,17 @@
 
 import base64
 import json
+import resource
 import weakref
 
 import pytest
 from PIL import Image, ImageChops
 
 from ditail.standalone import demo_checkpoints, host
+from ditail.standalone import matrix as matrix_command
+from ditail.standalone import mix as mix_command
 from ditail.standalone.cli import main
+from ditail.standalone.sheet import grid_sheet
 
 
 @pytest.fixture
@@ -154,6 +158,31 @@ def test_a_wrong_file_of_settings_is_one_sentence(paths, photos, tmp_path, capfd
     assert mix(paths, tmp_path / "out.png", f"--image={photos / '0.png'}",
                f"--settings={photos / 'settings.json'}") == 2
     assert_one_sentence(capfd, words.format(photos))
+
+
+@pytest.mark.parametrize("command", ["mix", "matrix"])
+def test_the_image_of_the_options_comes_before_the_source_of_the_file(paths, photos, tmp_path, monkeypatch, command):
+    """A file of settings that were sent to the API may say that the source is generated."""
+    (tmp_path / "settings.json").write_text(json.dumps({"source": "generate"}))
+    sources = []
+    monkeypatch.setattr(mix_command, "run", lambda args, mixes: sources.append(mixes[0].job.request.settings.source))
+    monkeypatch.setattr(matrix_command, "run", lambda matrix, *_: sources.append(matrix.values["source"]) or [])
+    checkpoints = {"mix": [f"--source={paths['noto']}", f"--target={paths['ink']}"],
+                   "matrix": [str(paths["noto"]), str(paths["ink"])]}[command]
+    out = tmp_path / ("out.png" if command == "mix" else "out")
+    assert main([command, *checkpoints, "--prompt=a fox", f"--image={photos / '0.png'}", f"--out={out}",
+                 f"--settings={tmp_path / 'settings.json'}"]) == 0
+    assert sources == ["image"]
+
+
+def test_a_grid_of_many_images_has_few_files_open(photos):
+    names, limits = [str(i) for i in range(20)], resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, limits[1]))
+    try:
+        sheet = grid_sheet("400 images", names, names, [[photos / "0.png"] * 20] * 20)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert sheet.width > 20 * 64 and sheet.height > 20 * 64
 
 
 def assert_one_sentence(capfd, words):

@@ -148,6 +148,8 @@ def command(args: Namespace) -> None:
     prompts, options = prompts_of(args), Options.of(args)
     check_checkpoints(*paths)
     values = values_of(args)
+    if args.image:
+        values["source"] = "image"
     image = read_image(args.image) if args.image else check_image("image", values.pop("image", None))
     if image:
         values["image"] = image
@@ -198,7 +200,7 @@ def generate_cells(matrix: Matrix, missing: Sequence[Cell], cache: LatentCache, 
 def write_grid(matrix: Matrix, prompt: str, seed: int) -> Path:
     """Write the titled grid of one prompt and seed. Returns its path."""
     names = [path.stem for path in matrix.checkpoints]
-    grid = [[Image.open(matrix.image_path(Cell(row, column, prompt, seed))) for column in matrix.checkpoints]
+    grid = [[matrix.image_path(Cell(row, column, prompt, seed)) for column in matrix.checkpoints]
             for row in matrix.checkpoints]
     path = matrix.grid_path(prompt, seed)
     title = f'"{prompt}": content of the row, style of the column'

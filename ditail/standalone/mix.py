@@ -47,9 +47,9 @@ def command(args: Namespace) -> None:
     check_checkpoints(args.source, args.target)
     contents = list(contents_of(args))
     values = {**values_of(args), "source_checkpoint": str(args.source)}
-    if args.generate:
-        values["source"] = "generate"
-    elif not (args.image or values.get("image") or values.get("collage") or values.get("source") == "generate"):
+    if args.generate or args.image:
+        values["source"] = "generate" if args.generate else "image"
+    elif not (values.get("image") or values.get("collage") or values.get("source") == "generate"):
         raise DitailError("--image", "give a content image or a folder of them, or --generate")
     cache = LatentCache(RAM_BYTES, LatentFolder(args.cache, DISK_BYTES) if args.cache else None)
     load = LoadedModels()

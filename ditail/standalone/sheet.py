@@ -1,6 +1,7 @@
 """Labelled sheets of images."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -29,10 +30,14 @@ def contact_sheet(title: str, rows: Mapping[str, Mapping[str, Image.Image]], cel
     return sheet
 
 
-def grid_sheet(title: str, rows: Sequence[str], columns: Sequence[str], grid: Sequence[Sequence[Image.Image]],
+def grid_sheet(title: str, rows: Sequence[str], columns: Sequence[str], grid: Sequence[Sequence[Path]],
                longest: int = 256) -> Image.Image:
-    """A grid of images with row and column titles. longest: the longer side of an image in pixels."""
-    width, height = grid[0][0].size
+    """A grid of images of one size, one file after the other, with row and column titles.
+
+    longest: the longer side of an image in pixels.
+    """
+    with Image.open(grid[0][0]) as image:
+        width, height = image.size
     scale = min(1.0, longest / max(width, height))
     width, height = round(width * scale), round(height * scale)
     font = _font(14)
@@ -46,7 +51,8 @@ def grid_sheet(title: str, rows: Sequence[str], columns: Sequence[str], grid: Se
     for i, name in enumerate(rows):
         top = TITLE + LINE + i * (height + GAP)
         draw.text((GAP, top + height // 2 - 8), name, INK, font)
-        for j, image in enumerate(grid[i]):
-            sheet.paste(image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS),
-                        (left + j * (column + GAP), top))
+        for j in range(len(columns)):
+            with Image.open(grid[i][j]) as image:
+                sheet.paste(image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS),
+                            (left + j * (column + GAP), top))
     return sheet
