@@ -44,6 +44,14 @@ def test_exif_rotation_is_applied():
     assert bottom[2] > 200 > 50 > bottom[0]
 
 
+def test_exif_rotation_is_applied_to_sixteen_bits():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    left_is_grey = Image.frombytes("I;16", (40, 20), (b"\x9b\x9b" * 20 + b"\0\0" * 20) * 20)
+    image = read_image(encoded(left_is_grey, exif=exif))
+    assert image.size == (20, 40) and [image.getpixel((10, y))[0] for y in (5, 35)] == [155, 0]
+
+
 def test_sixteen_bits_keep_their_scale():
     assert read_image(Image.new("I;16", (4, 4), 40000)).getpixel((0, 0)) == (155, 155, 155)
 

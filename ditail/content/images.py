@@ -64,11 +64,10 @@ def _upright(source: str | Path | bytes | Image.Image, key: str) -> Image.Image:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise DitailError(key, f"{width}x{height} is over {MAX_PIXELS // 10**6} megapixels; scale it down")
-    if image.mode.startswith("I") or image.mode == "F":
-        image = _to_8_bits(image)
     # An image that is in memory is not copied for nothing: a folder's job holds dozens of them.
     is_ready = type(image) is Image.Image and image.getexif().get(ORIENTATION, 1) == 1
-    return image if is_ready else ImageOps.exif_transpose(image)
+    image = image if is_ready else ImageOps.exif_transpose(image)
+    return _to_8_bits(image) if image.mode.startswith("I") or image.mode == "F" else image
 
 
 def _opaque(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
