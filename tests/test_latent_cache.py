@@ -1,5 +1,6 @@
 """The cache of source latents, in RAM and on disk, and its key."""
 
+import json
 import logging
 import os
 import resource
@@ -153,12 +154,21 @@ def with_tensors(**changed):
     return damage
 
 
+def with_header(header):
+    """A file without data."""
+    text = json.dumps(header).encode()
+    return lambda path: path.write_bytes(len(text).to_bytes(8, "little") + text)
+
+
 @pytest.mark.parametrize("damage", [
     truncate, flip_a_byte, lambda path: path.write_bytes(b""), lambda path: path.write_bytes(b"no latents" * 999),
     with_tensors(latents=None), with_tensors(latents=torch.full((2, 1, 4, 8, 8), float("nan"))),
     with_tensors(latents=torch.zeros(2, 4, 8, 8)), with_tensors(latents=torch.zeros(3, 1, 4, 8, 8)),
     with_tensors(timesteps=torch.zeros(2, 1)), with_tensors(alphas_cumprod=torch.zeros(10)),
-    with_tensors(image=torch.zeros(2, 2, 3)),
+    with_tensors(image=torch.zeros(2, 2, 3)), with_tensors(image=torch.tensor(3, dtype=torch.uint8)),
+    with_tensors(alphas_cumprod=torch.full((1000,), -0.5)), with_tensors(z0=torch.zeros(1, 4, 8, 8, dtype=torch.int32)),
+    with_header({"__metadata__": {"format": FORMAT},
+                 "latents": {"dtype": "F32", "shape": [0, 2**62, 2**62], "data_offsets": [0, 0]}}),
 ])
 def test_a_damaged_file_is_one_warning_and_a_miss(folder, caplog, damage):
     put(folder, 0)
@@ -166,6 +176,12 @@ def test_a_damaged_file_is_one_warning_and_a_miss(folder, caplog, damage):
     assert folder.get(KEYS[0]) is None and folder.get(KEYS[0]) is None
     assert [r.levelno for r in caplog.records] == [logging.WARNING] and KEYS[0] in caplog.text
     assert remaining(folder) == []
+
+
+def test_a_header_without_metadata_is_of_another_format(tmp_path):
+    with_header({"__metadata__": None})(tmp_path / "latents.safetensors")
+    with pytest.raises(DitailError, match=r"latents\.safetensors: can't be read as source latents \(another format\)"):
+        SourceLatents.load(tmp_path / "latents.safetensors")
 
 
 def test_a_renamed_file_does_not_answer_for_another_key(folder, caplog):

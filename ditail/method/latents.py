@@ -30,7 +30,7 @@ class SourceLatents:
                  image: Tensor | None = None, z0: Tensor | None = None):
         if latents.ndim != 5 or len(timesteps) != len(latents) or not len(latents):
             raise DitailError(None, f"source latents: {len(timesteps)} timesteps for latents {tuple(latents.shape)}")
-        if image is not None and (image.ndim, image.shape[-1], image.dtype) != (3, 3, torch.uint8):
+        if image is not None and (image.ndim, image.shape[-1:], image.dtype) != (3, (3,), torch.uint8):
             raise DitailError(None, f"source latents: an image is [h, w, 3] uint8, not {tuple(image.shape)} "
                               f"{image.dtype}")
         order = sorted(range(len(timesteps)), key=lambda i: float(timesteps[i]))
@@ -107,7 +107,7 @@ class SourceLatents:
         try:
             data = Path(path).read_bytes()  # in one read: another process may replace or delete the file
             tensors = load(data)
-            metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
+            metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__") or {}
             if metadata.pop("format", None) != FORMAT:
                 raise DitailError(None, "another format")
             checksum = cache_key(tensors)
@@ -116,17 +116,18 @@ class SourceLatents:
             if metadata.pop("sha256", checksum) != checksum or not _are_sound(*parts) or not _is_finite(z0):
                 raise DitailError(None, "damaged")
             return cls(timesteps.tolist(), *others, image=image, z0=z0), metadata
-        except (SafetensorError, OSError, KeyError, DitailError) as error:
+        except (SafetensorError, OSError, KeyError, RuntimeError, DitailError) as error:
             raise DitailError(str(path), f"can't be read as source latents ({error})") from error
 
 
 def _is_finite(x: Tensor | None) -> bool:
-    return x is None or bool(x.double().isfinite().all())
+    return x is None or (x.is_floating_point() and bool(x.double().isfinite().all()))
 
 
 def _are_sound(timesteps: Tensor, latents: Tensor, alphas_cumprod: Tensor) -> bool:
-    """Whether tensors from a file have the shapes of source latents and are finite."""
+    """Whether tensors from a file have the shapes of source latents, and numbers that these can have."""
     return (
         (timesteps.ndim, latents.ndim, alphas_cumprod.shape) == (1, 5, (TRAINING_STEPS,))
         and all(map(_is_finite, (timesteps, latents, alphas_cumprod)))
+        and bool(0 <= alphas_cumprod.min() <= alphas_cumprod.max() <= 1)
     )
