@@ -2,7 +2,7 @@
 
 Each change is undone by its context manager, or is made to an object that ends with the job (the job, its sampler).
 `tests/webui/test_left_as_found.py` and `tests/webui/test_faults.py` test this. The hooks in the U-Net are in
-`unet/injection.py`, loading models is in `loading.py`.
+`unet/injection.py`, loading models is in `loading.py`, the end of the guidance in `guidance.py`.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,8 +18,6 @@ from ..method.latents import SourceLatents
 from .sampling import timestep_at
 
 ORIGINAL = "_ditail_original"
-NGMS_AT_EVERY_STEP = "s_min_uncond_all"
-NGMS_INFOTEXT = ("NGMS", "NGMS all steps")
 TOKEN_MERGING = "get_token_merging_ratio"
 
 
@@ -73,57 +71,6 @@ def end_sampling(denoiser) -> None:
         raise sd_samplers_common.InterruptedException
 
     denoiser.forward = end
-
-
-# CFG ends with `guidance_until`. The WebUI can leave out uncond rows itself ("Negative Guidance minimum sigma"), but at
-# every step only with an option, which is set during each call of the denoiser.
-
-@contextmanager
-def limited_guidance(sampler, above: float) -> Iterator[None]:
-    """A context in which a sampler uses a CFG scale of 1 and no uncond rows at timesteps up to `above`."""
-    denoiser = sampler.model_wrap_cfg
-    forward = denoiser.forward
-
-    @wraps(forward)
-    def limited(x, sigma, *args, **kwargs):
-        if timestep_at(sampler.model_wrap, sigma) > above:
-            return forward(x, sigma, *args, **kwargs)
-        with _uncond_left_out_at_every_step(denoiser.p):
-            return forward(x, sigma, *args, **{**kwargs, "cond_scale": 1.0, "s_min_uncond": float("inf")})
-
-    try:
-        if above > float("-inf"):
-            denoiser.forward = limited
-        yield
-    finally:
-        if denoiser.__dict__.get("forward") is limited:
-            denoiser.forward = forward
-
-
-@contextmanager
-def _uncond_left_out_at_every_step(p) -> Iterator[None]:
-    """A context with the option set. The WebUI would write it to infotext, and pasting that would set it for good.
-
-    It is set as an attribute, which is read before `data`; those may be saved to `config.json` at any moment.
-    """
-    before = {key: p.extra_generation_params[key] for key in NGMS_INFOTEXT if key in p.extra_generation_params}
-    vars(shared.opts)[NGMS_AT_EVERY_STEP] = True
-    try:
-        yield
-    finally:
-        vars(shared.opts).pop(NGMS_AT_EVERY_STEP, None)
-        for key in NGMS_INFOTEXT:
-            p.extra_generation_params.pop(key, None)
-        p.extra_generation_params.update(before)
-
-
-def leave_out_image_of_uncond(params, rows: int) -> None:
-    """Let `image_cond` have the first `rows` rows, those of the prompts, in a step without uncond rows.
-
-    The WebUI leaves out its uncond rows everywhere else, so a model that reads it (inpainting) would fail.
-    """
-    if NGMS_AT_EVERY_STEP in vars(shared.opts):
-        params.image_cond = params.image_cond[:rows]
 
 
 # img2img's `init` encodes its init images with `processing.images_tensor_to_samples`.

@@ -18,7 +18,7 @@ from ..job.preview import Preview
 from ..job.request import Request
 from ..job.source import Source, distinct
 from ..method.latents import SourceLatents
-from . import caches, hijacks, kept_images, loaded, preview
+from . import caches, guidance, hijacks, kept_images, loaded, preview
 from .controls import Extras, selected_script
 from .failures import errors_for_the_user, in_words
 from .host import WebuiHost
@@ -147,7 +147,7 @@ class Run:
             hires = bool(self.p.is_hr_pass)
             self.job.attach(x, noise, hires=hires, first=self._first)
             self._guidance.close()
-            self._guidance.enter_context(hijacks.limited_guidance(self.p.sampler, self.job.guided_above(hires=hires)))
+            self._guidance.enter_context(guidance.limited_guidance(self.p.sampler, self.job.guided_above(hires=hires)))
         except Exception as error:
             self.error = error
             hijacks.make_sampler_raise(self.p.sampler, error)

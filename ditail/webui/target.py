@@ -23,7 +23,7 @@ from ..method.prediction import Prediction
 from ..method.schedule import InjectionSteps
 from ..unet.shortcuts import Savings, Trusted, is_untouched
 from ..unet.sites import find_sites
-from . import caches, hijacks, loaded
+from . import caches, guidance, hijacks, loaded
 from .sampling import timestep_at
 
 log = logging.getLogger("ditail")
@@ -200,7 +200,7 @@ class WebuiTarget:
         denoiser = params.denoiser
         prompts = [len(composed) for composed in denoiser.sampler.sampler_extra_args["cond"].batch]
         self._rows = [Row(image, True) for image, count in enumerate(prompts) for _ in range(count)]
-        hijacks.leave_out_image_of_uncond(params, len(self._rows))
+        guidance.leave_out_image_of_uncond(params, len(self._rows))
         self._rows += [Row(image, False) for image in range(len(prompts))]
         return timestep_at(denoiser.inner_model, params.sigma)
 

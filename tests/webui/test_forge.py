@@ -137,3 +137,10 @@ def test_the_image_is_the_webuis(webui, name):
     """Of the same content image, seed and pair of checkpoints (recorded in the WebUI 1.10.1)."""
     near = next((levels for sampler, levels in NEAR.items() if name.startswith(sampler)), 0.05)
     assert difference(image_of(webui, name), Image.open(path_of(name)).convert("RGB")) < near
+
+
+def test_guidance_that_ends_in_ddim_cfgpp_is_a_cfg_scale_of_1(webui, ditail):
+    """The sampler takes its direction from the rows of the negative prompt, which Forge leaves out at 1 exactly."""
+    ended, low, whole = (webui.generate({**ditail, "guidance_until": until}, sampler_name="DDIM CFG++", cfg_scale=scale)
+                         for until, scale in ((0.0, 6), (1.0, 1.00001), (1.0, 6)))
+    assert difference(ended.image, low.image) < 1 < difference(ended.image, whole.image)

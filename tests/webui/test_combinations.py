@@ -1,0 +1,41 @@
+"""Settings of the WebUI that meet those of Ditail: sums of prompts, samplers that add noise, Skip, what keys name."""
+
+
+import pytest
+
+from tests.webui.faulty import Faulty
+from tests.webui.webui_helpers import difference
+
+# Rows that are computed beside others round a little differently: grey levels of 255.
+ROUNDING = 1.0
+SUM = "a fox on pink AND a red hat :0.5"
+LORA = "a fox on pink <lora:test-lora:1>"
+GENERATED = {"source": "generate", "source_checkpoint": "house-noto"}
+
+
+@pytest.fixture(scope="module")
+def faulty(webui):
+    return Faulty(webui)
+
+
+
+@pytest.mark.parametrize("sampler", ["DDIM", "Euler"])
+@pytest.mark.parametrize("prompt", [SUM, "a fox on pink AND a red hat", "a fox on pink :1.5"])
+def test_guidance_that_ends_leaves_no_part_of_a_sum_of_prompts_out(webui, ditail, sampler, prompt):
+    asked = {"prompt": prompt, "sampler_name": sampler}
+    settings = {**ditail, "source_prompt": "a fox on pink"}
+    ended = webui.generate({**settings, "guidance_until": 0.0}, cfg_scale=6, **asked)
+    # At 1 exactly Forge leaves the negative prompt out.
+    assert difference(ended.image, webui.generate(settings, cfg_scale=1.00001, **asked).image) < ROUNDING
+    assert difference(ended.image, webui.generate(settings, cfg_scale=6, **asked).image) > ROUNDING
+    assert "NGMS" not in ended.infotext
+
+
+def test_guidance_that_ends_in_the_hires_pass_leaves_no_part_of_a_sum_of_prompts_out(webui, ditail):
+    asked = {"prompt": SUM, "steps": 4, "enable_hr": True, "hr_scale": 1.5, "hr_upscaler": "Latent",
+             "denoising_strength": 0.6}
+    settings = {**ditail, "source_prompt": "a fox on pink"}
+    scales = ({"cfg_scale": 6, "hr_cfg": 6}, {"cfg_scale": 1.00001, "hr_cfg": 1.00001})
+    ended, low = (webui.generate({**settings, "guidance_until": until}, **asked, **scale).image
+                  for until, scale in zip((0.0, 1.0), scales, strict=True))
+    assert difference(ended, low) < ROUNDING
