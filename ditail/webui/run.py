@@ -64,6 +64,8 @@ class Run:
 
     def _init(self, original, *args, **kwargs) -> None:
         with errors_for_the_user(self.p):
+            # Of the job before, in a plot or a folder. The WebUI resets it only later, before each batch.
+            shared.state.skipped = False
             if self.error:
                 raise self.error
             if None in getattr(self.p, "init_images", ()):

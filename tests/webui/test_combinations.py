@@ -39,3 +39,17 @@ def test_guidance_that_ends_in_the_hires_pass_leaves_no_part_of_a_sum_of_prompts
     ended, low = (webui.generate({**settings, "guidance_until": until}, **asked, **scale).image
                   for until, scale in zip((0.0, 1.0), scales, strict=True))
     assert difference(ended, low) < ROUNDING
+
+
+def test_skip_ends_no_later_job_of_a_plot(webui, faulty, base64_content):
+    """The second cell has a source of its own to invert."""
+    def cells():
+        faulty.post("empty-caches")
+        return webui.plot({"image": base64_content}, ("[Ditail] Alpha", "2.5, 3.5"), steps=3).images
+
+    with faulty.armed() as seen:
+        expected = cells()
+    with faulty.armed(point="unet.call", call=seen["counts"]["unet.call"] // 2, action="skip") as seen:
+        skipped = cells()
+    assert seen["fired"]
+    assert difference(skipped[2], expected[2]) == 0
