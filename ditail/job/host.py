@@ -68,13 +68,15 @@ class Pass:
 class SamplingPlan:
     """What the host's sampler will do in a pass.
 
-    timesteps: where the U-Net will be called, ascending; sampling starts at the last one. steps: for the progress bar.
-    The sampler begins at `image_scale * x + noise_scale * noise`; the VP latent `z` of the first timestep is
-    `start_scale * z` there. is_adaptive: the sampler chooses its steps by the model's output.
+    timesteps: where the U-Net will be called, ascending. steps: for the progress bar. start: the timestep at which
+    sampling starts; the last one, unless the sampler adds noise before its first call (`s_churn`). The sampler begins
+    at `image_scale * x + noise_scale * noise`; the VP latent `z` of `start` is `start_scale * z` there. is_adaptive:
+    the sampler chooses its steps by the model's output.
     """
 
     timesteps: tuple[float, ...]
     steps: int
+    start: float
     image_scale: float
     noise_scale: float
     start_scale: float

@@ -154,7 +154,7 @@ class Job:
     def start_of(self, sampling: Sampling, first: int) -> Tensor:
         """The VP latents `[b, c, h, w]` at which the sampling of the images from number `first` on starts."""
         mixed, order, _ = sampling.mixed(first, self.host.job.batch_size, self.latents)
-        timestep = sampling.plan.timesteps[-1]
+        timestep = sampling.plan.start
         start = start_latent(mixed, timestep)[order]
         tones = [self.latents[tone.key].at(timestep) for tone in sampling.tones[first : first + len(order)]]
         if not tones:

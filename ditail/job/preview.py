@@ -57,7 +57,7 @@ def explained_variance(image: Image.Image, content: Image.Image) -> float:
 def _start(job: Job, sampling: Sampling, cfg_scale: float) -> Image.Image:
     """The target's image from the start latent by DDIM with CFG, without injection."""
     host, target = job.host, job.host.checkpoints.target()
-    timesteps = list(sampling.plan.timesteps)
+    timesteps = [t for t in sampling.plan.timesteps if t <= sampling.plan.start]
     count = min(STEPS, len(timesteps))
     timesteps = [timesteps[-(-(i + 1) * len(timesteps) // count) - 1] for i in range(count)]
     positive, networks = host.checkpoints.parse_prompt(host.job.prompts()[0][0])

@@ -49,7 +49,7 @@ class Source:
         """The timesteps at which its model is called, ascending."""
         if self.kind == "image":
             return inversion_timesteps(self.plan.timesteps, self.request.settings.inversion_steps)
-        return [self.plan.timesteps[-1]] if self.kind == "tone" else list(self.plan.timesteps)
+        return [self.plan.start] if self.kind == "tone" else list(self.plan.timesteps)
 
     @property
     def origin(self) -> "Source":

@@ -127,7 +127,8 @@ class FileJob:
     def plan(self, *, hires: bool) -> SamplingPlan:
         sampler = Sampler(self.job.sampler, self.job.steps, self._alphas_cumprod)
         # The samplers of the command line begin at VP latents.
-        return SamplingPlan(tuple(reversed(sampler.timesteps)), self.job.steps, 0, 1, 1)
+        timesteps = tuple(reversed(sampler.timesteps))
+        return SamplingPlan(timesteps, self.job.steps, timesteps[-1], 0, 1, 1)
 
     def sampled_part(self, image: Image.Image, resize_mode: str) -> Image.Image:
         return image

@@ -67,10 +67,10 @@ def plan_sampling(p, *, hires: bool = False) -> SamplingPlan | None:
     else:
         sampler.sample(probe, x, None, None)
         image_scale, noise_scale = 0.0, float(arguments["x"][0, 0, 0, 0])
-    timesteps, sigma = _timesteps(sampler, probe, model.sigmas, arguments)
-    if not timesteps or not noise_scale:
+    if not model.sigmas or not noise_scale:
         return None
-    return SamplingPlan(timesteps, arguments["steps"], image_scale, noise_scale, (1 + sigma**2) ** 0.5,
+    timesteps, start, sigma = _timesteps(sampler, probe, model.sigmas, arguments)
+    return SamplingPlan(timesteps, arguments["steps"], start, image_scale, noise_scale, (1 + sigma**2) ** 0.5,
                         _is_adaptive(sampler, arguments))
 
 
@@ -117,19 +117,20 @@ def timestep_at(model_wrap, sigma: Tensor) -> float:
     return float((to_timestep(sigma) if to_timestep else sigma).flatten()[0])
 
 
-def _timesteps(sampler, probe, sigmas: list[float], arguments: dict) -> tuple[tuple[float, ...], float]:
-    """(timesteps, the sigma at which sampling starts; 0 for a sampler with VP latents)."""
+def _timesteps(sampler, probe, sigmas: list[float], arguments: dict) -> tuple[tuple[float, ...], float, float]:
+    """(timesteps, the one at which sampling starts, the sigma there; 0 for a sampler with VP latents)."""
     to_timestep = getattr(sampler.model_wrap, "sigma_to_t", None)
     if to_timestep is None:
-        return tuple(sorted(set(sigmas))), 0.0
+        return tuple(sorted(set(sigmas))), max(sigmas), 0.0
     grid = next((arguments[k] for k in ("sigmas", "sigma_sched") if k in arguments), None)
     first = float(grid[0]) if grid is not None else float(arguments["sigma_max"])
     if _is_adaptive(sampler, arguments):
         # An adaptive sampler takes other steps with a real model; latents are interpolated on the scheduler's sigmas.
         sigmas = sigmas + [float(s) for s in sampler.get_sigmas(probe, probe.steps) if s < first]
     device = sampler.model_wrap.log_sigmas.device
-    ascending = torch.tensor(sorted({*sigmas, first}), device=device)
-    return tuple(sorted(set(to_timestep(ascending[ascending > 0]).double().tolist()))), first
+    ascending = sorted(sigma for sigma in {*sigmas, first} if sigma > 0)
+    timesteps = to_timestep(torch.tensor(ascending, device=device)).double().tolist()
+    return tuple(sorted(set(timesteps))), timesteps[ascending.index(first)], first
 
 
 class WebuiJob:
