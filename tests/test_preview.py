@@ -4,9 +4,15 @@ import pytest
 import torch
 from PIL import Image
 
-from ditail.job.preview import explained_variance
+from ditail.cache.latents import LatentCache
+from ditail.job.job import Job as DitailJob
+from ditail.job.preview import explained_variance, preview
+from ditail.job.request import Request
 from ditail.method.inversion import invert, sample_ddim
 from ditail.method.schedule import ddim_timesteps, scaled_linear_alphas_cumprod
+from ditail.standalone import demo_checkpoints
+from ditail.standalone.host import FileHost, FileLibrary, LoadedModels
+from ditail.standalone.sampling import Job
 
 ABAR = scaled_linear_alphas_cumprod()
 
@@ -28,3 +34,32 @@ def test_explained_variance():
     assert explained_variance(content, content) == 1
     assert explained_variance(Image.new("RGB", content.size, (127, 127, 127)), content) == pytest.approx(0, abs=0.01)
     assert explained_variance(content.rotate(180), content) < 0
+
+
+def preview_of(paths, size, init_images, **values):
+    library = FileLibrary()
+    host = FileHost(LoadedModels(), library.checkpoint(paths["ink"]), Job(("a cat",), steps=4), size)
+    job = DitailJob(host, Request.from_values({"enabled": True, **values}, library), LatentCache(2**30),
+                    is_preview=True)
+    job.prepare(init_images)
+    return preview(job, 5)
+
+
+def test_at_a_size_that_is_no_multiple_of_8(paths):
+    """As img2img's "Resize by" gives them: the decoded images are smaller than the content image."""
+    result = preview_of(paths, (70, 66), [], image=demo_checkpoints.held_out().images["noto"][3])
+    assert result.content.size == result.reconstruction.size == result.start.size == (70, 66)
+    assert result.similarity > 0
+
+
+def test_of_an_init_image_of_another_size(paths, monkeypatch):
+    """As with img2img's "latent upscale", which resizes the latent of the init image and not the image."""
+    encode = torch.nn.functional.interpolate
+
+    def encoded(models, model, pixels, latent_hw):
+        return encode(model.encode(pixels), latent_hw, mode="bilinear")
+
+    monkeypatch.setattr("ditail.standalone.host.FileModels.encode", encoded)
+    result = preview_of(paths, (64, 64), [torch.linspace(-1, 1, 96).expand(1, 3, 96, 96)])
+    assert result.content.size == result.reconstruction.size == result.start.size == (64, 64)
+    assert result.similarity is not None

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..content.images import image_to_tensor
+from ..content.images import fit, image_to_tensor
 from ..method.inversion import Denoiser, sample_ddim
 from .host import Host
 from .job import Job
@@ -37,10 +37,18 @@ def preview(job: Job, cfg_scale: float) -> Preview:
     sampling = job.samplings[min(job.samplings)]
     source = sampling.sources[0]
     content, decoded = source.content_image(job.latents), job.latents[source.key].image
-    reconstruction = Image.fromarray(decoded.numpy()) if source.kind == "image" and decoded is not None else None
+    reconstruction = None
+    if source.kind == "image" and decoded is not None:
+        reconstruction = _at_size(Image.fromarray(decoded.numpy()), content.size)
     similarity = None if reconstruction is None else explained_variance(reconstruction, content)
     has_start = job.request.settings.start == "source" and not sampling.hires
-    return Preview(content, reconstruction, similarity, _start(job, sampling, cfg_scale) if has_start else None)
+    start = _at_size(_start(job, sampling, cfg_scale), content.size) if has_start else None
+    return Preview(content, reconstruction, similarity, start)
+
+
+def _at_size(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """An image that was decoded, at the content image's size, which may be no multiple of 8."""
+    return image if image.size == size else fit(image, *size, "stretch")
 
 
 def explained_variance(image: Image.Image, content: Image.Image) -> float:

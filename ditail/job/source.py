@@ -96,7 +96,9 @@ class Source:
         """The content image, at the size of the sampling. latents: by source key."""
         if self.kind == "generate" or (self.parent and not self.needs_image):
             return _image_of(latents[self.origin.key])
-        return tensor_to_images(self.content_pixels(latents))[0]
+        image = tensor_to_images(self.content_pixels(latents))[0]
+        # img2img's "latent upscale" resizes the latent instead.
+        return image if image.size == self.size else fit(image, *self.size, "stretch")
 
     def content_pixels(self, latents: Mapping[str, SourceLatents]) -> Tensor:
         """The pixels `[1, 3, H, W]` to invert. latents: by source key, including the parent's."""
