@@ -1,11 +1,10 @@
 """Which alpha, beta and CFG scale burn the colours: `python -m lab.safe_region OUT.jsonl`.
 
-Measured on the demo checkpoints with 10 DDIM steps and bf16 autocast on the CPU. OUT gets one record per image, and a
-second run continues it. At the end the tables are printed.
+Measured on the demo checkpoints with 10 DDIM steps and bf16 autocast on the CPU. OUT.jsonl gets one record per image,
+and a second run continues it. At the end the tables are printed.
 """
 
 import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
@@ -21,6 +20,7 @@ from ditail.method.inversion import combine_conds, invert
 from ditail.method.latents import SourceLatents
 from ditail.standalone import demo_checkpoints
 from ditail.standalone.model import load_model, quiet
+from ditail.standalone.options import Parser
 from ditail.standalone.sampling import Job, generate, new_sampler
 
 from . import methods
@@ -204,6 +204,16 @@ def _cfg_table(records: Sequence[dict]) -> str:
     return "\n".join(lines)
 
 
-if __name__ == "__main__":
+def main(argv: Sequence[str] | None = None) -> None:
+    """Generate the images that the file lacks, and print the tables."""
+    parser = Parser(prog="python -m lab.safe_region", description="Measure which alpha, beta and CFG scale burn the "
+                    "colours on the demo checkpoints, and print the tables of docs/reliability-numbers.md.")
+    parser.add_argument("out", type=Path, metavar="OUT.jsonl", help="gets one record per image; a second run continues "
+                        "it")
+    args = parser.parse_args(argv)
     quiet()
-    print(tables(complete_records(Path(sys.argv[1]))))
+    print(tables(complete_records(args.out)))
+
+
+if __name__ == "__main__":
+    main()

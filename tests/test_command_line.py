@@ -295,3 +295,14 @@ def test_help_tells_no_more_than_there_is(program):
     assert all(f"    {command} " in run() for command in commands)
     told = "".join(run(command) for command in commands)
     assert "--out" in told and "LoRA" not in told and "house" not in told
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["--help"], 0), ([], 2)])
+def test_the_measurement_of_the_safe_region_starts_with_a_file_only(arguments, code, tmp_path, monkeypatch, capsys):
+    from lab import safe_region
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(safe_region, "complete_records", lambda path: pytest.fail(f"measures into {path}"))
+    with pytest.raises(SystemExit) as ended:
+        safe_region.main(arguments)
+    assert ended.value.code == code and "OUT.jsonl" in "".join(capsys.readouterr())

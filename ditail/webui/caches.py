@@ -25,7 +25,8 @@ OPTIONS = {
     "ditail_cache_mb": shared.OptionInfo(
         256, "Source latents kept in RAM (MB)", gr.Slider, {"minimum": 0, "maximum": 4096, "step": 64},
     ).info("one content image takes 1.3 MB for 20 steps at 512x512; with its latents kept, it is not inverted again"),
-    "ditail_disk": shared.OptionInfo(False, "Keep source latents on disk, too").info("until the next start and longer"),
+    "ditail_disk": shared.OptionInfo(False, "Keep source latents on disk, too").info(
+        "so that they are there after a restart, too"),
     "ditail_disk_mb": shared.OptionInfo(
         1024, "Source latents kept on disk (MB)", gr.Slider, {"minimum": 0, "maximum": 65536, "step": 256},
     ),
