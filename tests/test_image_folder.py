@@ -60,3 +60,15 @@ def test_clear_leaves_other_files_alone(folder):
     (folder.path / "note.txt").write_text("mine")
     folder.clear()
     assert len(folder) == 0 and (folder.path / "note.txt").exists()
+
+
+def test_a_folder_in_which_no_time_can_be_set(folder, monkeypatch):
+    """One that another user owns, say: its images are still found."""
+    original = image(1)
+    folder.put("0123456789", original)
+
+    def refused(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "utime", refused)
+    assert folder.get("0123456789").tobytes() == original.tobytes()

@@ -41,7 +41,8 @@ class ImageFolder:
         try:
             with Image.open(self._file(name)) as image:
                 image.load()
-                os.utime(self._file(name))
+                with suppress(OSError):  # a read-only folder
+                    os.utime(self._file(name))
                 return image
         except (OSError, ValueError, SyntaxError):
             return None
