@@ -19,10 +19,13 @@ from .presets import all_presets
 
 # The WebUI's settings that change the output of a model or a text encoder.
 MODEL_OPTIONS = (
-    "CLIP_stop_at_last_layers", "comma_padding_backtrack", "emphasis", "fp8_storage", "sd_hypernetwork", "sd_lora",
-    "sd_noise_schedule", "sd_vae_encode_method", "sdxl_clip_l_skip", "sdxl_crop_left", "sdxl_crop_top", "upcast_attn",
-    "use_downcasted_alpha_bar", "use_old_emphasis_implementation", "use_old_scheduling",
+    "CLIP_stop_at_last_layers", "cache_fp16_weight", "comma_padding_backtrack", "emphasis",
+    "extra_networks_default_multiplier", "fp8_storage", "lora_functional", "sd_hypernetwork", "sd_lora",
+    "sd_noise_schedule", "sd_vae_decode_method", "sd_vae_encode_method", "sdxl_clip_l_skip", "sdxl_crop_left",
+    "sdxl_crop_top", "upcast_attn", "use_downcasted_alpha_bar", "use_old_emphasis_implementation", "use_old_scheduling",
 )
+# The settings that add an extra network to every prompt, by its kind.
+NETWORK_OPTIONS = {"lora": "sd_lora", "hypernet": "sd_hypernetwork"}
 
 
 def checkpoint_of(info) -> Checkpoint:
@@ -166,10 +169,10 @@ class WebuiCheckpoints:
 
     def fingerprint(self, checkpoint: Checkpoint, vae_file: str | None, prompts: Prompts, networks: Networks) -> dict:
         return {
-            "checkpoint": file_fingerprint(checkpoint.path), "vae": file_fingerprint(vae_file), "prompts": prompts,
-            "options": model_options(), "networks": networks_of(networks),
+            "checkpoint": file_fingerprint(checkpoint.path), "vae": file_fingerprint(vae_file),
+            "prompts": prompts, "options": model_options(), "networks": networks_of(networks, self.p),
             "embeddings": {name: e.checksum() for name, e in sd_hijack.model_hijack.embedding_db.word_embeddings.items()
-                           if any(name in text for text in prompts)},
+                           if is_named(name, prompts)},
             "dtypes": [str(devices.dtype_unet), str(devices.dtype_vae)], "tiling": bool(self.p.tiling),
             "attention": str(sd_hijack.model_hijack.optimization_method),
             # Rounding depends on the device and the number of threads, which may change while the cache is on disk.
@@ -183,14 +186,26 @@ def model_options() -> dict:
             if key in shared.opts.data_labels}
 
 
-def networks_of(networks: Networks) -> dict:
-    """Extra networks with their files, for a cache key."""
-    return {name: [[*map(str, n.items), file_fingerprint(network_file(n.items[0]))] for n in tags]
-            for name, tags in networks.items()}
+def is_named(embedding: str, prompts: Prompts) -> bool:
+    """Whether prompts may use a textual inversion, whose name is found as tokens, in upper or lower case."""
+    return any(embedding.lower() in text.lower() for text in prompts)
 
 
-def network_file(name: str) -> str | None:
-    """The file of a LoRA, if the WebUI's built-in extension is loaded and knows it."""
-    extension = sys.modules.get("networks")
-    network = getattr(extension, "available_network_aliases", {}).get(name)
+def networks_of(networks: Networks, p) -> dict:
+    """Extra networks with their files, for a cache key: those of a prompt's tags, and of the WebUI's settings."""
+    if p.disable_extra_networks:  # then those of the job before stay active
+        active = [*getattr(sys.modules.get("networks"), "loaded_networks", ()), *shared.loaded_hypernetworks]
+        return {"active": [[network.name, str(getattr(network, "unet_multiplier", ""))] for network in active]}
+    tags = {kind: [[*map(str, tag.items), file_fingerprint(network_file(kind, tag.items[0]))] for tag in of_kind]
+            for kind, of_kind in networks.items()}
+    chosen = {kind: file_fingerprint(network_file(kind, getattr(shared.opts, option, "None")))
+              for kind, option in NETWORK_OPTIONS.items()}
+    return {"tags": tags, "chosen": chosen}
+
+
+def network_file(kind: str, name: str) -> str | None:
+    """The file of a hypernetwork, or of a LoRA if the WebUI's built-in extension is loaded; None if it is not known."""
+    if kind == "hypernet":
+        return shared.hypernetworks.get(name)
+    network = getattr(sys.modules.get("networks"), "available_network_aliases", {}).get(name)
     return getattr(network, "filename", None)

@@ -27,7 +27,7 @@ SAMPLING_OPTIONS = ("eta_ancestral", "eta_ddim", "eta_noise_seed_delta", "randn_
                     "uni_pc_lower_order_final", "s_min_uncond_all", "beta_dist_alpha", "beta_dist_beta",
                     "enable_quantization", "use_old_karras_scheduler_sigmas", "pad_cond_uncond", "pad_cond_uncond_v0",
                     "batch_cond_uncond", "hypertile_enable_unet", "hypertile_max_depth_unet", "hypertile_max_tile_unet",
-                    "hypertile_swap_size_unet", "token_merging_ratio")
+                    "hypertile_swap_size_unet", "token_merging_ratio", "s_churn", "s_tmin", "s_tmax", "s_noise")
 
 
 class _NoNoise:

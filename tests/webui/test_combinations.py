@@ -1,7 +1,10 @@
 """Settings of the WebUI that meet those of Ditail: sums of prompts, samplers that add noise, Skip, what keys name."""
 
+import shutil
+from hashlib import sha256
 
 import pytest
+import torch
 
 from tests.webui.faulty import Faulty
 from tests.webui.webui_helpers import difference, encode, on
@@ -62,3 +65,61 @@ def test_skip_ends_no_later_job_of_a_plot(webui, faulty, base64_content):
         skipped = cells()
     assert seen["fired"]
     assert difference(skipped[2], expected[2]) == 0
+
+
+# What a source depends on: an image from the cache is the image without it.
+
+def image(webui, settings, **asked) -> list[str]:
+    """Digests of a job's images."""
+    return [sha256(i.tobytes()).hexdigest() for i in webui.generate(settings, steps=4, **asked).images]
+
+
+def test_the_decoded_image_of_a_source_depends_on_how_it_is_decoded(webui, faulty, options):
+    settings = {**GENERATED, "show_source": True}
+    image(webui, settings)
+    options(sd_vae_decode_method="Approx cheap")
+    warm = image(webui, settings)
+    faulty.post("empty-caches")
+    assert image(webui, settings) == warm
+
+
+def test_a_default_network_has_its_multiplier(webui, faulty, ditail, options):
+    options(sd_lora="test-lora")
+    image(webui, ditail)
+    options(extra_networks_default_multiplier=0.25)
+    warm = image(webui, ditail)
+    faulty.post("empty-caches")
+    assert image(webui, ditail) == warm
+
+
+def test_a_source_without_extra_networks_is_another(webui, faulty, ditail):
+    settings = {**ditail, "source_prompt": LORA}
+    faulty.post("empty-caches")
+    expected = image(webui, settings)
+    faulty.post("empty-caches")
+    assert image(webui, settings, disable_extra_networks=True) != expected
+    assert image(webui, settings) == expected
+
+
+def test_a_hypernetwork_file_that_is_replaced(webui, faulty, ditail):
+    torch.manual_seed(0)
+    folder = webui.data / "models" / "hypernetworks"
+    folder.mkdir(exist_ok=True)
+    path, settings = folder / "changing-hyper.pt", {**ditail, "source_prompt": "a fox <hypernet:changing-hyper:1>"}
+
+    def write(scale: float) -> None:
+        layers = tuple({f"linear.{i}.{name}": torch.randn(*shape) * scale for i in (0, 1)
+                        for name, shape in (("weight", (128, 128)), ("bias", (128,)))} for _ in range(2))
+        # The WebUI refuses the files of a newer torch as unsafe; the old layout has not changed.
+        torch.save({128: layers, "layer_structure": [1, 1, 1]}, path, _use_new_zipfile_serialization=False)
+
+    try:
+        write(0.05)
+        webui.call("/ditail-test/restart", {})
+        first = image(webui, settings)
+        write(0.1)
+        warm = image(webui, settings)
+        faulty.post("empty-caches")
+        assert image(webui, settings) == warm != first
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

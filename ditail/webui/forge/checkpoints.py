@@ -9,7 +9,7 @@ from modules import devices, sd_models, sd_vae, shared
 
 from ...job.host import Checkpoint, Networks, Prompts
 from ...keys import file_fingerprint
-from ..checkpoints import WebuiCheckpoints, model_options, network_file, networks_of
+from ..checkpoints import WebuiCheckpoints, is_named, model_options, network_file, networks_of
 from ..target import row_samples
 
 
@@ -34,7 +34,7 @@ def embeddings_of(model) -> dict:
 
 def lora_samples(networks: Networks) -> list:
     """One value of every row of the LoRAs that Forge has read; it keeps what it has read when a file is replaced."""
-    files = filter(None, (network_file(lora.items[0]) for lora in networks.get("lora", ())))
+    files = filter(None, (network_file("lora", lora.items[0]) for lora in networks.get("lora", ())))
     try:
         read = [sys.modules["networks"].load_lora_state_dict(file) for file in files]
     except Exception:  # of any kind for a broken file; Forge logs it and goes on without LoRAs
@@ -53,11 +53,11 @@ class ForgeCheckpoints(WebuiCheckpoints):
         unet = shared.sd_model.forge_objects.unet.model
         embeddings = embeddings_of(shared.sd_model)
         return {
-            "host": "forge", "checkpoint": file_fingerprint(checkpoint.path), "vae": file_fingerprint(vae_file),
-            "prompts": prompts,
+            "host": "forge", "checkpoint": file_fingerprint(checkpoint.path),
+            "vae": file_fingerprint(vae_file), "prompts": prompts,
             "modules": [file_fingerprint(path) for path in modules_in_place() if not is_vae(path)],
-            "options": model_options(), "networks": networks_of(networks), "loras": lora_samples(networks),
-            "embeddings": {name: e.vec for name, e in embeddings.items() if any(name in text for text in prompts)},
+            "options": model_options(), "networks": networks_of(networks, self.p), "loras": lora_samples(networks),
+            "embeddings": {name: e.vec for name, e in embeddings.items() if is_named(name, prompts)},
             "dtypes": [str(unet.storage_dtype), str(unet.computation_dtype), str(devices.dtype_vae)],
             "storage": shared.opts.forge_unet_storage_dtype, "attention": attention.attention_function.__name__,
             "device": [devices.device.type, torch.get_num_threads()],
