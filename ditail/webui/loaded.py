@@ -1,13 +1,18 @@
 """Access to the loaded models in AUTOMATIC1111's WebUI and in Forge."""
 
 from importlib.util import find_spec
+from itertools import count
 
 from modules import sd_models, shared
 from torch import Tensor, nn
 
+from ..keys import file_fingerprint
 from ..method.prediction import Prediction
 
 IS_FORGE = find_spec("modules_forge") is not None
+# A model's attribute: the fingerprint of its file when it was loaded.
+LOADED_FILE = "_ditail_loaded_file"
+_callbacks = count()
 
 
 def unet_of(model) -> nn.Module:
@@ -57,3 +62,20 @@ def in_memory() -> list:
     models = [data.sd_model, *getattr(data, "loaded_sd_models", ())]
     return [model for i, model in enumerate(models)
             if model is not None and hasattr(model, "sd_checkpoint_info") and model not in models[:i]]
+
+
+def on_model_loaded(model) -> None:
+    """The WebUI's callback after a model was loaded: notes the state of its file, which may be replaced later.
+
+    The callback also comes after another VAE was loaded. If the file was replaced by then, nothing tells whether the
+    weights are the old ones or the new, so the model gets a fingerprint of its own.
+    """
+    before, now = getattr(model, LOADED_FILE, None), file_fingerprint(model.sd_checkpoint_info.filename)
+    is_unclear = before is not None and before[:1] == now[:1] and before != now
+    setattr(model, LOADED_FILE, [*now, next(_callbacks)] if is_unclear else now)
+
+
+def checkpoint_fingerprint(path: str) -> list:
+    """The fingerprint of a checkpoint's file; of what it was when it was loaded, if it is in memory."""
+    models = (model for model in in_memory() if model.sd_checkpoint_info.filename == path)
+    return next((getattr(model, LOADED_FILE, None) for model in models), None) or file_fingerprint(path)

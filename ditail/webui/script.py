@@ -82,7 +82,8 @@ def register() -> None:
     show_log()
     caches.add_options()  # not in a callback: the API's list of settings may be created before it is called
     callbacks = {"cfg_denoiser": on_cfg_denoiser, "script_unloaded": on_script_unloaded, "before_ui": add_axes,
-                 "after_component": send.on_after_component, "before_image_saved": folder.on_before_image_saved}
+                 "model_loaded": loaded.on_model_loaded, "after_component": send.on_after_component,
+                 "before_image_saved": folder.on_before_image_saved}
     for category, function in callbacks.items():
         # `script_callbacks.on_...` would get the file's name from `inspect.stack()`, which takes some 30 ms each.
         script_callbacks.add_callback(script_callbacks.callback_map[f"callbacks_{category}"], function,

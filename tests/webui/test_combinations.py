@@ -21,7 +21,6 @@ def faulty(webui):
     return Faulty(webui)
 
 
-
 @pytest.mark.parametrize("sampler", ["DDIM", "Euler"])
 @pytest.mark.parametrize("prompt", [SUM, "a fox on pink AND a red hat", "a fox on pink :1.5"])
 def test_guidance_that_ends_leaves_no_part_of_a_sum_of_prompts_out(webui, ditail, sampler, prompt):
@@ -123,3 +122,26 @@ def test_a_hypernetwork_file_that_is_replaced(webui, faulty, ditail):
         assert image(webui, settings) == warm != first
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_a_checkpoint_file_that_is_replaced_while_it_is_loaded(webui, faulty, ditail):
+    """The WebUI goes on with the old weights until it loads the file again."""
+    settings, folder = {"image": ditail["image"], "tone": 0.5}, webui.data / "models" / "Stable-diffusion"
+    changing, asked = folder / "changing.safetensors", on("changing")
+    shutil.copy(folder / "house-ink.yaml", folder / "changing.yaml")
+    shutil.copy(folder / "house-ink.safetensors", changing)
+    webui.call("/sdapi/v1/refresh-checkpoints", {})
+    try:
+        webui.generate(steps=1, **asked)
+        shutil.copy(folder / "house-flat.safetensors", folder / "new")
+        (folder / "new").replace(changing)
+        old = image(webui, settings, **asked)
+        webui.generate(steps=1)
+        warm = image(webui, settings, **asked)
+        faulty.post("empty-caches")
+        assert image(webui, settings, **asked) == warm != old
+    finally:
+        webui.generate(steps=1)
+        changing.unlink()
+        (folder / "changing.yaml").unlink()
+        webui.call("/sdapi/v1/refresh-checkpoints", {})

@@ -9,6 +9,7 @@ from modules import devices, sd_models, sd_vae, shared
 
 from ...job.host import Checkpoint, Networks, Prompts
 from ...keys import file_fingerprint
+from .. import loaded
 from ..checkpoints import WebuiCheckpoints, is_named, model_options, network_file, networks_of
 from ..target import row_samples
 
@@ -53,7 +54,7 @@ class ForgeCheckpoints(WebuiCheckpoints):
         unet = shared.sd_model.forge_objects.unet.model
         embeddings = embeddings_of(shared.sd_model)
         return {
-            "host": "forge", "checkpoint": file_fingerprint(checkpoint.path),
+            "host": "forge", "checkpoint": loaded.checkpoint_fingerprint(checkpoint.path),
             "vae": file_fingerprint(vae_file), "prompts": prompts,
             "modules": [file_fingerprint(path) for path in modules_in_place() if not is_vae(path)],
             "options": model_options(), "networks": networks_of(networks, self.p), "loras": lora_samples(networks),
