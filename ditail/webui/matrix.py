@@ -116,6 +116,8 @@ def _job(p, cell: Cell, values: dict, has_tags: bool):
         prompt = values.get("source_prompt") or shared.prompt_styles.apply_styles_to_prompt(p.prompt, p.styles)
         values["source_prompt"] = f"{prompt} {cell.source.tags}".strip()
         job.prompt = f"{p.prompt} {cell.target.tags}".strip()
+        if getattr(p, "hr_prompt", ""):  # without one, the hires pass has the prompt
+            job.hr_prompt = f"{p.hr_prompt} {cell.target.tags}".strip()
     # Without a content image, the plain image of the diagonal is the content of its row.
     setattr(job, PLAIN, cell.is_plain and values.get("source") == "generate")
     arguments, ours = list(p.script_args), arguments_slice(p)
