@@ -1,5 +1,7 @@
 """Jobs on the command line's host with the demo checkpoints: their keys, their start, and their hooks."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -59,6 +61,22 @@ def test_the_tone_is_that_of_the_sources_at_the_start(loaded, paths, images):
     assert torch.equal(toned, start(images[40], 1.0))
     assert not torch.allclose(toned, start(images[10], 0.0), atol=0.01)
     assert not torch.allclose(toned, start(images[10], 1.0, images[40]), atol=0.01)
+
+
+def test_a_sampler_that_adds_noise_before_its_first_call_starts_lower(loaded, paths, images, monkeypatch):
+    """As with `s_churn`: the start, and the estimate of its tone, are of the timestep at which the sampler begins."""
+    job = job_of(loaded, paths, image=images[3], tone=1.0)
+    plan = job.host.job.plan(hires=False)
+    start = plan.timesteps[-2]
+    monkeypatch.setattr(job.host.job, "plan", lambda *, hires: replace(plan, start=start))
+    job.prepare([])
+    sampling = job.samplings[False]
+    assert sampling.tones[0].timesteps == [start]
+    untoned = DitailJob(job.host, replace(job.request, settings=replace(job.request.settings, tone=0.0)), job.cache)
+    untoned.prepare([])
+    inverted = job.latents[sampling.sources[0].key]
+    assert torch.equal(untoned.start_of(untoned.samplings[False], 0), inverted.at(start))
+    assert not torch.equal(inverted.at(start), inverted.at(plan.timesteps[-1]))
 
 
 @pytest.mark.parametrize("fails", ["start_of", "_hook"])

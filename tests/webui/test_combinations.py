@@ -1,4 +1,4 @@
-"""Settings of the WebUI that meet those of Ditail: sums of prompts, samplers that add noise, Skip, what keys name."""
+"""Settings of the WebUI that meet those of Ditail: sums of prompts, Skip, what keys name."""
 
 import shutil
 from hashlib import sha256
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.webui.faulty import Faulty
-from tests.webui.webui_helpers import difference, encode, on
+from tests.webui.webui_helpers import difference, on
 
 # Rows that are computed beside others round a little differently: grey levels of 255.
 ROUNDING = 1.0
@@ -41,15 +41,6 @@ def test_guidance_that_ends_in_the_hires_pass_leaves_no_part_of_a_sum_of_prompts
     ended, low = (webui.generate({**settings, "guidance_until": until}, **asked, **scale).image
                   for until, scale in zip((0.0, 1.0), scales, strict=True))
     assert difference(ended, low) < ROUNDING
-
-
-@pytest.mark.parametrize("s_churn", [0, 20])
-def test_a_sampler_that_adds_noise_first_starts_from_the_sources_latent(webui, content, s_churn):
-    """The source's own model gives the content back, with its contrast."""
-    settings = {"alpha": 1, "beta": 0, "conv_ratio": 0, "attn_ratio": 0}
-    image = webui.generate(settings, "img2img", init_images=[encode(content)], denoising_strength=0.5, steps=20,
-                           sampler_name="Euler", cfg_scale=1, s_churn=s_churn, **on("house-noto")).image
-    assert difference(image, content) < 12
 
 
 def test_skip_ends_no_later_job_of_a_plot(webui, faulty, base64_content):
