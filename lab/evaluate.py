@@ -196,8 +196,9 @@ class Evaluator:
 
     def measure(self, images: Tensor, generated: Tensor | None, unit: Unit, target: str) -> dict[str, list[float]]:
         """Every metric of every image `[b, 3, h, w]` in -1..1; structure against what was `generated`, if anything."""
+        images = images.cpu()  # the classifier and the similarity are there
         index, truth = self.material.styles.index(target), self.tensors(target, unit.scenes)
-        edges, similarity = self.reference(unit) if generated is None else self.structure(generated)
+        edges, similarity = self.reference(unit) if generated is None else self.structure(generated.cpu())
         image_edges, image_similarity = self.structure(images)
         columns = {"style": self.classifier.probabilities(images)[:, index].tolist(),
                    "edge_f1": [metrics.edge_f1(a, b) for a, b in zip(image_edges, edges, strict=True)],

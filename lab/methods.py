@@ -76,10 +76,11 @@ def _tone(target: Model, job: Job, strength: float, z0: Tensor, timestep: float)
     if not strength:
         return 0.0
     context = target.encode_prompts(job.prompts)
-    noise = torch.randn(1, *z0.shape[1:], generator=torch.Generator().manual_seed(SEED)).expand_as(z0)
+    noise = torch.randn(1, *z0.shape[1:], generator=torch.Generator().manual_seed(SEED)).to(z0).expand_as(z0)
     estimate = target_estimate(lambda z, t: target.eps(z, t, context), noise, timestep, target.alphas_cumprod)
     abar = float(alphas_cumprod_at(target.alphas_cumprod, torch.tensor([timestep])))
-    return abar**0.5 * tone_shift(z0, estimate.at(timestep), strength)
+    # On the CPU, as all source latents.
+    return abar**0.5 * tone_shift(z0.cpu(), estimate.at(timestep), strength)
 
 
 def refine(target: Model, job: Job, trajectory: SourceLatents, strength: float) -> Tensor:

@@ -1,11 +1,13 @@
 """The compared methods on the demo checkpoints: batches give what the job layer gives, and each method does its own."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils._pytree import tree_leaves
 
 from ditail.cache.latents import LatentCache
 from ditail.content.images import image_to_tensor, tensor_to_images
@@ -13,6 +15,7 @@ from ditail.content.presets import PRESETS
 from ditail.content.settings import DitailSettings
 from ditail.job.job import Job as DitailJob
 from ditail.job.request import Request
+from ditail.method.schedule import scaled_linear_alphas_cumprod
 from ditail.standalone import demo_checkpoints
 from ditail.standalone.host import FileHost, FileLibrary, LoadedModels
 from ditail.standalone.model import load_model
@@ -99,6 +102,35 @@ def test_a_refiner_of_the_same_model_changes_nothing(models):
     z, passed = generate(models["noto"], job, 64, 64)
     assert torch.allclose(methods.refine(models["noto"], job, passed, 0.5), z, atol=1e-3)
     assert not torch.allclose(methods.refine(models["ink"], job, passed, 0.5), z, atol=0.1)
+
+
+class OnGpu(torch.Tensor):
+    """A tensor that can't be combined with one on the CPU, as if it were on a GPU."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        tensors = [x for x in tree_leaves((args, kwargs or {})) if isinstance(x, torch.Tensor)]
+        if function is not torch.Tensor.to and any(not isinstance(x, cls) and x.ndim for x in tensors):
+            raise RuntimeError(f"{function.__name__}: tensors on two devices")
+        result = super().__torch_function__(function, types, args, kwargs or {})
+        return result.as_subclass(torch.Tensor) if function is torch.Tensor.cpu else result
+
+
+def test_a_tone_on_a_gpu_shifts_a_start_on_the_cpu(z0):
+    def shift(device):
+        target = SimpleNamespace(encode_prompts=lambda _: None, alphas_cumprod=scaled_linear_alphas_cumprod(),
+                                 eps=lambda z, t, context: z * torch.full_like(z, 0.9))
+        return methods._tone(target, JOB, 1.0, z0.as_subclass(device), 901)
+
+    on_gpu, on_cpu = shift(OnGpu), shift(torch.Tensor)
+    assert type(on_gpu) is torch.Tensor and torch.equal(on_gpu, on_cpu) and on_cpu.abs().max() > 0
+
+
+def test_images_on_a_gpu_are_measured(evaluator):
+    unit = evaluate.Unit("noto", tuple(choose_rows("plain")), (0, 1))
+    images = evaluator.tensors("ink", (0, 1))
+    on_gpu = images.as_subclass(OnGpu)
+    assert evaluator.measure(on_gpu, on_gpu, unit, "ink") == evaluator.measure(images, images, unit, "ink")
 
 
 def test_every_method_is_measured(evaluator):
