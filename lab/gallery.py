@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ditail.errors import DitailError
+from ditail.errors import DitailError, shown
 from ditail.standalone import cli, demo_checkpoints
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -54,7 +54,14 @@ def command(args: Namespace) -> None:
 
 
 def main(folder: Path, only: Sequence[str] = ()) -> None:
-    """Make the pages' images. only: the names (without .png) of the images to make; empty: all."""
+    """Make the pages' images. only: the names (without .png) of the images to make; empty: all.
+
+    Raises DitailError for a name that no image has.
+    """
+    names = [step.path.stem for page in PAGES for step in recipes(page) if isinstance(step, Sheet)]
+    for name in only:
+        if name not in names:
+            raise DitailError("--only", f"{shown(name)} is none of {', '.join(names)}")
     write_content(folder)
     steps = []
     for step in (step for page in PAGES for step in recipes(page)):

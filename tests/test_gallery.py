@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from ditail.errors import DitailError
 from ditail.standalone import cli
 from lab import gallery
 
@@ -51,6 +52,12 @@ def test_another_page(tmp_path, monkeypatch, capsys):
     assert sheet.width > 2 * gallery.CELL and sheet.height > gallery.CELL
     assert Image.open(tmp_path / "work" / "fox.png").size == (128, 128)
     assert Path.cwd() == before and str(page.parent / "images" / "fox.png") in capsys.readouterr().out
+
+
+def test_a_name_that_no_image_has_is_told(tmp_path):
+    with pytest.raises(DitailError, match="--only: 'fos' is none of .*few-steps"):
+        gallery.main(tmp_path / "work", ["styles", "fos"])
+    assert not (tmp_path / "work").exists()
 
 
 def test_only_the_images_that_are_named_are_made(tmp_path, monkeypatch):
