@@ -34,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m lab", description="Evaluation, benchmark and training of the demo checkpoints.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add_evaluate(commands.add_parser("evaluate", help="measure structure and style on the demo checkpoints"))
-    add_bench(commands.add_parser("bench", help="count and time what Ditail costs beside plain generation"))
+    add_bench(commands.add_parser("bench", help="count FLOPs and measure time, relative to plain generation"))
     add_gallery(commands.add_parser("gallery", help="make the images of docs/gallery.md and docs/tuning.md by their "
                                     "commands"))
     add_train(commands.add_parser("train", help="remake the demo checkpoints from scratch (needs npm)"))
@@ -45,9 +45,10 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("out/evaluation"), help="folder for table and plot "
                         "(default: %(default)s)")
     parser.add_argument("--scenes", type=number("--scenes", 1, 100, whole=True), default=100,
-                        help="how many held-out scenes (default: %(default)s)")
-    parser.add_argument("--page", type=Path, help="a page that gets the tables, after its marks <!-- name -->")
-    parser.add_argument("--rows", help="rows whose names begin with one of these (comma-separated), in that order")
+                        help="number of held-out scenes (default: %(default)s)")
+    parser.add_argument("--page", type=Path, help="a Markdown page in which the tables after the marks "
+                        "<!-- name --> are replaced")
+    parser.add_argument("--rows", help="only rows whose names begin with one of these (comma-separated), in that order")
     add_workers(parser)
 
 
@@ -55,9 +56,10 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("out/bench"), help="folder for tables and plot "
                         "(default: %(default)s)")
     parser.add_argument("--rounds", type=number("--rounds", 1, 100, whole=True), default=2,
-                        help="how often each kind of step is timed (default: %(default)s)")
+                        help="number of times that each kind of step is timed (default: %(default)s)")
     parser.add_argument("--pixels", type=int, choices=[64 * i for i in range(1, 33)], metavar="SIDE",
-                        help="side of what is timed, a multiple of 64 (default: 192 on a CPU; 512, SDXL 1024 on a GPU)")
+                        help="side of the images that are timed, a multiple of 64 (default: 192 on a CPU; 512, "
+                        "SDXL 1024 on a GPU)")
 
 
 def add_gallery(parser: argparse.ArgumentParser) -> None:

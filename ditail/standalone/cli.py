@@ -74,7 +74,7 @@ def add_sampling(parser: argparse.ArgumentParser, cache: str) -> None:
     parser.add_argument("--cfg", type=number("--cfg", 1, 30), default=7.5, help="CFG scale, the paper's omega "
                         "(default: %(default)s)")
     parser.add_argument("--width", type=number("--width", 8, 8192, whole=True), help="pixels (default: the image's, "
-                        "cut to what the model can make; without an image the model's own)")
+                        "rounded down to what the model can make; without an image the model's own)")
     parser.add_argument("--height", type=number("--height", 8, 8192, whole=True), help="as --width")
     parser.add_argument("--preset", choices=tuple(PRESETS), help=f"{BY_KEY['preset'].help} (default: Paper)")
     add_settings(parser, "alpha", "beta", "conv_ratio", "attn_ratio", "inject", "guidance_until", "source_latents",
@@ -84,8 +84,8 @@ def add_sampling(parser: argparse.ArgumentParser, cache: str) -> None:
     parser.add_argument("--source-negative-prompt", help="for the inversion (default: --negative-prompt)")
     parser.add_argument("--settings", type=Path, metavar="FILE", help="a JSON file with further settings as the API "
                         "takes them (sources, collage, ...); images may be paths")
-    parser.add_argument("--cache", type=Path, metavar="FOLDER", help="keep source latents in this folder and take them "
-                        f"from there (default: {cache})")
+    parser.add_argument("--cache", type=Path, metavar="FOLDER", help="keep source latents in this folder and use those "
+                        f"that are there (default: {cache})")
 
 
 def add_mix(parser: argparse.ArgumentParser) -> None:
@@ -93,16 +93,15 @@ def add_mix(parser: argparse.ArgumentParser) -> None:
                         "(.safetensors with its .yaml beside it)")
     parser.add_argument("--target", type=Path, required=True, help="checkpoint that supplies the style")
     content = parser.add_mutually_exclusive_group()
-    content.add_argument("--image", type=Path, help="the content image, or a folder of them, each with its prompt in a "
-                         ".txt file beside it if it has one of its own; not needed where --settings has one, or a "
-                         "collage")
+    content.add_argument("--image", type=Path, help="the content image, or a folder of them; NAME.txt beside an image "
+                         "is its prompt; not needed if --settings has an image or a collage")
     content.add_argument("--generate", action="store_true", help="let the source checkpoint generate the content")
-    parser.add_argument("--out", type=Path, required=True, help="the PNG to write, or a folder for a folder of images; "
-                        "folders are made if need be")
+    parser.add_argument("--out", type=Path, required=True, help="the PNG to write, or for a folder of images a folder; "
+                        "missing folders are created")
     parser.add_argument("--prompt", type=text("--prompt"), help="what the image shows")
     add_seeds(parser)
     parser.add_argument("--batch-size", type=number("--batch-size", 1, 64, whole=True), default=1,
-                        help="how many seeds are sampled at once (default: %(default)s)")
+                        help="number of seeds that are sampled at once (default: %(default)s)")
     add_sampling(parser, cache="nowhere")
     add_settings(parser, "show_source")
     parser.add_argument("--save-latents", type=Path, help="also write the source latents (safetensors) of one "

@@ -56,12 +56,13 @@ def text(key: str):
 
 
 def add_workers(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--workers", type=number("--workers", 1, 4096, whole=True), help="how many processes share the "
-                        "work; more than one need Ray (default: 1, this very process; with --ray one a core, or a GPU "
-                        "where there are any)")
-    parser.add_argument("--threads", type=number("--threads", 1, 1024, whole=True), default=1, help="torch's in each "
-                        "process: an image's last bits depend on them, not on the workers (default: %(default)s)")
-    parser.add_argument("--ray", action="store_true", help="let Ray run the work: on this machine's cores, or on the "
+    parser.add_argument("--workers", type=number("--workers", 1, 4096, whole=True), help="number of processes; "
+                        "more than one needs Ray (default: 1, this process; with --ray one for each core, or for each "
+                        "GPU if there are any)")
+    parser.add_argument("--threads", type=number("--threads", 1, 1024, whole=True), default=1, help="torch's threads "
+                        "in each process; an image's last bits depend on them, and not on --workers (default: "
+                        "%(default)s)")
+    parser.add_argument("--ray", action="store_true", help="run on this machine's cores or GPUs with Ray, or on the "
                         "cluster that RAY_ADDRESS names (needs: pip install ray)")
     parser.add_argument("--address", metavar="HOST:PORT", help='the Ray cluster to join ("auto": the one that this '
                         "machine is in); it must find the checkpoints at the same paths")
