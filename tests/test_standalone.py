@@ -25,7 +25,7 @@ from ditail.method.schedule import alphas_cumprod_at, scaled_linear_alphas_cumpr
 from ditail.standalone import checkpoint_files, demo_checkpoints, host
 from ditail.standalone.checkpoint_files import check_checkpoint, read_config, read_schedule
 from ditail.standalone.cli import main
-from ditail.standalone.host import FileLibrary
+from ditail.standalone.host import FileLibrary, FileTarget
 from ditail.standalone.model import default_device, default_dtype, load_model
 from ditail.standalone.names import SAMPLERS
 from ditail.standalone.samplers import Sampler, seeded_noise
@@ -288,6 +288,12 @@ def test_a_key_of_the_cache_has_the_device(paths, monkeypatch):
         monkeypatch.setattr(host, "default_device", lambda device=device: torch.device(device))
         keys.append(cache_key(host.FileCheckpoints(checkpoint).fingerprint(checkpoint, None, ("", ""), {})))
     assert len(set(keys)) == 3
+
+
+@pytest.mark.parametrize(("precision", "is_upcast"), [("fp32", True), ("fp16", False)])
+def test_shared_attention_has_the_precision_of_ldms_own(paths, monkeypatch, precision, is_upcast):
+    monkeypatch.setattr("ldm.modules.attention._ATTN_PRECISION", precision)
+    assert FileTarget(lambda: None, FileLibrary().checkpoint(paths["noto"])).savings().upcast_attention is is_upcast
 
 
 def test_the_sheet_of_the_demo_has_the_pillow_that_it_needs():

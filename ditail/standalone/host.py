@@ -27,7 +27,7 @@ from ..unet.families import family_of_file
 from ..unet.shortcuts import Savings
 from ..unet.sites import find_sites
 from .checkpoint_files import check_checkpoint, read_config, read_schedule
-from .model import Model, build_empty_unet, default_device, default_dtype, load_model, quiet
+from .model import Model, build_empty_unet, default_device, default_dtype, load_model, quiet, upcasts_attention
 from .progress import NoBar
 from .samplers import Sampler
 from .sampling import Job, decode_image, generate, rows_of
@@ -236,7 +236,7 @@ class FileTarget:
         return {"context": self._model().encode_prompts([""])}
 
     def savings(self) -> Savings:
-        return Savings()
+        return Savings(upcast_attention=upcasts_attention())
 
     def features(self, source_keys: Sequence[str], null: Mapping[str, Tensor],
                  size: tuple[int, int]) -> Features | None:

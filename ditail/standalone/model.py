@@ -170,6 +170,12 @@ def build(path: Path, config: dict, state: dict[str, Tensor], prefix: str) -> nn
     return module
 
 
+def upcasts_attention() -> bool:
+    """Whether ldm's attention computes q k^T in float32: SD 2.x overflows in half precision."""
+    attention = importlib.import_module("ldm.modules.attention")
+    return attention._ATTN_PRECISION == "fp32" and not attention.XFORMERS_IS_AVAILBLE
+
+
 @contextlib.contextmanager
 def without_lightning() -> Iterator[None]:
     """A context in which `LightningModule` is `nn.Module`, unless Lightning has been imported.
