@@ -62,6 +62,17 @@ def test_clear_leaves_other_files_alone(folder):
     assert len(folder) == 0 and (folder.path / "note.txt").exists()
 
 
+def test_partial_files_of_a_crash_are_deleted(folder):
+    folder.put("0123456789", image(1))
+    old, young, foreign = (folder.path / name for name in ("abcdef0123.77.part", "abcdef0123.78.part", "mine.part"))
+    for file in (old, young, foreign):
+        file.write_bytes(b"half an image")
+    for file in (old, foreign):
+        os.utime(file, (1, 1))
+    folder.put("1111111111", image(2))
+    assert not old.exists() and young.exists() and foreign.exists()
+
+
 def test_a_folder_in_which_no_time_can_be_set(folder, monkeypatch):
     """One that another user owns, say: its images are still found."""
     original = image(1)

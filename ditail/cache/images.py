@@ -5,12 +5,16 @@ Another process may add to the folder or empty it at any time.
 
 import os
 import re
+import time
 from contextlib import suppress
 from pathlib import Path
 
 from PIL import Image
 
 HASH = re.compile(r"[0-9a-f]{10}")
+PART = re.compile(HASH.pattern + r"\.\d+\.part")
+# A partial file that is older was left by a crash; one that is being written is younger.
+PART_SECONDS = 3600
 
 
 class ImageFolder:
@@ -48,7 +52,8 @@ class ImageFolder:
             return None
 
     def trim(self) -> None:
-        """Delete until the folder is within the budget."""
+        """Delete what exceeds the budget, and partial files that crashes left."""
+        self._delete_old_parts()
         files = sorted(self._files(), key=lambda entry: entry[1])
         excess = sum(size for _, _, size in files) - self.budget
         for file, _, size in files:
@@ -60,6 +65,7 @@ class ImageFolder:
 
     def clear(self) -> None:
         """Delete every image."""
+        self._delete_old_parts()
         for file, _, _ in self._files():
             with suppress(OSError):
                 file.unlink()
@@ -75,6 +81,13 @@ class ImageFolder:
         if not HASH.fullmatch(name):
             raise ValueError(f"{name!r} is not an image hash")
         return self.path / f"{name}.png"
+
+    def _delete_old_parts(self) -> None:
+        """Delete partial files that crashes left."""
+        for file in self.path.glob("*.part"):
+            with suppress(OSError):
+                if PART.fullmatch(file.name) and file.stat().st_mtime < time.time() - PART_SECONDS:
+                    file.unlink()
 
     def _files(self) -> list[tuple[Path, float, int]]:
         """(file, time of its last use, bytes)"""
