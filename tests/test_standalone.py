@@ -475,6 +475,38 @@ def assert_lora_leads_from(start, end, lora):
     assert all(torch.allclose(weights[name], value, atol=5e-3) for name, value in end.unet.state_dict().items())
 
 
+def test_demo_checkpoints_whose_files_were_deleted_or_moved(paths, tmp_path, monkeypatch):
+    """By a cleaner of /tmp, say, or because the cache is mounted elsewhere."""
+    monkeypatch.setenv("DITAIL_CACHE", str(tmp_path / "cache"))
+    folder = demo_checkpoints.cache_folder()
+    shutil.copytree(paths["noto"].parent, folder)
+    for name in ("house-ink.safetensors", "house-text/merges.txt"):
+        (folder / name).unlink()
+    kept = (folder / "house-noto.safetensors").stat()
+    again = demo_checkpoints.paths()
+    assert (folder / "house-text/merges.txt").is_file()
+    assert again["ink"].read_bytes() == paths["ink"].read_bytes()
+    assert (folder / "house-noto.safetensors").stat() == kept
+    assert [entry.name for entry in folder.parent.iterdir()] == [folder.name]
+    config = again["noto"].with_suffix(".yaml")
+    config.write_text(config.read_text().replace(str(paths["noto"].parent), str(tmp_path / "gone")))
+    text = checkpoint_files.find_text(again["noto"], read_config(again["noto"])["cond_stage_config"])
+    assert Path(text) == folder / "house-text"
+
+
+def test_a_user_without_a_home_folder(monkeypatch, tmp_path, capfd):
+    for name in ("HOME", "DITAIL_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def no_entry(_):
+        raise KeyError
+
+    monkeypatch.setattr("pwd.getpwuid", no_entry)
+    assert main(["demo", f"--out={tmp_path}"]) == 2
+    error = capfd.readouterr().err
+    assert "no home folder; set DITAIL_CACHE" in error.splitlines()[-1] and "Traceback" not in error
+
+
 def test_held_out_scenes_match_their_captions():
     scenes = demo_checkpoints.held_out()
     assert len(scenes.captions) == len(scenes.images["ink"]) >= 100

@@ -153,7 +153,8 @@ def find_text(path: Path, config: dict) -> str:
         raise DitailError(None, f"{path}: {config['target']} is not a text encoder that the command line can load")
     with yaml_errors(path):
         version = str((config.get("params") or {}).get("version", TOKENIZER))
-        for folder in (Path(version), path.parent / version):
+        # The last is that of a checkpoint that was moved with its yaml, which names the folder's earlier path.
+        for folder in (Path(version), path.parent / version, path.parent / Path(version).name):
             if folder.is_dir():
                 return str(folder)
     if config["target"].endswith(OPEN_CLIP):

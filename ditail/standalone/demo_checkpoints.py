@@ -123,18 +123,28 @@ def asset_digest() -> str:
 
 
 def cache_folder() -> Path:
-    """Where the merged checkpoints are kept: `$DITAIL_CACHE`, else the user's cache folder."""
-    root = os.environ.get("DITAIL_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ditail"
-    return Path(root) / f"house-{asset_digest()}"
+    """Where the merged checkpoints are kept: `$DITAIL_CACHE`, else the user's cache folder.
+
+    Raises DitailError if there is neither.
+    """
+    name = f"house-{asset_digest()}"
+    if root := os.environ.get("DITAIL_CACHE"):
+        return Path(root) / name
+    try:
+        user_cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError as error:
+        raise DitailError(None, "the demo checkpoints can't be kept, as this user has no home folder; set "
+                          "DITAIL_CACHE to a folder") from error
+    return Path(user_cache) / "ditail" / name
 
 
 def paths() -> dict[str, Path]:
-    """The demo checkpoints, style -> path; they are merged on first use.
+    """The demo checkpoints, style -> path; they are merged on first use, and again if a file has been deleted.
 
     Raises DitailError if the cache folder can't be written to.
     """
     folder = cache_folder()
-    if not folder.is_dir():
+    if not all((folder / name).is_file() for name in file_names()):
         try:
             write_folder(folder)
         except (OSError, DitailError) as error:
@@ -143,17 +153,22 @@ def paths() -> dict[str, Path]:
     return {style: folder / f"house-{style}.safetensors" for style in STYLES}
 
 
+def file_names() -> list[Path]:
+    """The files that `write_checkpoints` writes, relative to its folder."""
+    texts = [Path(TEXT_FOLDER) / path.name for path in (ASSETS / "text").iterdir()]
+    return texts + [Path(f"house-{style}{suffix}") for style in STYLES for suffix in (".yaml", ".safetensors")]
+
+
 def write_folder(folder: Path) -> None:
-    """Write the checkpoints to a folder that does not exist yet, atomically."""
+    """Write the files that are missing in the cache folder, each atomically: other processes may do the same."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as part:
         built = Path(part) / "house"
         write_checkpoints(built, folder)
-        try:
-            built.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # another process was faster
-                raise
+        (folder / TEXT_FOLDER).mkdir(parents=True, exist_ok=True)
+        for name in file_names():
+            if not (folder / name).exists():
+                (built / name).replace(folder / name)
 
 
 def held_out() -> Scenes:
