@@ -9,7 +9,7 @@ from PIL import Image
 
 from ..errors import DitailError
 from .checkpoint_files import check_checkpoint
-from .files import read_text
+from .files import caseless, read_text
 from .model import check_size
 from .sampling import Job
 
@@ -68,6 +68,6 @@ def checkpoint_paths(arguments: Sequence[Path]) -> list[Path]:
     paths = list(dict.fromkeys(paths))
     if len(paths) < 2:
         raise DitailError(None, f"matrix: needs two checkpoints or more, got {len(paths)}")
-    if len({p.stem for p in paths}) < len(paths):
+    if len({caseless(Path(p.stem)) for p in paths}) < len(paths):
         raise DitailError(None, "matrix: two checkpoints have the same file name")
     return paths

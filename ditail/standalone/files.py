@@ -20,7 +20,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
     Raises DitailError naming `path` for an OSError (a full disk, a read-only folder).
     """
-    part = path.with_name(f"{path.name}.part")
+    part = _part_of(path)
     try:
         yield part
         part.replace(path)
@@ -29,6 +29,10 @@ def whole_file(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             part.unlink()
+
+
+def _part_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.part")
 
 
 def unwritable(path: Path, error: OSError) -> DitailError:
@@ -50,6 +54,16 @@ def check_writable(path: Path, option: str) -> None:
     if path.is_dir():
         raise DitailError(option, f"{path} is a folder")
     make_folder(path.parent, option)
+
+
+def check_name(path: Path, option: str) -> None:
+    """Raise DitailError naming the option if a file's name is too long for its folder, which must exist."""
+    try:
+        _part_of(path).lstat()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise DitailError(option, f"{path} can't be written ({error.strerror})") from error
 
 
 def check_overwrites(outputs: Iterable[Path], inputs: Iterable[Path], option: str) -> None:

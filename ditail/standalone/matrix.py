@@ -173,6 +173,7 @@ def run(matrix: Matrix, cache: LatentCache, options: Options) -> list[Path]:
     # Errors of the settings are raised before the folder is created.
     job_of_cell(matrix, next(matrix.cells()), LatentCache(0), LoadedModels())[1].plan([])
     make_folder(matrix.out, "--out")
+    matrix.check_names()
     missing = [cell for cell in matrix.cells() if not matrix.has_image(cell)]
     if missing:
         generate_cells(matrix, missing, cache, options)

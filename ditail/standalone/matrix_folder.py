@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from PIL import Image
 from ..content.settings import DitailSettings
 from ..errors import DitailError
 from ..job.plan import image_hash
-from .files import make_folder, save_image, whole_file
+from .files import caseless, check_name, make_folder, save_image, whole_file
 from .sampling import Job
 
 SLUG = 40
@@ -68,6 +69,16 @@ class Matrix:
             for prompt in self.prompts:
                 for source in self.checkpoints:
                     yield from (Cell(source, target, prompt, seed) for seed in self.seeds)
+
+    def check_names(self) -> None:
+        """Raise DitailError if two cells would be the same file, or a file's name is too long for the folder `out`."""
+        names = set()
+        for source, target in product(self.checkpoints, repeat=2):
+            path = self.out / Cell(source, target, "", 0).name
+            check_name(path, "--out")
+            if caseless(path) in names:
+                raise DitailError(None, f"matrix: two images would have the name {path.name}; rename a checkpoint")
+            names.add(caseless(path))
 
     @cached_property
     def metadata(self) -> dict:
@@ -145,14 +156,17 @@ def folder_name(prompt: str) -> str:
 
 
 def read_png_metadata(path: Path) -> dict | None:
-    """The metadata of a PNG; None if the file does not exist or is damaged."""
+    """The metadata of a PNG, empty for one that Ditail did not write; None if it does not exist or is damaged."""
     try:
         with Image.open(path) as file:
             text = file.info.get("ditail", "{}")
             file.verify()
-        return json.loads(text)
+        metadata = json.loads(text)
+    except Image.DecompressionBombError:
+        return {}
     except (OSError, SyntaxError, ValueError):
         return None
+    return metadata if isinstance(metadata, dict) else {}
 
 
 def matches(existing: dict | None, metadata: dict) -> bool:

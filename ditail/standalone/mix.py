@@ -15,7 +15,16 @@ from ..job.request import Request
 from ..job.source import distinct
 from .arguments import DISK_BYTES, RAM_BYTES, check_checkpoints, job_of, size_of
 from .checkpoint_files import read_config, read_sides
-from .files import caseless, check_overwrites, check_writable, make_folder, read_text, save_image, unwritable
+from .files import (
+    caseless,
+    check_name,
+    check_overwrites,
+    check_writable,
+    make_folder,
+    read_text,
+    save_image,
+    unwritable,
+)
 from .host import FileHost, FileLibrary, LoadedModels
 from .progress import StepBars
 from .run import images_of
@@ -84,6 +93,7 @@ def check_outputs(args: Namespace, mixes: Iterable[Mix]) -> None:
         source = mix.content.path
         check_writable(mix.content.out, "--out")
         for path in paths_of(args, mix):
+            check_name(path, "--out")
             if (key := caseless(path)) in owners:
                 raise DitailError("--out", f"{owners[key]} and {source} would both become {path}; rename one of them")
             owners[key] = source
