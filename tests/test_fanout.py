@@ -25,6 +25,7 @@ from ditail.standalone import demo_checkpoints, fanout, host, matrix, matrix_fol
 from ditail.standalone.arguments import checkpoint_paths, prompts_of
 from ditail.standalone.cli import main
 from ditail.standalone.files import save_image
+from ditail.standalone.samplers import noise_mark
 from ditail.standalone.sampling import Job
 from lab import cli as lab_cli
 from lab import costs, evaluate
@@ -357,6 +358,17 @@ def test_names_of_images_are_checked_before_any_work(paths, tmp_path, names, wor
     folder = matrix_folder.Matrix(tmp_path, checkpoints, ["a fox"], [0], Job(("",)), (64, 64), {})
     with pytest.raises(DitailError, match=re.escape(words)) if words else nullcontext():
         folder.check_names()
+
+
+def test_images_and_latents_of_the_earlier_noise_of_euler_a_are_not_used(paths, tmp_path):
+    entries = {}
+    for sampler in ("Euler a", "Euler"):
+        job = Job(("",), sampler=sampler)
+        metadata = matrix_folder.Matrix(tmp_path, list(paths.values()), ["a"], [0], job, (64, 64), {}).metadata
+        entries[sampler] = metadata, host.FileJob(job, (64, 64), 1, None).generation_fingerprint(0)
+    for metadata, key in entries.values():
+        assert key == {"generate": [metadata["sampler"], 20, 7.5], "seed": 0, **noise_mark(metadata["sampler"])}
+    assert [["ancestral_noise" in entry for entry in of] for of in entries.values()] == [[True, True], [False, False]]
 
 
 @pytest.mark.parametrize("platform", ["win32", "darwin"])

@@ -29,7 +29,7 @@ from ..unet.sites import find_sites
 from .checkpoint_files import check_checkpoint, read_config, read_schedule
 from .model import Model, build_empty_unet, default_device, default_dtype, load_model, quiet, upcasts_attention
 from .progress import NoBar
-from .samplers import Sampler
+from .samplers import Sampler, noise_mark
 from .sampling import Job, decode_image, generate, rows_of
 
 TAG = re.compile(r"<(lora|lyco|hypernet):[^<>]*>")
@@ -135,7 +135,8 @@ class FileJob:
 
     def generation_fingerprint(self, image: int) -> dict:
         job = self.job
-        return {"generate": [job.sampler, job.steps, job.omega], "seed": job.seeds[image]}
+        return {"generate": [job.sampler, job.steps, job.omega], "seed": job.seeds[image],
+                **noise_mark(job.sampler)}
 
     def generation_metadata(self, image: int) -> dict[str, str]:
         return {"seed": str(self.job.seeds[image]), "sampler": self.job.sampler, "steps": str(self.job.steps)}

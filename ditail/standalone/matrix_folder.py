@@ -17,6 +17,7 @@ from ..content.settings import DitailSettings
 from ..errors import DitailError
 from ..job.plan import image_hash
 from .files import caseless, check_name, make_folder, save_image, whole_file
+from .samplers import noise_mark
 from .sampling import Job
 
 SLUG = 40
@@ -88,7 +89,7 @@ class Matrix:
         settings = {**asdict(DitailSettings.from_dict(plain)), **images}
         job = self.job
         common = {"matrix": FORMAT, "size": self.size, "steps": job.steps, "sampler": job.sampler, "omega": job.omega,
-                  "negative_prompt": job.negative_prompt,
+                  "negative_prompt": job.negative_prompt, **noise_mark(job.sampler),
                   **{key: _described(value) for key, value in settings.items() if key not in NOT_IN_METADATA}}
         return json.loads(json.dumps(common))
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..errors import DitailError
 from .names import SAMPLERS
 
+ANCESTRAL = "EulerAncestralDiscreteScheduler"
 Eps = Callable[[Tensor, float], Tensor]
 
 
@@ -68,7 +69,7 @@ class Sampler:
         The last tuple's last item is the sampled `z_0`. The next latents are the scheduler's, not VP latents.
         """
         x = z.float() * self._scale()
-        takes_generator = type(self.scheduler).__name__ == "EulerAncestralDiscreteScheduler"
+        takes_generator = type(self.scheduler).__name__ == ANCESTRAL
         options = {"generator": self._generators(z.shape[1:])} if takes_generator else {}
         for t in self.schedule:
             vp = self.scheduler.scale_model_input(x, t)
@@ -81,6 +82,14 @@ class Sampler:
         for generator in generators:
             torch.randn((1, *shape), generator=generator)
         return generators
+
+
+def noise_mark(sampler: str) -> dict[str, int]:
+    """What a cache key or an image's metadata has besides a sampler's name: a mark of Euler a's present noise.
+
+    Without it latents and images that an earlier version sampled with other noise would still be used.
+    """
+    return {"ancestral_noise": 2} if SAMPLERS[sampler].class_name == ANCESTRAL else {}
 
 
 def seeded_noise(shape: Sequence[int], seeds: Sequence[int]) -> Tensor:
