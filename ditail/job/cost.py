@@ -32,7 +32,10 @@ class Cost:
 
 
 def cost_of(settings: DitailSettings, steps: int, batch: int = 1, count: int = 1, family: str = USUAL_FAMILY) -> Cost:
-    """The cost of `count` batches of `batch` images each. family: as `unet.families` names it."""
+    """The cost of `count` batches of `batch` images each. family: as `unet.families` names it.
+
+    Not counted: further sources (`sources`), which add a source pass and a source row at each of their steps.
+    """
     plain = 2 * batch * steps
     sampling = sum(_step(settings, i / steps, batch, family) for i in range(steps))
     # Each image has its own generated source; a content image is shared by all of them.
