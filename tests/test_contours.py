@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ditail import SourceLatents
-from ditail.method.blending import Mixed
+from ditail.method.blending import WeightedSource
 from ditail.method.contours import Contours, high_band
 from ditail.method.prediction import Prediction
 from ditail.method.schedule import InjectionSteps, alphas_cumprod_at
@@ -86,7 +86,7 @@ def test_the_content_of_a_mix_is_mixed(unet):
     left = torch.zeros(1, 1, 8, 16)
     left[..., :8] = 1
     other = SourceLatents((501,), randn(1, 1, 4, 8, 16), ABAR, z0=Z0[1:2])
-    mixed = moved(unet, source=[Mixed(source(), mask=1 - left), Mixed(other, mask=left)])
+    mixed = moved(unet, source=[WeightedSource(source(), mask=1 - left), WeightedSource(other, mask=left)])
     x0 = torch.cat([Z0[1:2, ..., :8], Z0[:1, ..., 8:]], -1)
     alone = moved(unet, source=SourceLatents((501,), randn(1, 1, 4, 8, 16), ABAR, z0=x0))
     assert torch.allclose(mixed, alone, atol=1e-4)

@@ -7,7 +7,7 @@ import torch
 
 from ditail import DitailError, FeatureCache, Injection, Savings, SourceLatents, inject
 from ditail.content.further import FurtherSource, parse_sources
-from ditail.method.blending import Mixed, start_content, start_latent
+from ditail.method.blending import WeightedSource, start_content, start_latent
 from ditail.method.schedule import Window
 from ditail.unet.sites import find_sites
 from ditail.unet.step import resize_mask
@@ -32,35 +32,37 @@ def half(side, value=1.0, size=(8, 16)):
 A, B = latents(1), latents(2, timesteps=(1, 401, 601, 999))
 EARLY, LATE = Window(above=600), Window(up_to=600)
 MIXES = {
-    "weights": [Mixed(A, 2.0), Mixed(B, 0.5), Mixed(latents(3))],
-    "one on top": [Mixed(A), Mixed(B, 3.0, half("left", 0.7))],
-    "sides": [Mixed(A, 2.0, half("left")), Mixed(B, 1.0, half("right", 0.3))],
-    "with a gap": [Mixed(A, 1.0, half("left")), Mixed(B, 0.5, half("left", 0.5))],
-    "window": [Mixed(A, 1.0, None, LATE), Mixed(B), Mixed(latents(3), 1.0, None, EARLY)],
+    "weights": [WeightedSource(A, 2.0), WeightedSource(B, 0.5), WeightedSource(latents(3))],
+    "one on top": [WeightedSource(A), WeightedSource(B, 3.0, half("left", 0.7))],
+    "sides": [WeightedSource(A, 2.0, half("left")), WeightedSource(B, 1.0, half("right", 0.3))],
+    "with a gap": [WeightedSource(A, 1.0, half("left")), WeightedSource(B, 0.5, half("left", 0.5))],
+    "window": [WeightedSource(A, 1.0, None, LATE), WeightedSource(B), WeightedSource(latents(3), 1.0, None, EARLY)],
 }
-BATCH = [Mixed(latents(1, rows=3)), Mixed(B, 2.0, half("left")), Mixed(latents(3, rows=3), 0.5)]
+BATCH = [WeightedSource(latents(1, rows=3)), WeightedSource(B, 2.0, half("left")),
+         WeightedSource(latents(3, rows=3), 0.5)]
 ROWS = {"source_rows": rows_like(2, 0, 2, 1), "x": randn(4, 4, 8, 16, seed=9), "context": randn(4, 7, 32, seed=8)}
 
 
 @pytest.mark.parametrize("savings", [Savings(), HOOKS, *EACH], ids=str)
 def test_a_mix_of_one_source_equals_that_source(unets, savings):
     alone = run(unets["sd1"], savings, source=A)
-    assert torch.equal(run(unets["sd1"], savings, source=[Mixed(A)]), alone)
-    others = [Mixed(B, 0.0), Mixed(B, 1.0, None, EARLY)]
-    assert torch.equal(run(unets["sd1"], savings, source=[Mixed(A, 2.5), *others]), alone)
+    assert torch.equal(run(unets["sd1"], savings, source=[WeightedSource(A)]), alone)
+    others = [WeightedSource(B, 0.0), WeightedSource(B, 1.0, None, EARLY)]
+    assert torch.equal(run(unets["sd1"], savings, source=[WeightedSource(A, 2.5), *others]), alone)
 
 
 @pytest.mark.parametrize("mixed", [
-    [Mixed(A), Mixed(A, 3.0)], [Mixed(A, 1.0, half("left")), Mixed(A, 0.1, half("right"))],
-    [Mixed(A, 1.0, half("left", 0.4)), Mixed(A)]], ids=["weights", "sides", "soft"])
+    [WeightedSource(A), WeightedSource(A, 3.0)],
+    [WeightedSource(A, 1.0, half("left")), WeightedSource(A, 0.1, half("right"))],
+    [WeightedSource(A, 1.0, half("left", 0.4)), WeightedSource(A)]], ids=["weights", "sides", "soft"])
 def test_equal_sources_share_one_object(unets, mixed):
     assert_equal(run(unets["sd1"], Savings(), source=mixed), run(unets["sd1"], HOOKS, source=A))
 
 
 def test_the_injections_mask_and_a_sources_are_the_same_to_one_source(unets):
-    by_mask, by_sources = ({"mask": half("left")}, {"source": [Mixed(A, 1.0, half("left"))]})
+    by_mask, by_sources = ({"mask": half("left")}, {"source": [WeightedSource(A, 1.0, half("left"))]})
     assert_equal(run(unets["sd1"], Savings(), source=A, **by_mask), run(unets["sd1"], Savings(), **by_sources))
-    both = run(unets["sd1"], Savings(), source=[Mixed(A, 1.0, half("left"))], mask=half("right"))
+    both = run(unets["sd1"], Savings(), source=[WeightedSource(A, 1.0, half("left"))], mask=half("right"))
     plain = unets["sd1"](randn(2, 4, 8, 16, seed=9), torch.tensor([501] * 2), context=torch.cat(conds()[:2]))
     assert_equal(both, plain)
 
@@ -134,7 +136,7 @@ def test_rows_of_several_images(unets, kind):
         assert_equal(run(unets[kind], savings, **settings), together)
     for row, (image, _) in enumerate(ROWS["source_rows"](4, {})):
         part = slice(image, image + 1)
-        mixed = [Mixed(SourceLatents(m.latents.timesteps.tolist(), m.latents.latents[:, part], ABAR)
+        mixed = [WeightedSource(SourceLatents(m.latents.timesteps.tolist(), m.latents.latents[:, part], ABAR)
                        if m.rows == 3 else m.latents, m.weight, m.mask) for m in BATCH]
         alone = {"x": ROWS["x"][row : row + 1], "context": ROWS["context"][row : row + 1]}
         assert_equal(together[row], run(unets[kind], HOOKS, kind, source=mixed, **alone)[0])
@@ -142,15 +144,15 @@ def test_rows_of_several_images(unets, kind):
 
 @pytest.mark.parametrize(("t", "expected"), [(901, [3, 5]), (501, [2, 5]), (101, [2, 5])])
 def test_a_source_out_of_its_window_is_not_run(unets, t, expected):
-    early = [Mixed(B, 0.5, None, EARLY), Mixed(A, 2.0, None, EARLY)]
-    mixed = [Mixed(A), Mixed(B, 1.0, None, LATE), Mixed(latents(3), 0.0), *early]
+    early = [WeightedSource(B, 0.5, None, EARLY), WeightedSource(A, 2.0, None, EARLY)]
+    mixed = [WeightedSource(A), WeightedSource(B, 1.0, None, LATE), WeightedSource(latents(3), 0.0), *early]
     five = {"x": randn(5, 4, 8, 16, seed=9), "context": randn(5, 7, 32, seed=8)}
     assert rows_run(unets["sd1"], savings=Savings(), source=mixed, t=t, **five)[1] == expected
 
 
 def test_nothing_is_injected_while_no_source_takes_part(unets):
     x, context = randn(2, 4, 8, 16, seed=9), torch.cat(conds()[:2])
-    output, rows = rows_run(unets["sd1"], savings=Savings(), source=[Mixed(A, 1.0, None, EARLY)])
+    output, rows = rows_run(unets["sd1"], savings=Savings(), source=[WeightedSource(A, 1.0, None, EARLY)])
     assert rows == [2]
     assert torch.equal(output, unets["sd1"](x, torch.tensor([501] * 2), context=context))
 
@@ -167,9 +169,10 @@ def test_hot_equals_warm(unets, kind, name):
 
 def test_features_are_kept_before_they_are_mixed(unets):
     """Other weights and masks are hot, other sources in the step are not, and all are right."""
-    cache, mixed = FeatureCache(2**30), [Mixed(A), Mixed(B), Mixed(latents(3), 1.0, None, EARLY)]
-    changed = [Mixed(A, 3.0), Mixed(B, 0.2, half("left")), mixed[2]]
-    others = [Mixed(A), Mixed(B, 0.0), mixed[2]]
+    cache, early = FeatureCache(2**30), WeightedSource(latents(3), 1.0, None, EARLY)
+    mixed = [WeightedSource(A), WeightedSource(B), early]
+    changed = [WeightedSource(A, 3.0), WeightedSource(B, 0.2, half("left")), early]
+    others = [WeightedSource(A), WeightedSource(B, 0.0), early]
     counts = []
     for source in (mixed, changed, others):
         output, rows = rows_run(unets["sd1"], savings=Savings(), source=source, features=cache.under("a"))
@@ -189,17 +192,17 @@ def test_half_precision_mixes_too(unets):
 
 def test_an_inpainting_models_own_channels_go_to_every_source():
     unet, x = random_unet({**SD1, "in_channels": 9}, 5), randn(2, 9, 8, 16, seed=9)
-    twice = run(unet, Savings(), x=x, source=[Mixed(A), Mixed(A)])
+    twice = run(unet, Savings(), x=x, source=[WeightedSource(A), WeightedSource(A)])
     assert_equal(twice, run(unet, HOOKS, x=x, source=A))
 
 
 @pytest.mark.parametrize(("mixed", "what"), [
-    ([], "at least one needs a weight"), ([Mixed(A, 0.0)], "at least one needs a weight"),
-    ([Mixed(A), Mixed(B, -1.0)], "weight of source 1 is -1"),
-    ([Mixed(A), Mixed(B, float("nan"))], "weight of source 1"),
-    ([Mixed(A), Mixed(latents(2, size=(8, 8)))], r"source 1 has 1 latents of \(8, 8\)"),
-    ([Mixed(latents(1, rows=2)), Mixed(latents(2, rows=3))], "source 0 has 2 latents"),
-    ([Mixed(A, 1.0, torch.ones(8, 16))], r"mask of source 0 is \(8, 16\)"),
+    ([], "at least one needs a weight"), ([WeightedSource(A, 0.0)], "at least one needs a weight"),
+    ([WeightedSource(A), WeightedSource(B, -1.0)], "weight of source 1 is -1"),
+    ([WeightedSource(A), WeightedSource(B, float("nan"))], "weight of source 1"),
+    ([WeightedSource(A), WeightedSource(latents(2, size=(8, 8)))], r"source 1 has 1 latents of \(8, 8\)"),
+    ([WeightedSource(latents(1, rows=2)), WeightedSource(latents(2, rows=3))], "source 0 has 2 latents"),
+    ([WeightedSource(A, 1.0, torch.ones(8, 16))], r"mask of source 0 is \(8, 16\)"),
 ])
 def test_the_error_names_sources_that_can_not_be_mixed(unets, mixed, what):
     for use in (lambda: run(unets["sd1"], source=mixed), lambda: start_latent(mixed, 901)):
@@ -218,14 +221,14 @@ def noise(seed, rows=1, scale=1.0, size=(32, 32)):
 
 def test_the_start_of_one_source_is_its_latent():
     assert torch.equal(start_latent(A, 901), A.at(901))
-    assert torch.equal(start_latent([Mixed(A, 0.3), Mixed(B, 0.0)], 901), A.at(901))
+    assert torch.equal(start_latent([WeightedSource(A, 0.3), WeightedSource(B, 0.0)], 901), A.at(901))
 
 
 @pytest.mark.parametrize("weights", [(1.0, 1.0), (1.0, 3.0), (10.0, 0.1)])
 def test_the_start_keeps_the_mean_deviation_of_independent_sources(weights):
     x, y = noise(1), noise(2, scale=2.0)
     p, q = (w / sum(weights) for w in weights)
-    z = start_latent([Mixed(x, weights[0]), Mixed(y, weights[1])], 901)
+    z = start_latent([WeightedSource(x, weights[0]), WeightedSource(y, weights[1])], 901)
     assert torch.allclose(spread_of(z), p * spread_of(x.at(901)) + q * spread_of(y.at(901)), rtol=1e-4)
     assert torch.allclose(z.mean((-2, -1)), (p * x.at(901) + q * y.at(901)).mean((-2, -1)), atol=1e-5)
 
@@ -233,41 +236,41 @@ def test_the_start_keeps_the_mean_deviation_of_independent_sources(weights):
 def test_identical_sources_are_not_scaled():
     x = noise(1)
     equal = SourceLatents([901], x.latents * 1.0, ABAR)
-    assert torch.allclose(start_latent([Mixed(x), Mixed(equal, 2.0)], 901), x.at(901), atol=1e-5)
+    assert torch.allclose(start_latent([WeightedSource(x), WeightedSource(equal, 2.0)], 901), x.at(901), atol=1e-5)
 
 
 def test_a_place_of_a_single_source_is_not_changed():
     x, y, left = noise(1), noise(2), half("left", size=(32, 32))
-    z = start_latent([Mixed(x, 1.0, left), Mixed(y, 1.0, 1 - left)], 901)
+    z = start_latent([WeightedSource(x, 1.0, left), WeightedSource(y, 1.0, 1 - left)], 901)
     assert torch.allclose(z, torch.where(left > 0, x.at(901), y.at(901)), atol=1e-5)
     # Half of both on the right: independent noises of one deviation keep it.
-    z = start_latent([Mixed(x), Mixed(y, 1.0, half("right", size=(32, 32)))], 901)
+    z = start_latent([WeightedSource(x), WeightedSource(y, 1.0, half("right", size=(32, 32)))], 901)
     assert torch.allclose(z[..., :16], x.at(901)[..., :16], atol=1e-5)
     assert spread_of(z[..., 16:]).mean() == pytest.approx(1, abs=0.05)
 
 
 def test_where_no_mask_reaches_the_start_is_blended_by_weights():
     x, y, left = noise(1), noise(2), half("left", size=(32, 32))
-    z = start_latent([Mixed(x, 3.0, left), Mixed(y, 1.0, left)], 901)
-    assert torch.allclose(z, start_latent([Mixed(x, 3.0), Mixed(y)], 901), atol=1e-5)
+    z = start_latent([WeightedSource(x, 3.0, left), WeightedSource(y, 1.0, left)], 901)
+    assert torch.allclose(z, start_latent([WeightedSource(x, 3.0), WeightedSource(y)], 901), atol=1e-5)
 
 
 def test_the_start_is_made_of_the_sources_of_the_first_step():
     x, y, later = noise(1), noise(2), Window(up_to=500)
-    assert torch.equal(start_latent([Mixed(x), Mixed(y, 9.0, None, later)], 901), x.at(901))
-    both = start_latent([Mixed(x, 1.0, None, later), Mixed(y, 1.0, None, later)], 901)
-    assert torch.equal(both, start_latent([Mixed(x), Mixed(y)], 901))
+    assert torch.equal(start_latent([WeightedSource(x), WeightedSource(y, 9.0, None, later)], 901), x.at(901))
+    both = start_latent([WeightedSource(x, 1.0, None, later), WeightedSource(y, 1.0, None, later)], 901)
+    assert torch.equal(both, start_latent([WeightedSource(x), WeightedSource(y)], 901))
 
 
 def test_the_start_of_a_batch_and_of_flat_or_opposed_latents():
     x, y = noise(1, rows=3), noise(2)
-    z = start_latent([Mixed(x), Mixed(y)], 901)
+    z = start_latent([WeightedSource(x), WeightedSource(y)], 901)
     third = SourceLatents([901], x.latents[:, 2:], ABAR)
-    assert torch.allclose(z[2:], start_latent([Mixed(third), Mixed(y)], 901), atol=1e-5)
+    assert torch.allclose(z[2:], start_latent([WeightedSource(third), WeightedSource(y)], 901), atol=1e-5)
     flat = SourceLatents([901], torch.ones(1, 1, 4, 8, 8), ABAR)
-    assert torch.equal(start_latent([Mixed(flat), Mixed(flat)], 901), torch.ones(1, 4, 8, 8))
+    assert torch.equal(start_latent([WeightedSource(flat), WeightedSource(flat)], 901), torch.ones(1, 4, 8, 8))
     opposed = SourceLatents([901], -y.latents, ABAR)
-    assert torch.isfinite(start_latent([Mixed(y), Mixed(opposed)], 901)).all()
+    assert torch.isfinite(start_latent([WeightedSource(y), WeightedSource(opposed)], 901)).all()
 
 
 def test_the_apis_objects_become_further_sources():
@@ -311,9 +314,9 @@ def test_the_content_of_the_start_is_blended_by_the_shares_of_its_latent():
             for value in (1.0, 5.0))
     left, later = half("left"), Window(up_to=500)
     assert torch.equal(start_content(x, 901), x.z0)
-    assert torch.equal(start_content([Mixed(x, 1.0, None, later), Mixed(y, 3.0)], 901), y.z0)
-    assert torch.allclose(start_content([Mixed(x), Mixed(y, 3.0)], 901), torch.tensor(4.0))
-    z0 = start_content([Mixed(x, 1.0, left), Mixed(y, 1.0, left)], 901)
+    assert torch.equal(start_content([WeightedSource(x, 1.0, None, later), WeightedSource(y, 3.0)], 901), y.z0)
+    assert torch.allclose(start_content([WeightedSource(x), WeightedSource(y, 3.0)], 901), torch.tensor(4.0))
+    z0 = start_content([WeightedSource(x, 1.0, left), WeightedSource(y, 1.0, left)], 901)
     assert torch.allclose(z0, torch.tensor(3.0)) and z0.shape == (1, 4, 8, 16)
-    z0 = start_content([Mixed(x, 1.0, left), Mixed(y, 1.0, 1 - left)], 901)
+    z0 = start_content([WeightedSource(x, 1.0, left), WeightedSource(y, 1.0, 1 - left)], 901)
     assert torch.allclose(z0[..., :8], torch.tensor(1.0)) and torch.allclose(z0[..., 8:], torch.tensor(5.0))

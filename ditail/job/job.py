@@ -153,14 +153,14 @@ class Job:
 
     def start_of(self, sampling: Sampling, first: int) -> Tensor:
         """The VP latents `[b, c, h, w]` at which the sampling of the images from number `first` on starts."""
-        mixed, order, _ = sampling.mixed(first, self.host.job.batch_size, self.latents)
+        sources, rows, _ = sampling.weighted_sources(first, self.host.job.batch_size, self.latents)
         timestep = sampling.plan.start
-        start = start_latent(mixed, timestep)[order]
-        tones = [self.latents[tone.key].at(timestep) for tone in sampling.tones[first : first + len(order)]]
+        start = start_latent(sources, timestep)[rows]
+        tones = [self.latents[tone.key].at(timestep) for tone in sampling.tones[first : first + len(rows)]]
         if not tones:
             return start
-        z0 = start_content(mixed, timestep)[order]
-        abar = float(alphas_cumprod_at(mixed[0].latents.alphas_cumprod, torch.tensor([timestep])))
+        z0 = start_content(sources, timestep)[rows]
+        abar = float(alphas_cumprod_at(sources[0].latents.alphas_cumprod, torch.tensor([timestep])))
         return start + abar**0.5 * tone_shift(z0, torch.cat(tones), self.request.settings.tone)
 
     def guided_above(self, *, hires: bool) -> float:
@@ -196,12 +196,12 @@ class Job:
     def _hook(self, sampling: Sampling, first: int) -> None:
         host, settings = self.host, self.request.settings
         host.target.keep_attention_whole()
-        mixed, order, keys = sampling.mixed(first, host.job.batch_size, self.latents)
+        sources, rows, keys = sampling.weighted_sources(first, host.job.batch_size, self.latents)
 
         cond_only = settings.inject == "cond"
 
         def source_rows(count: int, call: Mapping) -> list[SourceRow]:
-            return [SourceRow(order[row.image], row.is_cond or not cond_only)
+            return [SourceRow(rows[row.image], row.is_cond or not cond_only)
                     for row in host.target.rows_of(count, call)]
 
         steps = injection_steps(sampling, settings)
@@ -210,7 +210,7 @@ class Job:
                     if settings.contours else None)
         unet, null = host.target.unet(), host.target.null(sampling.size)
         self._hooks.enter_context(inject(unet, Injection(
-            mixed, null, steps, sampling.mask, source_rows if cond_only or len(set(order)) > 1 else None,
+            sources, null, steps, sampling.mask, source_rows if cond_only or len(set(rows)) > 1 else None,
             host.target.savings(), host.target.features(keys, null, sampling.size), host.target.without_others,
             contours)))
         self._hooked = _Hooked(unet, host.checkpoints.target(), steps)

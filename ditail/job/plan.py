@@ -10,7 +10,7 @@ from torch import Tensor
 from ..content.collage import compose
 from ..content.images import fit, image_to_tensor, mask_to_latent, tensor_to_images
 from ..errors import DitailError
-from ..method.blending import Mixed, Share, mix_over
+from ..method.blending import Share, WeightedSource, mix_over
 from ..method.latents import SourceLatents
 from .host import Host, Pass, SamplingPlan
 from .request import FurtherRequest, Request
@@ -51,21 +51,23 @@ class Sampling:
         further = (source for further in self.further for source in further.sources)
         return distinct([*self.sources, *further, *self.tones])
 
-    def mixed(self, first: int, count: int, latents: Mapping[str, SourceLatents],
-              ) -> tuple[list[Mixed], list[int], list[str]]:
+    def weighted_sources(self, first: int, count: int, latents: Mapping[str, SourceLatents],
+                         ) -> tuple[list[WeightedSource], list[int], list[str]]:
         """(sources for an `Injection` into `count` images from number `first` on, each image's row in their latents,
         cache keys of what the mix depends on). latents: by source key.
+
+        Images with the same sources share a row.
         """
         columns = [self.sources, *(further.sources for further in self.further)]
         images = [tuple(column[i].key for column in columns)
                   for i in range(first, min(first + count, len(self.sources)))]
         rows = list(dict.fromkeys(images))
-        parts = [stack_latents([latents[row[k]] for row in rows]) for k in range(len(columns))]
+        stacked = [stack_latents([latents[row[k]] for row in rows]) for k in range(len(columns))]
         shares = [further.share for further in self.further]
-        mixed = mix_over(parts[0], list(zip(parts[1:], shares, strict=True)), self.plan.timesteps)
+        sources = mix_over(stacked[0], list(zip(stacked[1:], shares, strict=True)), self.plan.timesteps)
         keys = [key for row in rows for key in row]
         keys += [repr((share.weight, share.steps, share.mask is None)) for share in shares]
-        return mixed, [rows.index(image) for image in images], keys
+        return sources, [rows.index(image) for image in images], keys
 
 
 def plan_job(host: Host, request: Request, init_images: Sequence[Tensor], *, is_plain: bool) -> dict[bool, Sampling]:

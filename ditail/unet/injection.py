@@ -20,14 +20,14 @@ from torch import Tensor, nn
 
 from ..cache.features import Features
 from ..errors import DitailError
-from ..method.blending import Mixed, active_at, as_mixed, images_of
+from ..method.blending import WeightedSource, active_at, as_sources, image_count
 from ..method.contours import Contours
 from ..method.latents import SourceLatents
 from ..method.schedule import InjectionSteps
 from .rows import SourceRows, input_of, source_input, source_rows_of
 from .shortcuts import Savings, is_untouched, shortcuts, spread
 from .sites import find_sites
-from .step import Step, mask_on_layer, mixed_at
+from .step import Step, mask_on_layer, step_at
 
 # The U-Net's attribute for the exit stack that removes an injection.
 INSTALLED = "_ditail_installed"
@@ -53,7 +53,7 @@ class Injection:
     contours: None = they are not moved.
     """
 
-    source: SourceLatents | Sequence[Mixed]
+    source: SourceLatents | Sequence[WeightedSource]
     null: Mapping[str, Tensor]
     steps: InjectionSteps
     mask: Tensor | None = None
@@ -101,7 +101,7 @@ class InjectionHooks:
     def __init__(self, injection: Injection, unet: nn.Module):
         self.injection, self.unet = injection, unet
         self.savings = injection.savings
-        self.mixed = as_mixed(injection.source)
+        self.sources = as_sources(injection.source)
         self.sites = find_sites(unet, injection.steps.windows)
         self.layers = {site.name: site.layer for site in self.sites.features} | {
             f"{site.name}.{part}": site.layer for site in self.sites.attention for part in ("to_q", "to_k")}
@@ -142,12 +142,12 @@ class InjectionHooks:
             return
         x, timesteps = input_of(args, kwargs)
         self._grid = (x.shape[-2], x.shape[-1])
-        rows = source_rows_of(len(x), images_of(self.mixed), self.injection.source_rows, kwargs)
+        rows = source_rows_of(len(x), image_count(self.sources), self.injection.source_rows, kwargs)
         self._images = [row.image for row in rows]
         self._rows = [row.image if row.is_injected else None for row in rows]
         t = float(timesteps.flatten()[0])
         # Without a row to inject into, no source run is needed.
-        indices = active_at(self.mixed, t) if any(row is not None for row in self._rows) else ()
+        indices = active_at(self.sources, t) if any(row is not None for row in self._rows) else ()
         layers = frozenset(key for key, layer in self.layers.items()
                            if indices and self.injection.steps.includes(layer, t))
         self._step = None
@@ -159,14 +159,14 @@ class InjectionHooks:
         is_same = self._last is not None and self._last.layers == layers
         # `_last` is set only after the recording, so that the call after a failed source run records again.
         if not is_same:
-            self._last = self._recorded_step(x, timesteps, mixed_at(self.mixed, t, layers, indices))
+            self._last = self._recorded_step(x, timesteps, step_at(t, self.sources, indices, layers))
         self._step = self._last
 
     def _recorded_step(self, x: Tensor, timesteps: Tensor, step: Step) -> Step:
         """`step` with the source run's tensors, computed or from the feature cache."""
         features = self.injection.features
         # An inpainting U-Net has additional channels, which differ from image to image.
-        has_own_channels = x.shape[1] != self.mixed[0].latents.latents.shape[2]
+        has_own_channels = x.shape[1] != self.sources[0].latents.latents.shape[2]
         if features is None or has_own_channels or not is_untouched(self.unet, self.savings.trusted, self):
             self._run_source(x, timesteps, step)
             return step
@@ -182,7 +182,7 @@ class InjectionHooks:
 
     def _run_source(self, x: Tensor, timesteps: Tensor, step: Step) -> None:
         """Run the U-Net on the source latents while the hooks record its tensors in `step`."""
-        z = torch.cat([source_input(mixed.latents, step.timestep, x, self._rows) for mixed in step.active])
+        z = torch.cat([source_input(source.latents, step.timestep, x, self._rows) for source in step.active])
         null = {k: v.to(x.device).expand(len(z), *v.shape[1:]) for k, v in self.injection.null.items()}
         with self.injection.around_source(), self._recorded_into(step), suppress(_LastLayerReached):
             self.unet(z, timesteps.flatten()[:1].expand(len(z)), **null)
@@ -253,7 +253,7 @@ class InjectionHooks:
 
     def images(self, recorded: Tensor, rows: int) -> Sequence[int] | None:
         # Tiling extensions fold tiles into rows; a source row then becomes several rows, in the same order.
-        tiles, rest = divmod(len(recorded), images_of(self.mixed))
+        tiles, rest = divmod(len(recorded), image_count(self.sources))
         if rest or rows != tiles * len(self._rows):
             return None
         return [(image or 0) * tiles + tile for image in self._rows for tile in range(tiles)]
@@ -282,11 +282,11 @@ def _move_contours(hooks: InjectionHooks, contours: Contours, _unet: nn.Module, 
     """A forward hook of the U-Net: moves the contours in its output (see `method.contours`)."""
     x, timesteps = input_of(args, kwargs)
     t = float(timesteps.flatten()[0])
-    indices = active_at(hooks.mixed, t)
+    indices = active_at(hooks.sources, t)
     if hooks._recording or t <= contours.above or not indices:
         return None
-    step = mixed_at(hooks.mixed, t, frozenset(), indices)
-    z0 = step.blended("z_0", torch.cat([mixed.latents.content for mixed in step.active]), hooks._grid)
+    step = step_at(t, hooks.sources, indices, frozenset())
+    z0 = step.blended("z_0", torch.cat([source.latents.content for source in step.active]), hooks._grid)
     z0 = spread(z0.to(x.device), hooks._images)
     change = contours.change(output.float(), z0, x[:, : z0.shape[1]], t)
     for mask in (hooks.injection.mask, step.reach):

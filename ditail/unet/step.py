@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import DitailError
-from ..method.blending import Mixed, blend, images_of, shares
+from ..method.blending import WeightedSource, blend, image_count, shares_of
 
 
 @dataclass
@@ -15,17 +15,17 @@ class Step:
     """One timestep of one injection; each timestep has a new one, so no state of an earlier one remains.
 
     layers: the names of the hooked modules that are injected. active: the sources that take part; indices: their
-    indices among all sources. images: the number of images. recorded: the source rows' output of each layer, blended to
-    one row per image. cached: tensors of an earlier generation (see `layer_to_keep`), empty if the source was run.
-    to_keep: the same of this source run. common_input: the attentions whose q and k were computed from one tensor; only
-    these can be kept.
+    indices among all sources. image_count: the number of images. recorded: the source rows' output of each layer,
+    blended to one row per image. cached: tensors of an earlier generation (see `layer_to_keep`), empty if the source
+    was run. to_keep: the same of this source run. common_input: the attentions whose q and k were computed from one
+    tensor; only these can be kept.
     """
 
     timestep: float
     layers: frozenset[str]
-    active: Sequence[Mixed]
+    active: Sequence[WeightedSource]
     indices: tuple[int, ...]
-    images: int
+    image_count: int
     recorded: dict[str, Tensor] = field(default_factory=dict)
     cached: Mapping[str, Tensor] = field(default_factory=dict)
     to_keep: dict[str, Tensor] = field(default_factory=dict)
@@ -34,7 +34,7 @@ class Step:
     q_input: Tensor | None = None
 
     def __post_init__(self):
-        self.shares, self.reach = shares(self.active)
+        self.shares, self.reach = shares_of(self.active)
 
     @property
     def is_recorded(self) -> bool:
@@ -72,14 +72,14 @@ class Step:
 
     def blended(self, key: str, output: Tensor, grid: tuple[int, int]) -> Tensor:
         """The output of the active sources' rows, blended to one row per image."""
-        if len(self.active) == 1 and self.active[0].rows == self.images:
+        if len(self.active) == 1 and self.active[0].rows == self.image_count:
             return output
-        tiles, rest = divmod(len(output), sum(m.rows for m in self.active))
+        tiles, rest = divmod(len(output), sum(source.rows for source in self.active))
         if rest:
             raise DitailError(None, f"injection: {key} gave {len(output)} rows for {len(self.active)} sources")
-        parts = [mask_on_layer(share, output, grid, key) if isinstance(share, Tensor) else share
-                 for share in self.shares]
-        return blend(output.split([m.rows * tiles for m in self.active]), parts, self.images * tiles)
+        shares = [mask_on_layer(share, output, grid, key) if isinstance(share, Tensor) else share
+                  for share in self.shares]
+        return blend(output.split([source.rows * tiles for source in self.active]), shares, self.image_count * tiles)
 
 
 def layer_to_keep(key: str) -> str:
@@ -108,6 +108,7 @@ def resize_mask(mask: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(mask.float(), tuple(size), mode="nearest-exact")
 
 
-def mixed_at(mixed: Sequence[Mixed], timestep: float, layers: frozenset[str], indices: tuple[int, ...]) -> Step:
-    """The step of a timestep. indices: of the sources that take part."""
-    return Step(timestep, layers, [mixed[i] for i in indices], indices, images_of(mixed))
+def step_at(timestep: float, sources: Sequence[WeightedSource], indices: tuple[int, ...],
+            layers: frozenset[str]) -> Step:
+    """The state at a timestep. indices: of the sources that take part, by `active_at`."""
+    return Step(timestep, layers, [sources[i] for i in indices], indices, image_count(sources))

@@ -67,7 +67,7 @@ POINTS = {
     "ditail.sources": "ditail.job.source:sources_of",
     "ditail.invert": "ditail.method.inversion:invert",
     "ditail.generate": "ditail.webui.source_models:record_generation",
-    "ditail.mixed": "ditail.job.plan:Sampling.mixed",
+    "ditail.mixed": "ditail.job.plan:Sampling.weighted_sources",
     "ditail.start": "ditail.job.host:SamplingPlan.start_from",
     "ditail.infotext": "ditail.webui.infotext:infotext_of",
     "install": "ditail.unet.injection:Injection.install",
