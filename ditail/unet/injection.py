@@ -113,8 +113,8 @@ class InjectionHooks:
         # Of the current call: height and width of its latents, each row's source row, and the same or None for a row
         # without injection.
         self._grid: tuple[int, int] = (0, 0)
-        self._images: list[int] = []
-        self._rows: Sequence[int | None] = ()
+        self._source_rows: list[int] = []
+        self._injected_rows: Sequence[int | None] = ()
 
     def install(self, installed: ExitStack) -> None:
         """Hook the U-Net. installed: the stack that removes the hooks when it is closed."""
@@ -143,11 +143,11 @@ class InjectionHooks:
         x, timesteps = input_of(args, kwargs)
         self._grid = (x.shape[-2], x.shape[-1])
         rows = source_rows_of(len(x), image_count(self.sources), self.injection.source_rows, kwargs)
-        self._images = [row.image for row in rows]
-        self._rows = [row.image if row.is_injected else None for row in rows]
+        self._source_rows = [row.number for row in rows]
+        self._injected_rows = [row.number if row.is_injected else None for row in rows]
         t = float(timesteps.flatten()[0])
         # Without a row to inject into, no source run is needed.
-        indices = active_at(self.sources, t) if any(row is not None for row in self._rows) else ()
+        indices = active_at(self.sources, t) if any(row is not None for row in self._injected_rows) else ()
         layers = frozenset(key for key, layer in self.layers.items()
                            if indices and self.injection.steps.includes(layer, t))
         self._step = None
@@ -182,7 +182,7 @@ class InjectionHooks:
 
     def _run_source(self, x: Tensor, timesteps: Tensor, step: Step) -> None:
         """Run the U-Net on the source latents while the hooks record its tensors in `step`."""
-        z = torch.cat([source_input(source.latents, step.timestep, x, self._rows) for source in step.active])
+        z = torch.cat([source_input(source.latents, step.timestep, x, self._injected_rows) for source in step.active])
         null = {k: v.to(x.device).expand(len(z), *v.shape[1:]) for k, v in self.injection.null.items()}
         with self.injection.around_source(), self._recorded_into(step), suppress(_LastLayerReached):
             self.unet(z, timesteps.flatten()[:1].expand(len(z)), **null)
@@ -213,11 +213,11 @@ class InjectionHooks:
 
     def _injected(self, step: Step, output: Tensor, recorded: Tensor, key: str) -> Tensor:
         """`m * recorded + (1 - m) * output`, each row of `output` with its image's row of `recorded`."""
-        images = self.images(recorded, len(output))
-        if images is None or output.shape[1:] != recorded.shape[1:]:
+        source_rows = self.recorded_rows(recorded, len(output))
+        if source_rows is None or output.shape[1:] != recorded.shape[1:]:
             raise DitailError(None, f"injection: {key} gave {tuple(recorded.shape)} for the source and "
                               f"{tuple(output.shape)} for the image")
-        source = spread(recorded, images)
+        source = spread(recorded, source_rows)
         for mask in (self.injection.mask, step.reach):
             if mask is not None:
                 m = mask_on_layer(mask, output, self._grid, key).to(output)
@@ -228,7 +228,7 @@ class InjectionHooks:
             source = torch.where(rows, output, source)
         return source
 
-    # The protocol `shortcuts.Source`.
+    # The protocol `shortcuts.CurrentInjection`.
 
     def replaces(self, *keys: str) -> bool:
         step = self._step
@@ -251,30 +251,30 @@ class InjectionHooks:
     def owns(self, hook_id: int) -> bool:
         return hook_id in self._hook_ids
 
-    def images(self, recorded: Tensor, rows: int) -> Sequence[int] | None:
+    def recorded_rows(self, recorded: Tensor, rows: int) -> Sequence[int] | None:
         # Tiling extensions fold tiles into rows; a source row then becomes several rows, in the same order.
         tiles, rest = divmod(len(recorded), image_count(self.sources))
-        if rest or rows != tiles * len(self._rows):
+        if rest or rows != tiles * len(self._injected_rows):
             return None
-        return [(image or 0) * tiles + tile for image in self._rows for tile in range(tiles)]
+        return [(row or 0) * tiles + tile for row in self._injected_rows for tile in range(tiles)]
 
     @contextmanager
     def only_rows(self, injected: bool) -> Iterator[None]:
-        before, step = self._rows, self._step
+        before, step = self._injected_rows, self._step
         if injected:
-            self._rows = [image for image in before if image is not None]
+            self._injected_rows = [row for row in before if row is not None]
         else:
             self._step = None
         try:
             yield
         finally:
-            self._rows, self._step = before, step
+            self._injected_rows, self._step = before, step
 
     def uninjected(self, rows: int) -> list[bool]:
-        if self._step is None or self._recording or not self._rows or rows % len(self._rows):
+        if self._step is None or self._recording or not self._injected_rows or rows % len(self._injected_rows):
             return []
-        tiles = rows // len(self._rows)
-        return [image is None for image in self._rows for _ in range(tiles)]
+        tiles = rows // len(self._injected_rows)
+        return [row is None for row in self._injected_rows for _ in range(tiles)]
 
 
 def _move_contours(hooks: InjectionHooks, contours: Contours, _unet: nn.Module, args: tuple, kwargs: dict,
@@ -287,7 +287,7 @@ def _move_contours(hooks: InjectionHooks, contours: Contours, _unet: nn.Module, 
         return None
     step = step_at(t, hooks.sources, indices, frozenset())
     z0 = step.blended("z_0", torch.cat([source.latents.content for source in step.active]), hooks._grid)
-    z0 = spread(z0.to(x.device), hooks._images)
+    z0 = spread(z0.to(x.device), hooks._source_rows)
     change = contours.change(output.float(), z0, x[:, : z0.shape[1]], t)
     for mask in (hooks.injection.mask, step.reach):
         if mask is not None:

@@ -11,9 +11,9 @@ from ..method.latents import SourceLatents
 
 
 class SourceRow(NamedTuple):
-    """For a row of a call: its row `image` of the source latents, and whether it takes the injection."""
+    """For a row of a call: the number of its row of the source latents, and whether it is injected into."""
 
-    image: int
+    number: int
     is_injected: bool = True
 
 
@@ -26,18 +26,19 @@ def input_of(args: Sequence, kwargs: Mapping) -> tuple[Tensor, Tensor]:
     return args[0], args[1] if len(args) > 1 else kwargs["timesteps"]
 
 
-def source_rows_of(rows: int, images: int, source_rows: SourceRows | None, call: Mapping) -> Sequence[SourceRow]:
+def source_rows_of(rows: int, image_count: int, source_rows: SourceRows | None, call: Mapping) -> Sequence[SourceRow]:
     """The source row of each of `rows` rows (see `Injection.source_rows`). Raises DitailError if they don't match."""
-    matched = list(source_rows(rows, call)) if source_rows else [SourceRow(i % images) for i in range(rows)]
-    if len(matched) != rows or (source_rows is None and rows % images):
-        raise DitailError(None, f"injection: {rows} rows can't be matched with {images} source latents")
+    matched = list(source_rows(rows, call)) if source_rows else [SourceRow(i % image_count) for i in range(rows)]
+    if len(matched) != rows or (source_rows is None and rows % image_count):
+        raise DitailError(None, f"injection: {rows} rows can't be matched with {image_count} source latents")
     return matched
 
 
-def source_input(latents: SourceLatents, timestep: float, x: Tensor, images: Sequence[int | None]) -> Tensor:
+def source_input(latents: SourceLatents, timestep: float, x: Tensor, source_rows: Sequence[int | None]) -> Tensor:
     """The source latents at a timestep as input of the U-Net, `[b, c, h, w]` with the channels of its other input `x`.
 
-    images: the source row of each row of `x`. Raises DitailError for latents of another size.
+    source_rows: the source row of each row of `x`, None for one without injection. Raises DitailError for latents of
+    another size.
     """
     z = latents.at(timestep).to(x)
     if z.shape[-2:] != x.shape[-2:]:
@@ -45,6 +46,6 @@ def source_input(latents: SourceLatents, timestep: float, x: Tensor, images: Seq
                           f"{tuple(x.shape[-2:])} (height, width)")
     if x.shape[1] > z.shape[1]:
         # An inpainting U-Net has additional channels (mask, masked image), which are those of the denoised rows.
-        first = [images.index(i) if i in images else 0 for i in range(len(z))]
+        first = [source_rows.index(i) if i in source_rows else 0 for i in range(len(z))]
         z = torch.cat([z, x[first, z.shape[1] :]], 1)
     return z

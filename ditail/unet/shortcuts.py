@@ -55,8 +55,8 @@ class Savings:
     trusted: Trusted = Trusted()
 
 
-class Source(Protocol):
-    """The injection as the shortcuts see it."""
+class CurrentInjection(Protocol):
+    """The injection as the shortcuts see it: what the current call of the U-Net injects."""
 
     savings: Savings
 
@@ -66,7 +66,7 @@ class Source(Protocol):
     def recorded(self, key: str, module: nn.Module) -> Tensor:
         """The recorded output of a layer for the source rows."""
 
-    def images(self, recorded: Tensor, rows: int) -> Sequence[int] | None:
+    def recorded_rows(self, recorded: Tensor, rows: int) -> Sequence[int] | None:
         """The row of `recorded` for each of `rows` rows (any, if it is uninjected); None if they don't match."""
 
     def uninjected(self, rows: int) -> list[bool]:
@@ -88,8 +88,8 @@ class Shortcut:
     fast: called with the injected rows only; returns the output, or None to call the class's `forward` instead.
     """
 
-    def __init__(self, source: Source, module: nn.Module, fast: Callable[..., Tensor | None]):
-        self.source, self.module = source, module
+    def __init__(self, injection: CurrentInjection, module: nn.Module, fast: Callable[..., Tensor | None]):
+        self.injection, self.module = injection, module
         self.fast: Callable[..., Tensor | None] | None = fast
 
     def __enter__(self) -> "Shortcut":
@@ -104,16 +104,16 @@ class Shortcut:
         return type(self.module).forward(self.module, *args, **kwargs)
 
     def _shortened(self, fast: Callable[..., Tensor | None], args: Sequence, kwargs: Mapping) -> Tensor | None:
-        uninjected = self.source.uninjected(len(args[0])) if args else []
+        uninjected = self.injection.uninjected(len(args[0])) if args else []
         if not any(uninjected):
             return fast(*args, **kwargs)
         injected = [i for i, is_uninjected in enumerate(uninjected) if not is_uninjected]
         others = [i for i, is_uninjected in enumerate(uninjected) if is_uninjected]
-        with self.source.only_rows(injected=True):
+        with self.injection.only_rows(injected=True):
             output = fast(*_rows_of(args, injected), **_rows_of(kwargs, injected))
         if output is None:
             return None
-        with self.source.only_rows(injected=False):
+        with self.injection.only_rows(injected=False):
             rest = self._forward(_rows_of(args, others), _rows_of(kwargs, others))
         joined = rest.new_empty(len(uninjected), *rest.shape[1:])
         joined[injected], joined[others] = output, rest
@@ -126,23 +126,23 @@ class Shortcut:
             del self.module.forward
 
 
-def shortcuts(source: Source, features: Sequence[tuple[str, nn.Module]],
+def shortcuts(injection: CurrentInjection, features: Sequence[tuple[str, nn.Module]],
               attention: Sequence[tuple[str, nn.Module]]) -> list:
-    """The shortcuts that `source.savings` switches on; each is a context.
+    """The shortcuts that `injection.savings` switches on; each is a context.
 
     features: (layer, the ResBlock whose `out_layers` it is). attention: (name, `attn1`); its layers are `<name>.to_q`
     and `<name>.to_k`. A module whose `forward` another extension has replaced gets none.
     """
     functions = []
-    if source.savings.skip_dead:
-        functions += [(block, _skip_main_path(source, block, key)) for key, block in features]
+    if injection.savings.skip_dead:
+        functions += [(block, _skip_main_path(injection, block, key)) for key, block in features]
         for name, attn1 in attention:
             for part in ("to_q", "to_k"):
                 projection = getattr(attn1, part)
-                functions.append((projection, _skip_projection(source, projection, f"{name}.{part}")))
-    if source.savings.share_attention:
-        functions += [(attn1, _share(source, attn1, name)) for name, attn1 in attention]
-    return [Shortcut(source, module, fast) for module, fast in functions if "forward" not in module.__dict__]
+                functions.append((projection, _skip_projection(injection, projection, f"{name}.{part}")))
+    if injection.savings.share_attention:
+        functions += [(attn1, _share(injection, attn1, name)) for name, attn1 in attention]
+    return [Shortcut(injection, module, fast) for module, fast in functions if "forward" not in module.__dict__]
 
 
 def _rows_of(values, rows: Sequence[int]):
@@ -152,34 +152,34 @@ def _rows_of(values, rows: Sequence[int]):
     return [value[rows] if isinstance(value, Tensor) else value for value in values]
 
 
-def _skip_projection(source: Source, projection: nn.Module, key: str):
+def _skip_projection(injection: CurrentInjection, projection: nn.Module, key: str):
     def fast(*args, **kwargs) -> Tensor | None:
-        if len(args) != 1 or kwargs or not source.replaces(key) or hooked(source, projection):
+        if len(args) != 1 or kwargs or not injection.replaces(key) or hooked(injection, projection):
             return None
         x, = args
-        recorded = source.recorded(key, projection)
-        images = source.images(recorded, len(x))
-        return None if images is None or recorded.shape[1:-1] != x.shape[1:-1] else spread(recorded, images)
+        recorded = injection.recorded(key, projection)
+        source_rows = injection.recorded_rows(recorded, len(x))
+        return None if source_rows is None or recorded.shape[1:-1] != x.shape[1:-1] else spread(recorded, source_rows)
 
     return fast
 
 
-def _skip_main_path(source: Source, block: LdmModule, key: str):
-    trusted = source.savings.trusted
+def _skip_main_path(injection: CurrentInjection, block: LdmModule, key: str):
+    trusted = injection.savings.trusted
 
     def fast(x: Tensor, *args, **kwargs) -> Tensor | None:
-        if not source.replaces(key) or getattr(block, "updown", False) or "_forward" in block.__dict__:
+        if not injection.replaces(key) or getattr(block, "updown", False) or "_forward" in block.__dict__:
             return None
-        if not is_from(type(block).forward, trusted.resblock) or hooked(source, *_main_path(block)):
+        if not is_from(type(block).forward, trusted.resblock) or hooked(injection, *_main_path(block)):
             return None
         if any(key in given for given in (*args, *kwargs.values()) if isinstance(given, Mapping)
                for key in trusted.unread[1]):
             return None
-        recorded = source.recorded(key, block.out_layers)
-        images = source.images(recorded, len(x))
-        if images is None or recorded.shape[2:] != x.shape[2:]:
+        recorded = injection.recorded(key, block.out_layers)
+        source_rows = injection.recorded_rows(recorded, len(x))
+        if source_rows is None or recorded.shape[2:] != x.shape[2:]:
             return None
-        return block.skip_connection(x) + spread(recorded, images)
+        return block.skip_connection(x) + spread(recorded, source_rows)
 
     return fast
 
@@ -188,42 +188,43 @@ def _main_path(block: LdmModule) -> list[nn.Module]:
     return [m for part in (block.in_layers, block.emb_layers, block.out_layers) for m in part.modules()]
 
 
-def _share(source: Source, attn1: LdmModule, name: str):
-    keys, trusted = (f"{name}.to_q", f"{name}.to_k"), source.savings.trusted
+def _share(injection: CurrentInjection, attn1: LdmModule, name: str):
+    keys, trusted = (f"{name}.to_q", f"{name}.to_k"), injection.savings.trusted
 
     def fast(x: Tensor, *args, **kwargs) -> Tensor | None:
         given = [*args, *(value for key, value in kwargs.items() if key != trusted.unread[0])]
-        if not source.replaces(*keys) or any(map(is_given, given)):
+        if not injection.replaces(*keys) or any(map(is_given, given)):
             return None  # a prompt, a mask, sgm's additional tokens
-        if not is_from(type(attn1).forward, trusted.attention) or hooked(source, attn1.to_q, attn1.to_k):
+        if not is_from(type(attn1).forward, trusted.attention) or hooked(injection, attn1.to_q, attn1.to_k):
             return None
         # Some other devices (MPS) do not support values wider than the keys.
-        if x.device.type not in ("cpu", "cuda", "meta") or not source.has_common_input(name):
+        if x.device.type not in ("cpu", "cuda", "meta") or not injection.has_common_input(name):
             return None
-        q, k = source.recorded(keys[0], attn1.to_q), source.recorded(keys[1], attn1.to_k)
-        images = source.images(q, len(x))
-        if images is None or q.shape[1] != x.shape[1]:
+        q, k = injection.recorded(keys[0], attn1.to_q), injection.recorded(keys[1], attn1.to_k)
+        source_rows = injection.recorded_rows(q, len(x))
+        if source_rows is None or q.shape[1] != x.shape[1]:
             return None
         v = attn1.to_v(x)
         scale = getattr(attn1, "scale", None)
-        out = share_probabilities(q, k, v, attn1.heads, images, scale, source.savings.upcast_attention)
+        out = share_probabilities(q, k, v, attn1.heads, source_rows, scale, injection.savings.upcast_attention)
         return attn1.to_out(out)
 
     return fast
 
 
-def share_probabilities(q: Tensor, k: Tensor, v: Tensor, heads: int, images: Sequence[int], scale: float | None = None,
-                        upcast: bool = False) -> Tensor:
+def share_probabilities(q: Tensor, k: Tensor, v: Tensor, heads: int, source_rows: Sequence[int],
+                        scale: float | None = None, upcast: bool = False) -> Tensor:
     """softmax(scale q k^T) v, one softmax for all rows of `v` `[rows, n, c]` that share a row of `q`, `k` `[b, n, c]`.
 
-    images: the row of `q` and `k` for each row of `v`. scale: default 1 / sqrt(c / heads). Returns `[rows, n, c]`.
+    source_rows: the row of `q` and `k` for each row of `v`. scale: default 1 / sqrt(c / heads). Returns `[rows, n, c]`.
     """
     if len(q) == 1:
         return attend(q, k, v, heads, scale, upcast)
     out = torch.empty_like(v)
-    for image in set(images):
-        rows = [row for row, image_of_row in enumerate(images) if image_of_row == image]
-        out[rows] = attend(q[image : image + 1], k[image : image + 1], v[rows], heads, scale, upcast)
+    for source_row in set(source_rows):
+        rows = [row for row, its_source in enumerate(source_rows) if its_source == source_row]
+        one_row = slice(source_row, source_row + 1)
+        out[rows] = attend(q[one_row], k[one_row], v[rows], heads, scale, upcast)
     return out
 
 
@@ -240,11 +241,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float | None, upc
     return out[0].unflatten(-1, (len(v), -1)).permute(2, 1, 0, 3).flatten(2).to(v.dtype)
 
 
-def spread(recorded: Tensor, images: Sequence[int]) -> Tensor:
-    """A tensor whose row `i` is `recorded[images[i]]`; a view if `recorded` has one row."""
+def spread(recorded: Tensor, source_rows: Sequence[int]) -> Tensor:
+    """A tensor whose row `i` is `recorded[source_rows[i]]`; a view if `recorded` has one row."""
     if len(recorded) == 1:
-        return recorded.expand(len(images), *recorded.shape[1:])
-    return recorded[torch.tensor(images, device=recorded.device)]
+        return recorded.expand(len(source_rows), *recorded.shape[1:])
+    return recorded[torch.tensor(source_rows, device=recorded.device)]
 
 
 def is_given(value) -> bool:
@@ -257,18 +258,19 @@ def is_from(function: Callable, modules: Collection[str]) -> bool:
     return getattr(function, "__globals__", {}).get("__name__") in modules
 
 
-def hooked(source: Source, *modules: nn.Module) -> bool:
+def hooked(injection: CurrentInjection, *modules: nn.Module) -> bool:
     """Whether one of `modules` has a hook that is not Ditail's, which a shortcut would not call."""
-    return any(not source.owns(i) for m in modules for hooks in (m._forward_hooks, m._forward_pre_hooks) for i in hooks)
+    hook_ids = (i for m in modules for hooks in (m._forward_hooks, m._forward_pre_hooks) for i in hooks)
+    return not all(map(injection.owns, hook_ids))
 
 
-def is_untouched(unet: nn.Module, trusted: Trusted, source: Source | None = None) -> bool:
-    """Whether `unet` has no hook and no replaced `forward` but those of Ditail (`source`).
+def is_untouched(unet: nn.Module, trusted: Trusted, injection: CurrentInjection | None = None) -> bool:
+    """Whether `unet` has no hook and no replaced `forward` but those of Ditail (`injection`).
 
     Those of others may depend on things that are not in a cache key (a ControlNet's image, a random tiling).
     """
     def foreign(hooks: Mapping[int, Callable]) -> list[Callable]:
-        return [hook for i, hook in hooks.items() if not (source and source.owns(i))]
+        return [hook for i, hook in hooks.items() if not (injection and injection.owns(i))]
 
     for module in unet.modules():
         attributes = module.__dict__
