@@ -129,7 +129,7 @@ class Job:
         sources = self.samplings[False].sources[first : first + self.host.job.batch_size]
         generated = [source.origin for source in sources]
         # Only a batch that the source pass would have sampled in the same way gives the same latents.
-        if [source.key for source in generated] != list(generated[0].batch):
+        if [source.key for source in generated] != list(generated[0].batch_keys):
             return
         for source, recorded in zip(generated, latents, strict=True):
             self.cache.put(source.key, recorded, source.metadata(self.host))

@@ -21,9 +21,9 @@ class Source:
     """One source at one size: what its latents are computed from, and the key under which they are cached.
 
     kind: "image" inverts `pixels` `[1, 3, H, W]` (None: the image that `parent` generated), "generate" samples with the
-    seeds of the job's image number `image`, "tone" is the target's estimate (see `method.tone`). vae_file: None for the
-    checkpoint's own. networks: the extra networks of its prompt; `prompts` has no tags. size: (width, height) in
-    pixels. batch: the keys of the sources that are computed in one batch, including this one, in order.
+    seeds of the job's image number `image_number`, "tone" is the target's estimate (see `method.tone`). vae_file: None
+    for the checkpoint's own. networks: the extra networks of its prompt; `prompts` has no tags. size: (width, height)
+    in pixels. batch_keys: of the sources that are computed in one batch, including this one, in order.
     """
 
     kind: str
@@ -34,11 +34,11 @@ class Source:
     networks: Networks
     size: tuple[int, int]
     plan: SamplingPlan
-    image: int
+    image_number: int
     pixels: Tensor | None = None
     parent: "Source | None" = None
     key: str = ""
-    batch: tuple[str, ...] = ()
+    batch_keys: tuple[str, ...] = ()
 
     @property
     def latent_hw(self) -> tuple[int, int]:
@@ -78,7 +78,7 @@ class Source:
             fit_as = {"resize_mode": settings.resize_mode} if self.needs_image else {}
             return {**model, "pixels": pixels_key,
                     "settings": [settings.alpha, settings.beta, self.size, self.plan.timesteps], **at, **fit_as}
-        return {**model, "size": self.size, **host.job.generation_fingerprint(self.image)}
+        return {**model, "size": self.size, **host.job.generation_fingerprint(self.image_number)}
 
     def metadata(self, host: Host) -> dict[str, str]:
         """Metadata shown for a cache entry."""
@@ -90,7 +90,7 @@ class Source:
             return entries
         if self.kind == "image":
             return {**entries, "alpha": f"{settings.alpha:g}", "beta": f"{settings.beta:g}"}
-        return {**entries, **host.job.generation_metadata(self.image)}
+        return {**entries, **host.job.generation_metadata(self.image_number)}
 
     def content_image(self, latents: Mapping[str, SourceLatents]) -> Image.Image:
         """The content image, at the size of the sampling. latents: by source key."""
@@ -141,7 +141,7 @@ def tones_of(host: Host, request: Request, size: tuple[int, int], plan: Sampling
         prompt, networks = host.checkpoints.parse_prompt(text)
         tone = Source("tone", request, target, vae_file, (prompt, ""), networks, size, plan, i)
         key = cache_key(tone.depends_on(host, ""))
-        tones.append(replace(tone, key=key, batch=(key,)))
+        tones.append(replace(tone, key=key, batch_keys=(key,)))
     return tones
 
 
@@ -170,12 +170,12 @@ def _sources(host: Host, request: Request, size: tuple[int, int], plan: Sampling
 def _with_batch(source: Source, batch: Sequence[Source]) -> Source:
     """A generated source with the others of its batch in its key, as rounding depends on the batch."""
     if source.kind != "generate":
-        return replace(source, batch=(source.key,))
+        return replace(source, batch_keys=(source.key,))
     keys = list(dict.fromkeys(other.key for other in batch if other.model_key == source.model_key))
     if len(keys) > 1:
         in_batch = {key: cache_key({"batch": keys, "place": place}) for place, key in enumerate(keys)}
-        return replace(source, key=in_batch[source.key], batch=tuple(in_batch.values()))
-    return replace(source, batch=tuple(keys))
+        return replace(source, key=in_batch[source.key], batch_keys=tuple(in_batch.values()))
+    return replace(source, batch_keys=tuple(keys))
 
 
 def distinct(sources: Iterable[Source]) -> list[Source]:
@@ -189,10 +189,10 @@ def batches_of(sources: Sequence[Source], target: Checkpoint) -> list[list[Sourc
     Generated sources come before inverted ones, which may invert their images. `sources` must have all of a batch.
     """
     by_key = {source.key: source for source in sources}
-    batches = dict.fromkeys(source.batch for source in sources)
-    firsts = sorted((by_key[batch[0]] for batch in batches),
+    batches = dict.fromkeys(source.batch_keys for source in sources)
+    firsts = sorted((by_key[keys[0]] for keys in batches),
                     key=lambda s: (s.checkpoint.path == target.path, s.model_key, s.kind != "generate"))
-    return [[by_key[key] for key in first.batch] for first in firsts]
+    return [[by_key[key] for key in first.batch_keys] for first in firsts]
 
 
 def stack_latents(sources: Sequence[SourceLatents]) -> SourceLatents:

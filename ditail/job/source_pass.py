@@ -43,7 +43,7 @@ def look_up(cache: LatentCache, sources: Sequence[Source], needs: ImageNeeds,
     latents = {source.key: cached for source in sources if (cached := cache.get(source.key)) is not None
                and not (needs.reconstructions and source.kind == "image" and cached.image is None)}
     inverted = [source for source in sources if source.parent and (needs.images or source.key not in latents)]
-    batch_keys = {key for source in inverted for key in source.origin.batch}
+    batch_keys = {key for source in inverted for key in source.origin.batch_keys}
     generated = distinct(source.origin for source in sources
                          if source.kind == "generate" or (source.parent and source.origin.key in batch_keys))
     for source in generated:
@@ -55,7 +55,7 @@ def look_up(cache: LatentCache, sources: Sequence[Source], needs: ImageNeeds,
         else:
             latents[source.key] = cached
     needed = distinct([*sources, *generated])
-    incomplete = {key for source in needed if source.key not in latents for key in source.batch}
+    incomplete = {key for source in needed if source.key not in latents for key in source.batch_keys}
     return latents, [source for source in needed if source.key in incomplete]
 
 
@@ -123,7 +123,7 @@ def _make_batch(host: Host, model: Model, batch: list[Source], known: Mapping[st
                 needs: ImageNeeds) -> list[SourceLatents]:
     first = batch[0]
     if first.kind == "generate":
-        images = [(source.prompts, source.image) for source in batch]
+        images = [(source.prompts, source.image_number) for source in batch]
         latents = host.models.generate(model, images, first.size, first.plan, progress.check, decoded=needs.images)
     else:
         make = {"tone": _tone, "image": _reconstructed if needs.reconstructions else _inverted}[first.kind]
@@ -146,7 +146,7 @@ def _message(host: Host, source: Source, steps: int) -> tuple:
 
 
 def _seed(host: Host, source: Source) -> str:
-    return host.job.generation_metadata(source.image)["seed"]
+    return host.job.generation_metadata(source.image_number)["seed"]
 
 
 def _inverted(host: Host, model: Model, source: Source, known: Mapping[str, SourceLatents], progress: Progress,

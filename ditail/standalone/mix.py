@@ -152,7 +152,7 @@ def _save(args: Namespace, mix: Mix) -> Iterator[Path]:
     if mix.job.request.settings.show_source:
         sources = distinct(mix.job.samplings[False].sources)
         for source in sources:
-            seed = args.seeds[source.image]
+            seed = args.seeds[source.image_number]
             path = source_path_of(out, seed if len(sources) > 1 else None)
             save_image(source.content_image(mix.job.latents), path, {**metadata, "seed": seed})
             yield path

@@ -196,14 +196,14 @@ class Run:
             processed.images.append(image)
             processed.infotexts.append(text)
             if p.save_samples():
-                images.save_image(image, p.outpath_samples, "", p.all_seeds[source.image], source.prompts[0],
+                images.save_image(image, p.outpath_samples, "", p.all_seeds[source.image_number], source.prompts[0],
                                   shared.opts.samples_format, info=text, p=p, suffix="-ditail-source")
 
     def _infotext_of(self, source: Source) -> str:
         if source.origin.kind == "image":
-            return content_infotext(self.p, source.image)
-        prompt = self.job.request.settings.source_prompt or self.p.all_prompts[source.image]
-        return source_infotext(self.p, source.checkpoint.handle, (prompt, source.prompts[1]), source.image)
+            return content_infotext(self.p, source.image_number)
+        prompt = self.job.request.settings.source_prompt or self.p.all_prompts[source.image_number]
+        return source_infotext(self.p, source.checkpoint.handle, (prompt, source.prompts[1]), source.image_number)
 
 
 def _method_of(p, method):
