@@ -19,7 +19,7 @@ from ditail.job.host import Row as CallRow
 from ditail.method.contours import Contours
 from ditail.method.inversion import combine_conds, invert
 from ditail.method.latents import SourceLatents
-from ditail.method.schedule import InjectionSteps, alphas_cumprod_at, first_steps, inversion_timesteps
+from ditail.method.schedule import InjectionSteps, alphas_cumprod_at, end_of_first_steps, inversion_timesteps
 from ditail.method.tone import SEED, target_estimate, tone_shift
 from ditail.standalone.model import Model
 from ditail.standalone.sampling import Job, generate, new_sampler, sample
@@ -69,7 +69,7 @@ def ditail(target: Model, job: Job, settings: DitailSettings, source: SourceLate
     start = source.at(sampler.timesteps[0]) + _tone(target, job, settings.tone, z0, sampler.timesteps[0])
     with inject(target.unet, injection):
         return sample(target, job, sampler, start, before_step=before_step,
-                      guided_above=first_steps(sampler.timesteps, settings.guidance_until))
+                      guided_above=end_of_first_steps(sampler.timesteps, settings.guidance_until))
 
 
 def _tone(target: Model, job: Job, strength: float, z0: Tensor, timestep: float) -> Tensor | float:
@@ -126,7 +126,7 @@ def diffstyler(target: Model, source_model: Model, job: Job, source: SourceLaten
     """
     sampler = new_sampler(target, job)
     null = source_model.encode_prompts([""])
-    features_above = first_steps(sampler.timesteps, DIFFSTYLER_FEATURES)
+    features_above = end_of_first_steps(sampler.timesteps, DIFFSTYLER_FEATURES)
     recorded: dict[str, Tensor] = {}
 
     def before_unet(_unet: nn.Module, args: tuple) -> None:

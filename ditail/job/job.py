@@ -12,7 +12,7 @@ from ..method.blending import start_content, start_latent
 from ..method.contours import Contours
 from ..method.latents import SourceLatents
 from ..method.layers import parse_layers
-from ..method.schedule import InjectionSteps, alphas_cumprod_at, first_steps
+from ..method.schedule import InjectionSteps, alphas_cumprod_at, end_of_first_steps
 from ..method.tone import tone_shift
 from ..unet.injection import Injection, inject
 from ..unet.rows import SourceRow
@@ -168,7 +168,7 @@ class Job:
         sampling = self.samplings.get(hires)
         if sampling is None or self.is_plain:
             return float("-inf")
-        return first_steps(sampling.plan.timesteps, self.request.settings.guidance_until)
+        return end_of_first_steps(sampling.plan.timesteps, self.request.settings.guidance_until)
 
     def follow(self, *, hires: bool, first: int, timestep: float) -> None:
         """Hook a U-Net that was replaced during sampling (refiner). Called at each step before the U-Net is.

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..content.images import fit, image_to_tensor
 from ..method.inversion import Denoiser, sample_ddim
-from .host import Host
+from .host import Host, Model, Prompts
 from .job import Job
 from .plan import Sampling
 
@@ -42,7 +42,7 @@ def preview(job: Job, cfg_scale: float) -> Preview:
         reconstruction = _at_size(Image.fromarray(decoded.numpy()), content.size)
     similarity = None if reconstruction is None else explained_variance(reconstruction, content)
     has_start = job.request.settings.start == "source" and not sampling.hires
-    start = _at_size(_start(job, sampling, cfg_scale), content.size) if has_start else None
+    start = _at_size(_image_from_start(job, sampling, cfg_scale), content.size) if has_start else None
     return Preview(content, reconstruction, similarity, start)
 
 
@@ -62,7 +62,7 @@ def explained_variance(image: Image.Image, content: Image.Image) -> float:
 
 
 @torch.no_grad()
-def _start(job: Job, sampling: Sampling, cfg_scale: float) -> Image.Image:
+def _image_from_start(job: Job, sampling: Sampling, cfg_scale: float) -> Image.Image:
     """The target's image from the start latent by DDIM with CFG, without injection."""
     host, target = job.host, job.host.checkpoints.target()
     timesteps = [t for t in sampling.plan.timesteps if t <= sampling.plan.start]
@@ -73,14 +73,14 @@ def _start(job: Job, sampling: Sampling, cfg_scale: float) -> Image.Image:
     with (host.models.source_pass([count]) as progress, host.models.borrowed_models() as borrow,
           borrow(target, vae_file, networks, TEXT) as model):
         progress.begin(count, TEXT)
-        denoise = _guided(host, model, sampling, (positive, host.job.prompts()[0][1]), cfg_scale)
+        denoise = _guided_denoiser(host, model, sampling, (positive, host.job.prompts()[0][1]), cfg_scale)
         start = job.start_of(sampling, 0)[:1].to(host.models.device)
         z0 = sample_ddim(denoise, start, timesteps, host.models.alphas_cumprod(model), progress.step)
         progress.end()
         return Image.fromarray(host.models.decode(model, z0).numpy())
 
 
-def _guided(host: Host, model, sampling: Sampling, prompts: tuple[str, str], cfg_scale: float) -> Denoiser:
+def _guided_denoiser(host: Host, model: Model, sampling: Sampling, prompts: Prompts, cfg_scale: float) -> Denoiser:
     """A denoiser with CFG: `eps_neg + omega * (eps_pos - eps_neg)`."""
     positive, negative = (host.models.denoiser(model, (prompt, ""), 1.0, 0.0, sampling.size, sampling.plan.timesteps)
                           for prompt in prompts)

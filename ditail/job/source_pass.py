@@ -42,21 +42,33 @@ def look_up(cache: LatentCache, sources: Sequence[Source], needs: ImageNeeds,
     """
     latents = {source.key: cached for source in sources if (cached := cache.get(source.key)) is not None
                and not (needs.reconstructions and source.kind == "image" and cached.image is None)}
-    inverted = [source for source in sources if source.parent and (needs.images or source.key not in latents)]
-    batch_keys = {key for source in inverted for key in source.origin.batch_keys}
-    generated = distinct(source.origin for source in sources
-                         if source.kind == "generate" or (source.parent and source.origin.key in batch_keys))
+    # Those of which the generated image is needed: to be shown, or because its inversion is not cached.
+    children = [source for source in sources if source.parent and (needs.images or source.key not in latents)]
+    generated = _generations(sources, children)
     for source in generated:
+        to_invert = [child for child in children if child.origin.key == source.key and child.key not in latents]
         cached = cache.get(source.key)
-        children = [child for child in inverted if child.origin.key == source.key and child.key not in latents]
-        needs_image = needs.images or any(child.needs_image for child in children)
-        if cached is None or (needs_image and cached.image is None) or (children and cached.z0 is None):
-            latents.pop(source.key, None)
-        else:
+        if cached is not None and _is_sufficient(cached, to_invert, needs):
             latents[source.key] = cached
+        else:
+            latents.pop(source.key, None)
     needed = distinct([*sources, *generated])
     incomplete = {key for source in needed if source.key not in latents for key in source.batch_keys}
     return latents, [source for source in needed if source.key in incomplete]
+
+
+def _generations(sources: Sequence[Source], children: Sequence[Source]) -> list[Source]:
+    """The generated ones of the sources, and the parents of `children` with all that are generated in their batches."""
+    batch_keys = {key for child in children for key in child.origin.batch_keys}
+    return distinct(source.origin for source in sources
+                    if source.kind == "generate" or (source.parent and source.origin.key in batch_keys))
+
+
+def _is_sufficient(generated: SourceLatents, to_invert: Sequence[Source], needs: ImageNeeds) -> bool:
+    """Whether a cached generation has what is needed of it. to_invert: the sources that invert its image."""
+    needs_image = needs.images or any(source.needs_image for source in to_invert)
+    has_image, has_z0 = generated.image is not None, generated.z0 is not None
+    return (has_image or not needs_image) and (has_z0 or not to_invert)
 
 
 def sources_of_later_jobs(host: Host, cache: LatentCache, requests: Sequence[Request], samplings: Sequence[Sampling],
@@ -126,8 +138,9 @@ def _make_batch(host: Host, model: Model, batch: list[Source], known: Mapping[st
         images = [(source.prompts, source.image_number) for source in batch]
         latents = host.models.generate(model, images, first.size, first.plan, progress.check, decoded=needs.images)
     else:
-        make = {"tone": _tone, "image": _reconstructed if needs.reconstructions else _inverted}[first.kind]
-        latents = [make(host, model, first, known, progress)]
+        invert_source = _invert_and_reconstruct if needs.reconstructions else _invert
+        compute = {"tone": _estimate_tone, "image": invert_source}[first.kind]
+        latents = [compute(host, model, first, known, progress)]
     progress.check()
     for source, z in zip(batch, latents, strict=True):
         log.info(*_message(host, source, len(z)))
@@ -149,8 +162,8 @@ def _seed(host: Host, source: Source) -> str:
     return host.job.generation_metadata(source.image_number)["seed"]
 
 
-def _inverted(host: Host, model: Model, source: Source, known: Mapping[str, SourceLatents], progress: Progress,
-              ) -> SourceLatents:
+def _invert(host: Host, model: Model, source: Source, known: Mapping[str, SourceLatents], progress: Progress,
+            ) -> SourceLatents:
     z0 = known[source.parent.key].z0 if source.parent and not source.needs_image else None
     if z0 is None:
         z0 = host.models.encode(model, source.content_pixels(known), source.latent_hw)
@@ -158,10 +171,10 @@ def _inverted(host: Host, model: Model, source: Source, known: Mapping[str, Sour
                   host.models.alphas_cumprod(model), progress.step)
 
 
-def _reconstructed(host: Host, model: Model, source: Source, known: Mapping[str, SourceLatents], progress: Progress,
-                   ) -> SourceLatents:
+def _invert_and_reconstruct(host: Host, model: Model, source: Source, known: Mapping[str, SourceLatents],
+                            progress: Progress) -> SourceLatents:
     """Invert a source, then reconstruct its image from the latents with the same model and prompts."""
-    latents, models = _inverted(host, model, source, known, progress), host.models
+    latents, models = _invert(host, model, source, known, progress), host.models
     progress.end()
     progress.begin(len(source.timesteps), RECONSTRUCTING)
     z0 = sample_ddim(_denoiser(host, model, source), latents.latents[-1].to(models.device), source.timesteps,
@@ -175,8 +188,8 @@ def _denoiser(host: Host, model: Model, source: Source) -> Denoiser:
                                 source.plan.timesteps)
 
 
-def _tone(host: Host, model: Model, source: Source, known: Mapping[str, SourceLatents], progress: Progress,
-          ) -> SourceLatents:
+def _estimate_tone(host: Host, model: Model, source: Source, known: Mapping[str, SourceLatents], progress: Progress,
+                   ) -> SourceLatents:
     timestep, = source.timesteps
     denoise = host.models.denoiser(model, source.prompts, 1.0, 0.0, source.size, source.plan.timesteps)
     noise = torch.randn(1, CHANNELS, *source.latent_hw, generator=torch.Generator().manual_seed(SEED))

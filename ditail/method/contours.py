@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .prediction import Prediction
-from .schedule import first_steps
+from .schedule import end_of_first_steps
 
 # The share of the steps, from the first, in which contours are moved.
 SHARE = 0.5
@@ -36,7 +36,7 @@ class Contours:
     @staticmethod
     def end(timesteps: Sequence[float]) -> float:
         """At timesteps up to this one contours are not moved."""
-        return first_steps(timesteps, SHARE)
+        return end_of_first_steps(timesteps, SHARE)
 
     def change(self, output: Tensor, z0: Tensor, z: Tensor, timestep: float) -> Tensor:
         """What to add to the U-Net's `output` for `z`, whose content is `z0`; all `[b, c, h, w]`."""

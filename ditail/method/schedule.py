@@ -69,7 +69,7 @@ class Window:
     @classmethod
     def of_steps(cls, timesteps: Sequence[float], begin: float, end: float) -> "Window":
         """Steps `int(begin * N)` to `int(end * N)` (exclusive) of the sampler's `N` timesteps, in any order."""
-        return cls(first_steps(timesteps, end), first_steps(timesteps, begin))
+        return cls(end_of_first_steps(timesteps, end), end_of_first_steps(timesteps, begin))
 
     def __contains__(self, timestep: float) -> bool:
         return self.above < timestep <= self.up_to
@@ -100,7 +100,7 @@ class InjectionSteps:
         ratios = {FEATURE: conv_ratio, ATTENTION: attn_ratio}
         windows = {layer: Window.of_steps(timesteps, *(steps or (0, ratios[layer.kind])))
                    for layer, steps in (layers or {}).items()}
-        return cls(first_steps(timesteps, conv_ratio), first_steps(timesteps, attn_ratio), windows)
+        return cls(end_of_first_steps(timesteps, conv_ratio), end_of_first_steps(timesteps, attn_ratio), windows)
 
     @property
     def has_attention(self) -> bool:
@@ -129,8 +129,11 @@ class InjectionSteps:
         return timestep > (self.features_above if layer.kind == FEATURE else self.attention_above)
 
 
-def first_steps(timesteps: Sequence[float], ratio: float) -> float:
-    """A timestep that exactly the first `int(ratio * N)` of `N` timesteps, in any order, are above."""
+def end_of_first_steps(timesteps: Sequence[float], ratio: float) -> float:
+    """A timestep that exactly the first `int(ratio * N)` of a sampler's `N` timesteps, in any order, are above.
+
+    `inf` if these are none, `-inf` if they are all.
+    """
     descending = sorted(map(float, timesteps), reverse=True)
     count = int(ratio * len(descending))
     if count <= 0:
