@@ -23,7 +23,7 @@ from ditail.standalone import demo_checkpoints
 from ditail.standalone.fanout import Options, fan_out, raise_failed
 from ditail.standalone.files import make_folder, unwritable
 from ditail.standalone.model import Model, default_device, load_model, quiet
-from ditail.standalone.sampling import Job, generate, image_to_image
+from ditail.standalone.sampling import SamplingJob, generate, image_to_image
 
 from . import methods, metrics, perceptual, report
 from .precision import has_bf16
@@ -127,10 +127,10 @@ class Evaluator:
         pixels = torch.from_numpy(self.material.images[style][list(scenes)])
         return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
 
-    def job(self, row: Row, source: str, target: str, scenes: Sequence[int]) -> Job:
+    def job(self, row: Row, source: str, target: str, scenes: Sequence[int]) -> SamplingJob:
         """The row's settings; an image's seed depends on its scene and direction, not on its row."""
         direction = self.material.directions.index((source, target))
-        return Job(tuple(self.material.captions[i] for i in scenes), steps=row.steps, omega=row.omega,
+        return SamplingJob(tuple(self.material.captions[i] for i in scenes), steps=row.steps, omega=row.omega,
                            seeds=tuple(10_000 * (direction + 1) + i for i in scenes))
 
     def run(self, unit: Unit) -> list[dict]:
@@ -170,7 +170,7 @@ class Evaluator:
         source = self.invert(row, target, unit.scenes, z0) if row.inverter == "target" else shared
         return self.vae.decode(self.latents(row, job, model, unit.source, z0, source)), None
 
-    def generated(self, row: Row, job: Job, style: str, like: Tensor) -> tuple[Tensor, SourceLatents | None]:
+    def generated(self, row: Row, job: SamplingJob, style: str, like: Tensor) -> tuple[Tensor, SourceLatents | None]:
         """(`z_0` that the source model generates from the job's noise, its source latents for the row)."""
         model = self.models[style]
         z0, passed = generate(model, job, 8 * like.shape[-1], 8 * like.shape[-2])
@@ -178,7 +178,7 @@ class Evaluator:
             return z0, passed
         return z0, methods.source_latents(model, job, row.ditail, z0, is_null=row.is_null)
 
-    def latents(self, row: Row, job: Job, target: Model, style: str, z0: Tensor,
+    def latents(self, row: Row, job: SamplingJob, target: Model, style: str, z0: Tensor,
                 source: SourceLatents | None) -> Tensor:
         if row.way == "content":
             return z0

@@ -22,7 +22,7 @@ from ditail.method.latents import SourceLatents
 from ditail.method.schedule import InjectionSteps, alphas_cumprod_at, end_of_first_steps, inversion_timesteps
 from ditail.method.tone import SEED, target_estimate, tone_shift
 from ditail.standalone.model import Model
-from ditail.standalone.sampling import Job, generate, new_sampler, sample
+from ditail.standalone.sampling import SamplingJob, generate, new_sampler, sample
 from ditail.unet.injection import Injection, inject
 from ditail.unet.rows import SourceRow
 from ditail.unet.shortcuts import Savings
@@ -36,13 +36,14 @@ SAVINGS = Savings(share_attention=False)
 DIFFSTYLER_FEATURES = 0.6
 
 
-def plain(model: Model, job: Job, z0: Tensor) -> Tensor:
+def plain(model: Model, job: SamplingJob, z0: Tensor) -> Tensor:
     """Generation from the seed's noise at the size of `z0` `[b, 4, h, w]`."""
     height, width = (8 * side for side in z0.shape[-2:])
     return generate(model, job, width, height)[0]
 
 
-def source_latents(model: Model, job: Job, settings: DitailSettings, z0: Tensor, *, is_null: bool) -> SourceLatents:
+def source_latents(model: Model, job: SamplingJob, settings: DitailSettings, z0: Tensor, *,
+                   is_null: bool) -> SourceLatents:
     """The inversion of `z0` `[b, 4, h, w]`, one row an image. is_null: with the empty prompt instead of the job's."""
     prompts = ("",) * len(z0) if is_null else job.prompts
     context = combine_conds(settings.alpha, model.encode_prompts(prompts), settings.beta,
@@ -51,7 +52,7 @@ def source_latents(model: Model, job: Job, settings: DitailSettings, z0: Tensor,
     return invert(lambda z, t: model.eps(z, t, context), z0, timesteps, model.alphas_cumprod)
 
 
-def ditail(target: Model, job: Job, settings: DitailSettings, source: SourceLatents, z0: Tensor) -> Tensor:
+def ditail(target: Model, job: SamplingJob, settings: DitailSettings, source: SourceLatents, z0: Tensor) -> Tensor:
     """`z_0` sampled by the target under injection of `source`, which ends in `z0`; one row an image each."""
     sampler = new_sampler(target, job)
     steps = InjectionSteps.from_ratios(sampler.timesteps, settings.conv_ratio, settings.attn_ratio)
@@ -72,7 +73,7 @@ def ditail(target: Model, job: Job, settings: DitailSettings, source: SourceLate
                       guided_above=end_of_first_steps(sampler.timesteps, settings.guidance_until))
 
 
-def _tone(target: Model, job: Job, strength: float, z0: Tensor, timestep: float) -> Tensor | float:
+def _tone(target: Model, job: SamplingJob, strength: float, z0: Tensor, timestep: float) -> Tensor | float:
     if not strength:
         return 0.0
     context = target.encode_prompts(job.prompts)
@@ -83,13 +84,13 @@ def _tone(target: Model, job: Job, strength: float, z0: Tensor, timestep: float)
     return abar**0.5 * tone_shift(z0.cpu(), estimate.at(timestep), strength)
 
 
-def refine(target: Model, job: Job, trajectory: SourceLatents, strength: float) -> Tensor:
+def refine(target: Model, job: SamplingJob, trajectory: SourceLatents, strength: float) -> Tensor:
     """A refiner switch: the target continues another model's sampling (its latents) for the last share `strength`."""
     sampler = new_sampler(target, job, strength)
     return sample(target, job, sampler, trajectory.at(sampler.timesteps[0]))
 
 
-def anchored(target: Model, source_model: Model, job: Job, settings: DitailSettings, z0: Tensor) -> Tensor:
+def anchored(target: Model, source_model: Model, job: SamplingJob, settings: DitailSettings, z0: Tensor) -> Tensor:
     """Sampling beside the noised content `z_t = a z_0 + s n` with one noise n, as FlowEdit and DDCM do with one model.
 
     `n - eps_source(z_t, t)` is added to the target's eps of every row, so that with two equal models, equal prompts and
@@ -119,7 +120,7 @@ def _noise_of(z0: Tensor) -> Tensor:
     return torch.randn(1, *z0.shape, generator=torch.Generator().manual_seed(int.from_bytes(digest[:6], "big")))
 
 
-def diffstyler(target: Model, source_model: Model, job: Job, source: SourceLatents, gain: float) -> Tensor:
+def diffstyler(target: Model, source_model: Model, job: SamplingJob, source: SourceLatents, gain: float) -> Tensor:
     """DiffStyler's blend (2403.18461): the source checkpoint's q and k weigh `gain * min(1, 2 t / 1000)`.
 
     Its features replace the target's on the first steps. No mask, and the inversion is plain DDIM as for all methods.

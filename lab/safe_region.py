@@ -21,7 +21,7 @@ from ditail.method.latents import SourceLatents
 from ditail.standalone import demo_checkpoints
 from ditail.standalone.model import load_model, quiet
 from ditail.standalone.options import Parser
-from ditail.standalone.sampling import Job, generate, new_sampler
+from ditail.standalone.sampling import SamplingJob, generate, new_sampler
 
 from . import methods
 from .precision import autocast
@@ -100,13 +100,13 @@ class Generator:
     def latents(self, images: Sequence[Image]) -> Tensor:
         first, target = images[0], self.models[images[0].target]
         prompts = tuple(self.scenes.captions[image.scene] for image in images)
-        job = Job(prompts, NEGATIVE, tuple(image.scene for image in images), STEPS, omega=first.cfg)
+        job = SamplingJob(prompts, NEGATIVE, tuple(image.scene for image in images), STEPS, omega=first.cfg)
         if not first.source:
             return generate(target, job, demo_checkpoints.SIDE, demo_checkpoints.SIDE)[0]
         source = self.source_latents(job, images)
         return methods.ditail(target, job, DitailSettings(), source, source.z0)
 
-    def source_latents(self, job: Job, images: Sequence[Image]) -> SourceLatents:
+    def source_latents(self, job: SamplingJob, images: Sequence[Image]) -> SourceLatents:
         model = self.models[images[0].source]
         held_out = self.scenes.images[images[0].source]
         z0 = model.encode(torch.cat([image_to_tensor(held_out[image.scene]) for image in images]))

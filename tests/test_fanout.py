@@ -26,7 +26,7 @@ from ditail.standalone.arguments import checkpoint_paths, prompts_of
 from ditail.standalone.cli import main
 from ditail.standalone.files import save_image
 from ditail.standalone.samplers import noise_mark
-from ditail.standalone.sampling import Job
+from ditail.standalone.sampling import SamplingJob
 from lab import cli as lab_cli
 from lab import costs, evaluate
 from tests.fanout_tasks import Task, count, start
@@ -355,7 +355,7 @@ def named(folder, paths, **names):
 ])
 def test_names_of_images_are_checked_before_any_work(paths, tmp_path, names, words):
     checkpoints = list(named(tmp_path, {**paths, "other": paths["noto"]}, **names).values())
-    folder = matrix_folder.Matrix(tmp_path, checkpoints, ["a fox"], [0], Job(("",)), (64, 64), {})
+    folder = matrix_folder.Matrix(tmp_path, checkpoints, ["a fox"], [0], SamplingJob(("",)), (64, 64), {})
     with pytest.raises(DitailError, match=re.escape(words)) if words else nullcontext():
         folder.check_names()
 
@@ -363,7 +363,7 @@ def test_names_of_images_are_checked_before_any_work(paths, tmp_path, names, wor
 def test_images_and_latents_of_the_earlier_noise_of_euler_a_are_not_used(paths, tmp_path):
     entries = {}
     for sampler in ("Euler a", "Euler"):
-        job = Job(("",), sampler=sampler)
+        job = SamplingJob(("",), sampler=sampler)
         metadata = matrix_folder.Matrix(tmp_path, list(paths.values()), ["a"], [0], job, (64, 64), {}).metadata
         entries[sampler] = metadata, host.FileJob(job, (64, 64), 1, None).generation_fingerprint(0)
     for metadata, key in entries.values():

@@ -8,13 +8,13 @@ import torch
 from ditail.cache.latents import LatentCache
 from ditail.errors import DitailError
 from ditail.job.host import Replacement
-from ditail.job.job import Job as DitailJob
+from ditail.job.job import Job
 from ditail.job.request import Request
 from ditail.job.source import sources_of
 from ditail.standalone import demo_checkpoints
 from ditail.standalone.host import FileHost, FileLibrary, LoadedModels
 from ditail.standalone.run import images_of
-from ditail.standalone.sampling import Job
+from ditail.standalone.sampling import SamplingJob
 from tests.injected import hooks_on
 
 
@@ -28,12 +28,12 @@ def images():
     return demo_checkpoints.held_out().images["noto"]
 
 
-def job_of(loaded, paths, **values) -> DitailJob:
+def job_of(loaded, paths, **values) -> Job:
     """A job of ink in 4 steps whose sources are inverted by noto."""
     library = FileLibrary()
     request = Request.from_values({"enabled": True, "source_checkpoint": str(paths["noto"]), **values}, library)
-    host = FileHost(loaded, library.checkpoint(paths["ink"]), Job(("a cat",), steps=4), (64, 64))
-    return DitailJob(host, request, LatentCache(2**30))
+    host = FileHost(loaded, library.checkpoint(paths["ink"]), SamplingJob(("a cat",), steps=4), (64, 64))
+    return Job(host, request, LatentCache(2**30))
 
 
 def test_a_generated_source_of_other_proportions_depends_on_the_resize_mode(loaded, paths):
@@ -72,7 +72,7 @@ def test_a_sampler_that_adds_noise_before_its_first_call_starts_lower(loaded, pa
     job.prepare([])
     sampling = job.samplings[False]
     assert sampling.tones[0].timesteps == [start]
-    untoned = DitailJob(job.host, replace(job.request, settings=replace(job.request.settings, tone=0.0)), job.cache)
+    untoned = Job(job.host, replace(job.request, settings=replace(job.request.settings, tone=0.0)), job.cache)
     untoned.prepare([])
     inverted = job.latents[sampling.sources[0].key]
     assert torch.equal(untoned.start_of(untoned.samplings[False], 0), inverted.at(start))

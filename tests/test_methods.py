@@ -13,19 +13,19 @@ from ditail.cache.latents import LatentCache
 from ditail.content.images import image_to_tensor, tensor_to_images
 from ditail.content.presets import PRESETS
 from ditail.content.settings import DitailSettings
-from ditail.job.job import Job as DitailJob
+from ditail.job.job import Job
 from ditail.job.request import Request
 from ditail.method.schedule import scaled_linear_alphas_cumprod
 from ditail.standalone import demo_checkpoints
 from ditail.standalone.host import FileHost, FileLibrary, LoadedModels
 from ditail.standalone.model import load_model
 from ditail.standalone.run import images_of
-from ditail.standalone.sampling import Job, generate
+from ditail.standalone.sampling import SamplingJob, generate
 from lab import evaluate, methods
 from lab.rows import choose_rows
 
 pytestmark = pytest.mark.slow
-JOB = Job(("a fox on pink", "a pig on pink"), steps=6, omega=5.0, seeds=(1, 2))
+JOB = SamplingJob(("a fox on pink", "a pig on pink"), steps=6, omega=5.0, seeds=(1, 2))
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def _by_the_job_layer(preset: str) -> Image.Image:
         "image": demo_checkpoints.held_out().images["noto"][0]}, library)
     job = JOB.with_(prompts=JOB.prompts[:1], seeds=JOB.seeds[:1])
     host = FileHost(LoadedModels(), library.checkpoint(paths["ink"]), job, (128, 128))
-    layer = DitailJob(host, request, LatentCache(2**30))
+    layer = Job(host, request, LatentCache(2**30))
     layer.prepare([])
     image, = images_of(host, layer)
     return image

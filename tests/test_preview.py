@@ -5,14 +5,14 @@ import torch
 from PIL import Image
 
 from ditail.cache.latents import LatentCache
-from ditail.job.job import Job as DitailJob
+from ditail.job.job import Job
 from ditail.job.preview import explained_variance, preview
 from ditail.job.request import Request
 from ditail.method.inversion import invert, sample_ddim
 from ditail.method.schedule import ddim_timesteps, scaled_linear_alphas_cumprod
 from ditail.standalone import demo_checkpoints
 from ditail.standalone.host import FileHost, FileLibrary, LoadedModels
-from ditail.standalone.sampling import Job
+from ditail.standalone.sampling import SamplingJob
 
 ABAR = scaled_linear_alphas_cumprod()
 
@@ -38,8 +38,8 @@ def test_explained_variance():
 
 def preview_of(paths, size, init_images, **values):
     library = FileLibrary()
-    host = FileHost(LoadedModels(), library.checkpoint(paths["ink"]), Job(("a cat",), steps=4), size)
-    job = DitailJob(host, Request.from_values({"enabled": True, **values}, library), LatentCache(2**30),
+    host = FileHost(LoadedModels(), library.checkpoint(paths["ink"]), SamplingJob(("a cat",), steps=4), size)
+    job = Job(host, Request.from_values({"enabled": True, **values}, library), LatentCache(2**30),
                     is_preview=True)
     job.prepare(init_images)
     return preview(job, 5)

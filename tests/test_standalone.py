@@ -29,10 +29,10 @@ from ditail.standalone.host import FileLibrary, FileTarget
 from ditail.standalone.model import default_device, default_dtype, load_model
 from ditail.standalone.names import SAMPLERS
 from ditail.standalone.samplers import Sampler, seeded_noise
-from ditail.standalone.sampling import Job, generate
+from ditail.standalone.sampling import SamplingJob, generate
 from lab import methods
 
-JOB = Job(("a fox on mint",), seeds=(3,), steps=4, omega=3.0)
+JOB = SamplingJob(("a fox on mint",), seeds=(3,), steps=4, omega=3.0)
 
 
 @pytest.fixture(scope="module")

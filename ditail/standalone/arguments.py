@@ -11,7 +11,7 @@ from ..errors import DitailError
 from .checkpoint_files import check_checkpoint
 from .files import caseless, read_text
 from .model import check_size
-from .sampling import Job
+from .sampling import SamplingJob
 
 # Budgets of the cache of source latents, in RAM and on disk.
 RAM_BYTES, DISK_BYTES = 2**30, 2**32
@@ -27,9 +27,9 @@ def check_checkpoints(*paths: Path) -> None:
             raise DitailError(str(path), f"is {family}, {paths[0]} is {families[0]}: all must be of one family")
 
 
-def job_of(args: Namespace) -> Job:
+def job_of(args: Namespace) -> SamplingJob:
     """The sampling of the arguments, without a prompt yet."""
-    return Job(("",), args.negative_prompt, (0,), args.steps, args.sampler, args.cfg)
+    return SamplingJob(("",), args.negative_prompt, (0,), args.steps, args.sampler, args.cfg)
 
 
 def size_of(args: Namespace, sides: tuple[int, int], image: Image.Image | None) -> tuple[int, int]:

@@ -13,17 +13,17 @@ from ..cache.latents import LatentCache
 from ..content.images import image_to_tensor
 from ..content.presets import DEFAULT_PRESET
 from ..errors import DitailError
-from ..job.job import Job as DitailJob
+from ..job.job import Job
 from ..job.request import Request
 from . import demo_checkpoints
 from .arguments import RAM_BYTES
 from .files import make_folder, whole_file
 from .host import FileHost, FileLibrary, LoadedModels
 from .run import images_of
-from .sampling import Job, decode_image, generate, image_to_image
+from .sampling import SamplingJob, decode_image, generate, image_to_image
 from .sheet import contact_sheet
 
-DEMO = Job(prompts=("",), steps=20, omega=5.0)
+DEMO = SamplingJob(prompts=("",), steps=20, omega=5.0)
 DEMO_PRESETS = ("Paper", "Style", "Balanced", "Structure")
 DEMO_STRENGTH = 0.6
 
@@ -64,7 +64,7 @@ class Demo:
 
     style: str
     content: Image.Image
-    job: Job
+    job: SamplingJob
     load: LoadedModels
     cache: LatentCache
 
@@ -90,7 +90,7 @@ class Demo:
         paths, library = demo_checkpoints.paths(), FileLibrary()
         request = Request.from_values({"enabled": True, **values, "source_checkpoint": str(paths[self.style])}, library)
         host = FileHost(self.load, library.checkpoint(paths[target]), self.job, self.content.size)
-        job = DitailJob(host, request, self.cache)
+        job = Job(host, request, self.cache)
         job.prepare([])
         return job.samplings[False].sources[0].content_image(job.latents), next(images_of(host, job))
 

@@ -30,7 +30,7 @@ from .checkpoint_files import check_checkpoint, read_config, read_schedule
 from .model import Model, build_empty_unet, default_device, default_dtype, load_model, quiet, upcasts_attention
 from .progress import NoBar
 from .samplers import Sampler, noise_mark
-from .sampling import Job, decode_image, generate, rows_of
+from .sampling import SamplingJob, decode_image, generate, rows_of
 
 TAG = re.compile(r"<(lora|lyco|hypernet):[^<>]*>")
 
@@ -115,31 +115,32 @@ class FileCheckpoints:
 class FileJob:
     """One job of the command line: see `job.host.HostJob`."""
 
-    def __init__(self, job: Job, size: tuple[int, int], batch_size: int, alphas_cumprod: Tensor):
-        self.job, self.size, self.batch_size, self._alphas_cumprod = job, size, batch_size, alphas_cumprod
+    def __init__(self, sampling: SamplingJob, size: tuple[int, int], batch_size: int, alphas_cumprod: Tensor):
+        self.sampling, self.size, self.batch_size, self._alphas_cumprod = sampling, size, batch_size, alphas_cumprod
 
     def prompts(self) -> Sequence[Prompts]:
-        return [(prompt, self.job.negative_prompt) for prompt in self.job.prompts]
+        return [(prompt, self.sampling.negative_prompt) for prompt in self.sampling.prompts]
 
     def passes(self) -> Sequence[Pass]:
         return [Pass(False, self.size)]
 
     def plan(self, *, hires: bool) -> SamplingPlan:
-        sampler = Sampler(self.job.sampler, self.job.steps, self._alphas_cumprod)
+        sampler = Sampler(self.sampling.sampler, self.sampling.steps, self._alphas_cumprod)
         # The samplers of the command line begin at VP latents.
         timesteps = tuple(reversed(sampler.timesteps))
-        return SamplingPlan(timesteps, self.job.steps, timesteps[-1], 0, 1, 1)
+        return SamplingPlan(timesteps, self.sampling.steps, timesteps[-1], 0, 1, 1)
 
     def sampled_part(self, image: Image.Image, resize_mode: str) -> Image.Image:
         return image
 
     def generation_fingerprint(self, image: int) -> dict:
-        job = self.job
-        return {"generate": [job.sampler, job.steps, job.omega], "seed": job.seeds[image],
-                **noise_mark(job.sampler)}
+        sampling = self.sampling
+        return {"generate": [sampling.sampler, sampling.steps, sampling.omega], "seed": sampling.seeds[image],
+                **noise_mark(sampling.sampler)}
 
     def generation_metadata(self, image: int) -> dict[str, str]:
-        return {"seed": str(self.job.seeds[image]), "sampler": self.job.sampler, "steps": str(self.job.steps)}
+        sampling = self.sampling
+        return {"seed": str(sampling.seeds[image]), "sampler": sampling.sampler, "steps": str(sampling.steps)}
 
     def match_colours(self, image: Image.Image, content: Image.Image) -> Image.Image:
         return match_colours(image, content)
@@ -147,10 +148,10 @@ class FileJob:
     def comment(self, text: str) -> None:
         tqdm.write(text)
 
-    def images(self, first: int) -> Job:
+    def images(self, first: int) -> SamplingJob:
         """The batch of the job that begins with image number `first`."""
         batch = slice(first, first + self.batch_size)
-        return self.job.with_(prompts=self.job.prompts[batch], seeds=self.job.seeds[batch])
+        return self.sampling.with_(prompts=self.sampling.prompts[batch], seeds=self.sampling.seeds[batch])
 
 
 class FileModels:
@@ -190,8 +191,9 @@ class FileModels:
 
     def generate(self, model: Model, images: Sequence[tuple[Prompts, int]], size: tuple[int, int], plan: SamplingPlan,
                  check: Callable[[], None], *, decoded: bool) -> list[SourceLatents]:
-        job = self._job.job.with_(prompts=tuple(prompts[0] for prompts, _ in images), negative_prompt=images[0][0][1],
-                                  seeds=tuple(self._job.job.seeds[number] for _, number in images))
+        sampling, numbers = self._job.sampling, [number for _, number in images]
+        job = sampling.with_(prompts=tuple(prompts[0] for prompts, _ in images), negative_prompt=images[0][0][1],
+                             seeds=tuple(sampling.seeds[number] for number in numbers))
         z, trajectory = generate(model, job, *size, self.progress.step)
         latents = rows_of(trajectory)
         if not decoded:
@@ -250,8 +252,8 @@ class FileTarget:
 class FileHost:
     """The command line with one job: see `job.host.Host`."""
 
-    def __init__(self, load: LoadedModels, target: Checkpoint, job: Job, size: tuple[int, int], batch_size: int = 1,
-                 progress: NoBar | None = None):
+    def __init__(self, load: LoadedModels, target: Checkpoint, job: SamplingJob, size: tuple[int, int],
+                 batch_size: int = 1, progress: NoBar | None = None):
         def model() -> Model:
             return load(Path(target.path))
 

@@ -18,7 +18,7 @@ from ..errors import DitailError
 from ..job.plan import image_hash
 from .files import caseless, check_name, make_folder, save_image, whole_file
 from .samplers import noise_mark
-from .sampling import Job
+from .sampling import SamplingJob
 
 SLUG = 40
 # Names of devices on Windows, which no file can have.
@@ -60,7 +60,7 @@ class Matrix:
     checkpoints: Sequence[Path]
     prompts: Sequence[str]
     seeds: Sequence[int]
-    job: Job
+    job: SamplingJob
     size: tuple[int, int]
     values: Mapping
 
@@ -134,7 +134,7 @@ class Matrix:
         make_folder(path.parent, "--out")
         save_image(image, path, self.metadata_of(cell))
 
-    def job_of(self, cell: Cell) -> Job:
+    def job_of(self, cell: Cell) -> SamplingJob:
         """The sampling of a cell."""
         return replace(self.job, prompts=(cell.prompt,), seeds=(cell.seed,))
 

@@ -19,7 +19,7 @@ def images_of(host: FileHost, ditail: Job, *, is_recorded: bool = False) -> Iter
     is_recorded: record the latents of a plain job for its sources (see `Job.prepare`).
     """
     width, height = host.job.size
-    for first in range(0, len(host.job.job.prompts), host.job.batch_size):
+    for first in range(0, len(host.job.sampling.prompts), host.job.batch_size):
         job, model = host.job.images(first), host.model()
         model.check_size(width, height)
         sampler = new_sampler(model, job)

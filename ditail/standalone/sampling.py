@@ -16,12 +16,12 @@ from .model import Model
 from .samplers import Sampler, seeded_noise
 
 Progress = Callable[[], object]
-AnyJob = TypeVar("AnyJob", bound="Job")
+AnyJob = TypeVar("AnyJob", bound="SamplingJob")
 
 
 @dataclass(frozen=True)
-class Job:
-    """The parameters of a sampling besides its model. prompts, seeds: one per row."""
+class SamplingJob:
+    """One sampling: its parameters besides the model. prompts, seeds: one per row."""
 
     prompts: tuple[str, ...]
     negative_prompt: str = ""
@@ -39,7 +39,7 @@ def no_progress() -> None:
 
 
 @torch.no_grad()
-def sample(model: Model, job: Job, sampler: Sampler, z: Tensor, progress: Progress = no_progress,
+def sample(model: Model, job: SamplingJob, sampler: Sampler, z: Tensor, progress: Progress = no_progress,
            trajectory: dict[float, Tensor] | None = None, before_step: Callable[[list[Row]], object] | None = None,
            guided_above: float = float("-inf")) -> Tensor:
     """`z_0` `[b, 4, h, w]` sampled from VP latents `z` `[b, 4, h, w]` with CFG.
@@ -73,12 +73,12 @@ def sample(model: Model, job: Job, sampler: Sampler, z: Tensor, progress: Progre
     return z
 
 
-def new_sampler(model: Model, job: Job, strength: float = 1.0) -> Sampler:
+def new_sampler(model: Model, job: SamplingJob, strength: float = 1.0) -> Sampler:
     """The job's sampler; each row's ancestral noise comes from its own seed."""
     return Sampler(job.sampler, job.steps, model.alphas_cumprod, job.seeds, strength)
 
 
-def generate(model: Model, job: Job, width: int, height: int,
+def generate(model: Model, job: SamplingJob, width: int, height: int,
              progress: Progress = no_progress) -> tuple[Tensor, SourceLatents]:
     """Plain generation: (`z_0` `[b, 4, h, w]`, the latents of all timesteps)."""
     model.check_size(width, height)
@@ -101,7 +101,8 @@ def rows_of(latents: SourceLatents) -> list[SourceLatents]:
             for row, z0 in zip(latents.latents.split(1, 1), z0s, strict=True)]
 
 
-def image_to_image(model: Model, job: Job, z0: Tensor, strength: float, progress: Progress = no_progress) -> Tensor:
+def image_to_image(model: Model, job: SamplingJob, z0: Tensor, strength: float,
+                   progress: Progress = no_progress) -> Tensor:
     """Plain img2img: `z_0` `[b, 4, h, w]` sampled from `z0` at a denoising strength."""
     sampler = new_sampler(model, job, strength)
     noise = seeded_noise(tuple(z0.shape[1:]), list(job.seeds)).to(z0)
