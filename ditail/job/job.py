@@ -197,20 +197,21 @@ class Job:
         host, settings = self.host, self.request.settings
         host.target.keep_attention_whole()
         sources, rows, keys = sampling.weighted_sources(first, host.job.batch_size, self.latents)
-
         cond_only = settings.inject == "cond"
 
         def source_rows(count: int, call: Mapping) -> list[SourceRow]:
             return [SourceRow(rows[row.image], row.is_cond or not cond_only)
                     for row in host.target.rows_of(count, call)]
 
+        # Else every row of a call, however many there are, takes the one row of the source.
+        needs_rows = cond_only or len(set(rows)) > 1
         steps = injection_steps(sampling, settings)
         host.target.check_injection(steps)
         contours = (Contours.on_first_steps(settings.contours, sampling.plan.timesteps, host.target.prediction())
                     if settings.contours else None)
         unet, null = host.target.unet(), host.target.null(sampling.size)
-        self._hooks.enter_context(inject(unet, Injection(
-            sources, null, steps, sampling.mask, source_rows if cond_only or len(set(rows)) > 1 else None,
-            host.target.savings(), host.target.features(keys, null, sampling.size), host.target.without_others,
-            contours)))
+        injection = Injection(
+            sources, null, steps, sampling.mask, source_rows if needs_rows else None, host.target.savings(),
+            host.target.features(keys, null, sampling.size), host.target.without_others, contours)
+        self._hooks.enter_context(inject(unet, injection))
         self._hooked = _Hooked(unet, host.checkpoints.target(), steps)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..content.collage import compose
 from ..content.images import fit, image_to_tensor, mask_to_latent, tensor_to_images
+from ..content.settings import DitailSettings
 from ..errors import DitailError
 from ..method.blending import Share, WeightedSource, mix_over
 from ..method.latents import SourceLatents
@@ -76,21 +77,31 @@ def plan_job(host: Host, request: Request, init_images: Sequence[Tensor], *, is_
     init_images: `[1, 3, H, W]` each, the content images if the request has none. is_plain: see `Job`. Raises
     DitailError if the request does not fit the job.
     """
-    settings = request.settings
     samplings: dict[bool, Sampling] = {}
-    is_generated = settings.source == "generate"
     for a_pass in host.job.passes():
-        is_ours = settings.hires and not is_plain if a_pass.hires else is_generated or a_pass.is_sampled
-        # A generated source has no latents at the second pass's size, so its image is inverted there.
-        parents = ([source.origin for source in samplings[False].sources]
-                   if a_pass.hires and is_generated and False in samplings else [])
-        plan = host.job.plan(hires=a_pass.hires) if is_ours else None
-        if plan is not None:
-            sampling = _plan_sampling(host, request, a_pass, plan, init_images, parents)
-            samplings[a_pass.hires] = replace(sampling, tones=[]) if is_plain else sampling
-        elif is_ours:
+        if not _takes_part(a_pass, request.settings, is_plain=is_plain):
+            continue
+        plan = host.job.plan(hires=a_pass.hires)
+        if plan is None:
             host.job.comment("Ditail: nothing to do, as the denoising strength leaves no step")
+            continue
+        # A generated source has no latents at the second pass's size, so its image is inverted there.
+        parents = []
+        if a_pass.hires and request.settings.source == "generate" and False in samplings:
+            parents = [source.origin for source in samplings[False].sources]
+        sampling = _plan_sampling(host, request, a_pass, plan, init_images, parents)
+        samplings[a_pass.hires] = replace(sampling, tones=[]) if is_plain else sampling
     return samplings
+
+
+def _takes_part(a_pass: Pass, settings: DitailSettings, *, is_plain: bool) -> bool:
+    """Whether Ditail takes part in a pass.
+
+    In a first pass that starts from a given image it does so only for a generated source, which the second one inverts.
+    """
+    if a_pass.hires:
+        return settings.hires and not is_plain
+    return a_pass.is_sampled or settings.source == "generate"
 
 
 def _plan_sampling(host: Host, request: Request, a_pass: Pass, plan: SamplingPlan, init_images: Sequence[Tensor],
@@ -106,7 +117,8 @@ def _plan_sampling(host: Host, request: Request, a_pass: Pass, plan: SamplingPla
     # A mask that is white everywhere is dropped, as most shortcuts need a layer without a mask.
     latent_mask = mask_to_latent(mask, *size) if mask and mask.getextrema() != WHITE else None
     sources = sources_of(host, request, size, plan, contents, parents)
-    further = [_further_sources(host, part, i, a_pass, plan, contents) for i, part in enumerate(request.further)]
+    further = [_further_sources(host, a_request, i, a_pass, plan, contents)
+               for i, a_request in enumerate(request.further)]
     tones = [] if a_pass.hires else tones_of(host, request, size, plan)
     return Sampling(a_pass.hires, size, plan, latent_mask, contents, sources, further, tones)
 
@@ -131,10 +143,13 @@ def _composed(request: Request, contents: Sequence[Tensor], size: tuple[int, int
     return [image_to_tensor(image) for image, _ in composed], composed[0][1]
 
 
-def _further_sources(host: Host, part: FurtherRequest, number: int, a_pass: Pass, plan: SamplingPlan,
+def _further_sources(host: Host, further: FurtherRequest, number: int, a_pass: Pass, plan: SamplingPlan,
                      contents: Sequence[Tensor]) -> FurtherSources:
-    """A further source of a mix; without an image of its own it inverts that of the first source."""
-    request, size, resize_mode = part.request, a_pass.size, part.request.settings.resize_mode
+    """A further source of a mix; without an image of its own it inverts that of the first source, `contents`.
+
+    number: its number among the further ones, from 0 on.
+    """
+    request, size, resize_mode = further.request, a_pass.size, further.request.settings.resize_mode
     if request.checkpoint is not None:
         host.checkpoints.check_family(request.checkpoint)
     if request.settings.source == "generate":
@@ -146,8 +161,10 @@ def _further_sources(host: Host, part: FurtherRequest, number: int, a_pass: Pass
             contents = [content_tensor(host, request.image, size, resize_mode)]
         if not contents:
             raise DitailError("sources", f"number {number + 1} needs an image, as the first is generated")
-    mask = mask_to_latent(host.job.sampled_part(part.mask, resize_mode), *size, resize_mode) if part.mask else None
-    return FurtherSources(Share(part.weight, mask, part.steps), sources_of(host, request, size, plan, contents))
+    mask = None
+    if further.mask:
+        mask = mask_to_latent(host.job.sampled_part(further.mask, resize_mode), *size, resize_mode)
+    return FurtherSources(Share(further.weight, mask, further.steps), sources_of(host, request, size, plan, contents))
 
 
 def image_hashes(request: Request, samplings: Mapping[bool, Sampling], init_images: Sequence[Tensor]) -> list[str]:
