@@ -51,9 +51,11 @@ def mix(
     z0, cond, uncond = (x.expand(rows, *x.shape[1:]) for x in (z0, cond, uncond))
 
     context = _as_weights(combine_conds(alpha, cond, beta, uncond), source_unet)
-    source = invert(
-        lambda z, t: source_unet(z.to(context), _rows_at(t, context), context=context), z0, timesteps, alphas_cumprod
-    )
+
+    def source_eps(z: Tensor, t: float) -> Tensor:
+        return source_unet(z.to(context), _timestep_of_rows(t, context), context=context)
+
+    source = invert(source_eps, z0, timesteps, alphas_cumprod)
     cond, uncond, null = (_as_weights(c, target_unet) for c in (cond, uncond, null))
     injection = Injection(
         source, {"context": null}, InjectionSteps.from_ratios(timesteps, conv_ratio, attn_ratio), mask
@@ -77,9 +79,9 @@ def guided_eps(unet: nn.Module, z: Tensor, t: float, cond: Tensor, uncond: Tenso
     if cond.shape == uncond.shape:
         both = torch.cat([uncond, cond])
         x = torch.cat([z, z]).to(both)
-        negative, positive = unet(x, _rows_at(t, x), context=both).to(z).chunk(2)
+        negative, positive = unet(x, _timestep_of_rows(t, x), context=both).to(z).chunk(2)
     else:
-        negative, positive = (unet(z.to(c), _rows_at(t, c), context=c).to(z) for c in (uncond, cond))
+        negative, positive = (unet(z.to(c), _timestep_of_rows(t, c), context=c).to(z) for c in (uncond, cond))
     return negative + omega * (positive - negative)
 
 
@@ -142,5 +144,6 @@ def _as_weights(x: Tensor, unet: nn.Module) -> Tensor:
     return x.to(next(unet.parameters()))
 
 
-def _rows_at(t: float, rows: Tensor) -> Tensor:
+def _timestep_of_rows(t: float, rows: Tensor) -> Tensor:
+    """The timestep `[b]` of each of `rows` `[b, ...]`, as a U-Net takes it."""
     return torch.full((len(rows),), t, device=rows.device, dtype=torch.long if t == int(t) else torch.float32)

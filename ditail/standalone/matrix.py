@@ -25,7 +25,7 @@ from .checkpoint_files import read_config, read_sides
 from .fanout import Options, fan_out, fixed_arithmetic, raise_failed
 from .files import check_overwrites, make_folder, save_image
 from .host import FileHost, FileLibrary, LoadedModels
-from .matrix_folder import LATENTS, Cell, Matrix
+from .matrix_folder import LATENTS, CellImage, Matrix
 from .model import quiet
 from .run import images_of
 from .sheet import grid_sheet
@@ -50,7 +50,7 @@ class TaskCache(LatentCache):
 class Result:
     """A task's result: images by cell, and source latents with their metadata by key."""
 
-    images: dict[Cell, Image.Image]
+    images: dict[CellImage, Image.Image]
     latents: dict[str, tuple[SourceLatents, Mapping[str, str]]]
 
 
@@ -63,12 +63,12 @@ class CellTask:
     """
 
     matrix: Matrix
-    images: Sequence[Cell]
-    sources: Sequence[Cell] = ()
+    images: Sequence[CellImage]
+    sources: Sequence[CellImage] = ()
     known: Mapping[str, SourceLatents] = field(default_factory=dict)
 
     @property
-    def cells(self) -> list[Cell]:
+    def cells(self) -> list[CellImage]:
         return list(dict.fromkeys([*self.images, *self.sources]))
 
     @property
@@ -89,7 +89,7 @@ class CellTask:
         return Result(images, cache.computed)
 
 
-def job_of_cell(matrix: Matrix, cell: Cell, cache: LatentCache, load: LoadedModels) -> tuple[FileHost, Job]:
+def job_of_cell(matrix: Matrix, cell: CellImage, cache: LatentCache, load: LoadedModels) -> tuple[FileHost, Job]:
     """The job of one cell and its host; no model is loaded yet."""
     library = FileLibrary()
     request = Request.from_values({**matrix.values, "source_checkpoint": str(cell.source)}, library)
@@ -97,12 +97,12 @@ def job_of_cell(matrix: Matrix, cell: Cell, cache: LatentCache, load: LoadedMode
     return host, Job(host, request, cache, is_plain=cell.is_plain)
 
 
-def source_tasks(matrix: Matrix, missing: Sequence[Cell], cache: LatentCache) -> Iterator[CellTask]:
+def source_tasks(matrix: Matrix, missing: Sequence[CellImage], cache: LatentCache) -> Iterator[CellTask]:
     """The tasks for missing plain images, and for the source latents that the other missing cells need."""
     cells, load = set(missing), LoadedModels()
     for path in matrix.checkpoints:
         for prompt in matrix.prompts:
-            diagonal = [Cell(path, path, prompt, seed) for seed in matrix.seeds]
+            diagonal = [CellImage(path, path, prompt, seed) for seed in matrix.seeds]
             needed = [cell for cell in diagonal
                       if any(cell._replace(target=t) in cells for t in matrix.checkpoints if t != path)]
             known: dict[str, SourceLatents] = {}
@@ -117,13 +117,13 @@ def source_tasks(matrix: Matrix, missing: Sequence[Cell], cache: LatentCache) ->
                 yield CellTask(matrix, images, sources, known)
 
 
-def cell_tasks(matrix: Matrix, missing: Sequence[Cell], cache: LatentCache, failed: Mapping[str, str],
+def cell_tasks(matrix: Matrix, missing: Sequence[CellImage], cache: LatentCache, failed: Mapping[str, str],
                computed: Mapping[str, Sequence[str]]) -> Iterator[CellTask]:
     """The tasks for the missing cells whose sources have not failed; each reads its latents when it is taken.
 
     computed: the keys of the latents that each source task has computed, by its name.
     """
-    groups: dict[tuple[Path, Path, str], list[Cell]] = {}
+    groups: dict[tuple[Path, Path, str], list[CellImage]] = {}
     for cell in missing:
         if not cell.is_plain:
             groups.setdefault((cell.source, cell.target, cell.prompt), []).append(cell)
@@ -180,7 +180,7 @@ def run(matrix: Matrix, cache: LatentCache, options: Options) -> list[Path]:
     return [write_grid(matrix, prompt, seed) for prompt in matrix.prompts for seed in matrix.seeds]
 
 
-def generate_cells(matrix: Matrix, missing: Sequence[Cell], cache: LatentCache, options: Options) -> None:
+def generate_cells(matrix: Matrix, missing: Sequence[CellImage], cache: LatentCache, options: Options) -> None:
     """Generate the missing cells: first the sources, then the mixed images. Raises TasksFailed at the end."""
     computed: dict[str, Sequence[str]] = {}
     # The keys of source latents have the number of threads, so tasks are planned with that of their processes.
@@ -201,7 +201,7 @@ def generate_cells(matrix: Matrix, missing: Sequence[Cell], cache: LatentCache, 
 def write_grid(matrix: Matrix, prompt: str, seed: int) -> Path:
     """Write the titled grid of one prompt and seed. Returns its path."""
     names = [path.stem for path in matrix.checkpoints]
-    grid = [[matrix.image_path(Cell(row, column, prompt, seed)) for column in matrix.checkpoints]
+    grid = [[matrix.image_path(CellImage(row, column, prompt, seed)) for column in matrix.checkpoints]
             for row in matrix.checkpoints]
     path = matrix.grid_path(prompt, seed)
     title = f'"{prompt}": content of the row, style of the column'

@@ -31,8 +31,8 @@ LATENTS = ".latents"
 NOT_IN_METADATA = ("enabled", "preset", "source_checkpoint", "source_vae", "hires", "show_source")
 
 
-class Cell(NamedTuple):
-    """One image: content of `source`, style of `target`; plain generation if both are the same."""
+class CellImage(NamedTuple):
+    """One image of a cell: content of `source`, style of `target`; plain generation if both are the same."""
 
     source: Path
     target: Path
@@ -64,18 +64,18 @@ class Matrix:
     size: tuple[int, int]
     values: Mapping
 
-    def cells(self) -> Iterator[Cell]:
+    def cells(self) -> Iterator[CellImage]:
         """All cells, ordered by target, then by prompt."""
         for target in self.checkpoints:
             for prompt in self.prompts:
                 for source in self.checkpoints:
-                    yield from (Cell(source, target, prompt, seed) for seed in self.seeds)
+                    yield from (CellImage(source, target, prompt, seed) for seed in self.seeds)
 
     def check_names(self) -> None:
         """Raise DitailError if two cells would be the same file, or a file's name is too long for the folder `out`."""
         names = set()
         for source, target in product(self.checkpoints, repeat=2):
-            path = self.out / Cell(source, target, "", 0).name
+            path = self.out / CellImage(source, target, "", 0).name
             check_name(path, "--out")
             if caseless(path) in names:
                 raise DitailError(None, f"matrix: two images would have the name {path.name}; rename a checkpoint")
@@ -99,7 +99,7 @@ class Matrix:
         yamls = {p: hashlib.sha256(p.with_suffix(".yaml").read_bytes()).hexdigest()[:16] for p in self.checkpoints}
         return {p: [p.stem, p.stat().st_size, p.stat().st_mtime_ns, yamls[p]] for p in self.checkpoints}
 
-    def metadata_of(self, cell: Cell) -> dict:
+    def metadata_of(self, cell: CellImage) -> dict:
         """The metadata of an image: everything that it depends on."""
         return {**self.metadata, "prompt": cell.prompt, "seed": cell.seed, "source": self.files[cell.source],
                 "target": self.files[cell.target]}
@@ -112,13 +112,13 @@ class Matrix:
         paths = [self.out / folder_name(prompt) / f"seed {seed}" / name, self.out / name]
         return paths[::-1] if len(self.prompts) == len(self.seeds) == 1 else paths
 
-    def image_path(self, cell: Cell) -> Path:
+    def image_path(self, cell: CellImage) -> Path:
         return self.paths(cell.name, cell.prompt, cell.seed)[0]
 
     def grid_path(self, prompt: str, seed: int) -> Path:
         return self.paths("matrix.png", prompt, seed)[0]
 
-    def has_image(self, cell: Cell) -> bool:
+    def has_image(self, cell: CellImage) -> bool:
         """Whether the image exists at either of its paths. Raises DitailError if it has other settings."""
         metadata, (path, other) = self.metadata_of(cell), self.paths(cell.name, cell.prompt, cell.seed)
         existing = read_png_metadata(path)
@@ -129,12 +129,12 @@ class Matrix:
             return True
         return is_current(path, existing, metadata)
 
-    def save_cell(self, image: Image.Image, cell: Cell) -> None:
+    def save_cell(self, image: Image.Image, cell: CellImage) -> None:
         path = self.image_path(cell)
         make_folder(path.parent, "--out")
         save_image(image, path, self.metadata_of(cell))
 
-    def job_of(self, cell: Cell) -> SamplingJob:
+    def job_of(self, cell: CellImage) -> SamplingJob:
         """The sampling of a cell."""
         return replace(self.job, prompts=(cell.prompt,), seeds=(cell.seed,))
 
