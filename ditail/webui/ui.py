@@ -203,8 +203,7 @@ def build_matrix(elem_id: ElemId) -> list:
     with gr.Row():
         names = gr.Dropdown(label="Models of the matrix", choices=sd_models.checkpoint_tiles(), multiselect=True,
                             elem_id=elem_id("checkpoints"))
-        create_refresh_button(names, sd_models.list_models, lambda: {"choices": sd_models.checkpoint_tiles()},
-                              elem_id("refresh_checkpoints"))
+        _refresh_button(names, sd_models.checkpoint_tiles, sd_models.list_models, elem_id("refresh_checkpoints"))
     further = gr.Textbox(label="Further models, one a line", lines=2, elem_id=elem_id("further"),
                          placeholder="checkpoint + <lora:name:0.7>")
     one_source = gr.Checkbox(label="One row: the content of Ditail's source checkpoint in every style", value=False,
@@ -235,8 +234,18 @@ def _checkpoints(elem_id: ElemId, **changed):
 def _dropdown(key: str, choices: Callable[[], list[str]], refresh: Callable[[], object], elem_id: ElemId, **changed):
     with gr.Row():
         dropdown = gr.Dropdown(choices=choices(), **_common(key, elem_id) | {"value": choices()[0], **changed})
-        create_refresh_button(dropdown, refresh, lambda: {"choices": choices()}, elem_id(f"refresh_{key}"))
+        _refresh_button(dropdown, choices, refresh, elem_id(f"refresh_{key}"))
     return dropdown
+
+
+def _refresh_button(dropdown, choices: Callable[[], list[str]], refresh: Callable[[], object], elem_id: str) -> None:
+    """The WebUI's refresh button. It sets the choices on the component itself, where gradio 4 has pairs."""
+    is_gradio_3 = gr.__version__.startswith("3.")
+
+    def new_choices() -> dict:
+        return {"choices": [name if is_gradio_3 else (name, name) for name in choices()]}
+
+    create_refresh_button(dropdown, refresh, new_choices, elem_id)
 
 
 def _control(key: str, elem_id: ElemId):

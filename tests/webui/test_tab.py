@@ -367,6 +367,21 @@ def test_a_described_image_fills_an_empty_prompt(page, webui, ditail, tmp_path):
     wait_for_line(page, "txt2img", "There is no prompt", gone=True)
 
 
+def test_a_page_after_a_refresh_takes_what_the_image_describes(browser, page, webui, ditail, tmp_path):
+    """The refresh button sets the choices of the component, from which the next page starts."""
+    file = tmp_path / "made.png"
+    file.write_bytes(base64.b64decode(webui.generate(ditail, steps=2).json["images"][0]))
+    open_tab(page, "txt2img")
+    page.click("#txt2img_ditail_refresh_source_checkpoint")
+    page.wait_for_timeout(3000)
+    with open_page(browser, webui.url) as later:
+        open_tab(later, "txt2img", advanced=True)
+        choose_image(later, "txt2img", file)
+        later.click("#txt2img_ditail_take_prompt")
+        later.wait_for_function("gradioApp().querySelector('#txt2img_ditail_source_checkpoint input').value"
+                                ".includes('house-ink')")
+
+
 def test_send_to_img2img_carries_nothing_of_ditail(tab):
     generate(tab, "txt2img")
     tab.click("#txt2img_send_to_img2img")
