@@ -3,7 +3,8 @@
 The WebUI can leave out uncond rows itself ("Negative Guidance minimum sigma"), but at every step only with an option,
 which is set during each call of the denoiser. Without uncond rows it gets a sum of prompts (`AND`) wrong:
 AUTOMATIC1111's keeps the last prompt alone, Forge multiplies the image by the number of prompts. Forge's DDIM CFG++
-takes its direction from these rows. There they are kept, and only the scale is set.
+takes its direction from these rows, and extensions that replace Forge's CFG (Latent Modifier) read them. There
+they are kept, and only the scale is set.
 """
 
 from collections.abc import Iterator
@@ -48,8 +49,12 @@ def limited_guidance(sampler, above: float) -> Iterator[None]:
 
 def _needs_uncond(denoiser, cond) -> bool:
     """Whether a step without uncond rows would not be one with a CFG scale of 1. cond: the prompts of the images."""
-    is_sum = any(len(parts) != 1 or parts[0].weight != 1 for parts in cond.batch)
-    return is_sum or (loaded.IS_FORGE and denoiser.need_last_noise_uncond)
+    if any(len(parts) != 1 or parts[0].weight != 1 for parts in cond.batch):
+        return True
+    if not loaded.IS_FORGE:
+        return False
+    options = shared.sd_model.forge_objects.unet.model_options
+    return denoiser.need_last_noise_uncond or "sampler_cfg_function" in options
 
 
 @contextmanager

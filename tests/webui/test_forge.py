@@ -144,3 +144,17 @@ def test_guidance_that_ends_in_ddim_cfgpp_is_a_cfg_scale_of_1(webui, ditail):
     ended, low, whole = (webui.generate({**ditail, "guidance_until": until}, sampler_name="DDIM CFG++", cfg_scale=scale)
                          for until, scale in ((0.0, 6), (1.0, 1.00001), (1.0, 6)))
     assert difference(ended.image, low.image) < 1 < difference(ended.image, whole.image)
+
+
+def test_guidance_that_ends_keeps_what_an_extension_reads_that_replaces_cfg(webui, ditail):
+    """Latent Modifier's tonemap: without the rows of the negative prompt it would get zeros for them."""
+    tonemap = [True, 0.0, "anisotropic", 0.5, "reinhard", 100.0, 0.0, "subtract", 0.0, 0.0, "gaussian", "add", 0.0,
+               100, 127, 0.0, "hard_clamp", 5.0, 0.0, "None", "None"]
+
+    def image(until: float, scale: float) -> Image.Image:
+        scripts = {"LatentModifier Integrated": {"args": tonemap},
+                   "Ditail": {"args": [{"enabled": True, **ditail, "guidance_until": until}]}}
+        return webui.generate(alwayson_scripts=scripts, cfg_scale=scale, **SMALL).image
+
+    ended, low, whole = image(0.0, 6), image(1.0, 1.00001), image(1.0, 6)
+    assert difference(ended, low) < 1 < difference(ended, whole)
