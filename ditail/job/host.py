@@ -65,13 +65,26 @@ class Pass:
 
 
 @dataclass(frozen=True)
+class PromptSteps:
+    """What prompt editing (`[a:b:0.5]`) counts in a pass. calls: calls of the U-Net before that of each timestep.
+
+    first, hires: how many calls the prompts of the first pass and, in the hires pass, of that one are meant for. In
+    img2img `first` is more than there are, as only a part of the steps is taken.
+    """
+
+    calls: tuple[int, ...]
+    first: int
+    hires: int | None = None
+
+
+@dataclass(frozen=True)
 class SamplingPlan:
     """What the host's sampler will do in a pass.
 
     timesteps: where the U-Net will be called, ascending. steps: for the progress bar. start: the timestep at which
     sampling starts; the last one, unless the sampler adds noise before its first call (`s_churn`). The sampler begins
     at `image_scale * x + noise_scale * noise`; the VP latent `z` of `start` is `start_scale * z` there. is_adaptive:
-    the sampler chooses its steps by the model's output.
+    the sampler chooses its steps by the model's output. prompt_steps: None if the host knows no prompt editing.
     """
 
     timesteps: tuple[float, ...]
@@ -81,6 +94,7 @@ class SamplingPlan:
     noise_scale: float
     start_scale: float
     is_adaptive: bool = False
+    prompt_steps: PromptSteps | None = None
 
     def start_from(self, z: Tensor, x: Tensor, noise: Tensor) -> None:
         """Overwrite `noise` so that the sampler begins at the VP latent `z`; `x` (the init latent) is not changed."""
@@ -209,8 +223,8 @@ class SourceModels(Protocol):
         """The image `[H, W, 3]` uint8, on the CPU, of `z_0` `[1, 4, H / 8, W / 8]`."""
 
     def denoiser(self, model: Model, prompts: Prompts, alpha: float, beta: float, size: tuple[int, int],
-                 timesteps: Sequence[float]) -> Denoiser:
-        """`(z, t) -> eps` under `alpha * C_pos - beta * C_neg`."""
+                 plan: SamplingPlan) -> Denoiser:
+        """`(z, t) -> eps` under `alpha * C_pos - beta * C_neg`, at the timesteps of a plan."""
 
     def alphas_cumprod(self, model: Model) -> Tensor:
         """The model's schedule `[1000]`, float32 on the CPU."""

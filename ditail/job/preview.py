@@ -82,7 +82,7 @@ def _image_from_start(job: Job, sampling: Sampling, cfg_scale: float) -> Image.I
 
 def _guided_denoiser(host: Host, model: Model, sampling: Sampling, prompts: Prompts, cfg_scale: float) -> Denoiser:
     """A denoiser with CFG: `eps_neg + omega * (eps_pos - eps_neg)`."""
-    positive, negative = (host.models.denoiser(model, (prompt, ""), 1.0, 0.0, sampling.size, sampling.plan.timesteps)
+    positive, negative = (host.models.denoiser(model, (prompt, ""), 1.0, 0.0, sampling.size, sampling.plan)
                           for prompt in prompts)
 
     def denoise(z: Tensor, t: float) -> Tensor:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 
 import torch
 from PIL import Image
@@ -76,7 +76,9 @@ class Source:
         if self.kind == "image":
             at = {} if settings.inversion_steps == 1 else {"timesteps": self.timesteps}
             fit_as = {"resize_mode": settings.resize_mode} if self.needs_image else {}
-            return {**model, "pixels": pixels_key,
+            steps = self.plan.prompt_steps if any("[" in prompt for prompt in self.prompts) else None
+            edits = {"prompt_steps": astuple(steps)} if steps else {}
+            return {**model, "pixels": pixels_key, **edits,
                     "settings": [settings.alpha, settings.beta, self.size, self.plan.timesteps], **at, **fit_as}
         return {**model, "size": self.size, **host.job.generation_fingerprint(self.image_number)}
 

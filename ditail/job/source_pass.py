@@ -184,13 +184,12 @@ def _invert_and_reconstruct(host: Host, model: Model, source: Source, known: Map
 
 def _denoiser(host: Host, model: Model, source: Source) -> Denoiser:
     settings = source.request.settings
-    return host.models.denoiser(model, source.prompts, settings.alpha, settings.beta, source.size,
-                                source.plan.timesteps)
+    return host.models.denoiser(model, source.prompts, settings.alpha, settings.beta, source.size, source.plan)
 
 
 def _estimate_tone(host: Host, model: Model, source: Source, known: Mapping[str, SourceLatents], progress: Progress,
                    ) -> SourceLatents:
     timestep, = source.timesteps
-    denoise = host.models.denoiser(model, source.prompts, 1.0, 0.0, source.size, source.plan.timesteps)
+    denoise = host.models.denoiser(model, source.prompts, 1.0, 0.0, source.size, source.plan)
     noise = torch.randn(1, CHANNELS, *source.latent_hw, generator=torch.Generator().manual_seed(SEED))
     return target_estimate(denoise, noise.to(host.models.device), timestep, host.models.alphas_cumprod(model))

@@ -182,7 +182,7 @@ class FileModels:
         return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(image.height, image.width, 3)
 
     def denoiser(self, model: Model, prompts: Prompts, alpha: float, beta: float, size: tuple[int, int],
-                 timesteps: Sequence[float]) -> Denoiser:
+                 plan: SamplingPlan) -> Denoiser:
         context = combine_conds(alpha, model.encode_prompts(prompts[:1]), beta, model.encode_prompts(prompts[1:]))
         return lambda z, t: model.eps(z, t, context)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..colours import match_colours
 from ..content.images import LATENT_SCALE, fit
-from ..job.host import Pass, Prompts, SamplingPlan
+from ..job.host import Pass, Prompts, PromptSteps, SamplingPlan
 
 PROBE_SIZE = 8
 # Attributes of a job and settings that a generated source depends on, besides its model and prompts.
@@ -69,9 +69,20 @@ def plan_sampling(p, *, hires: bool = False) -> SamplingPlan | None:
         image_scale, noise_scale = 0.0, float(arguments["x"][0, 0, 0, 0])
     if not model.sigmas or not noise_scale:
         return None
-    timesteps, start, sigma = _timesteps(sampler, probe, model.sigmas, arguments)
-    return SamplingPlan(timesteps, arguments["steps"], start, image_scale, noise_scale, (1 + sigma**2) ** 0.5,
-                        _is_adaptive(sampler, arguments))
+    calls, start, sigma = _timesteps(sampler, probe, model.sigmas, arguments)
+    return SamplingPlan(tuple(calls), arguments["steps"], start, image_scale, noise_scale, (1 + sigma**2) ** 0.5,
+                        _is_adaptive(sampler, arguments), _prompt_steps(p, tuple(calls.values()), hires))
+
+
+def _prompt_steps(p, calls: tuple[int, ...], hires: bool) -> PromptSteps:
+    """See `PromptSteps`; the WebUI's `setup_conds` and `calculate_hr_conds` count so."""
+    def total(sampler_name: str, steps: int) -> int:
+        return sd_samplers.find_sampler_config(sampler_name).total_steps(steps)
+
+    first = total(p.sampler_name, p.steps)
+    if not hires:
+        return PromptSteps(calls, first)
+    return PromptSteps(calls, first, total(p.hr_sampler_name or p.sampler_name, p.hr_second_pass_steps or p.steps))
 
 
 def _is_adaptive(sampler, arguments: dict) -> bool:
@@ -117,20 +128,25 @@ def timestep_at(model_wrap, sigma: Tensor) -> float:
     return float((to_timestep(sigma) if to_timestep else sigma).flatten()[0])
 
 
-def _timesteps(sampler, probe, sigmas: list[float], arguments: dict) -> tuple[tuple[float, ...], float, float]:
-    """(timesteps, the one at which sampling starts, the sigma there; 0 for a sampler with VP latents)."""
+def _timesteps(sampler, probe, sigmas: list[float], arguments: dict) -> tuple[dict[float, int], float, float]:
+    """(timesteps, the one at which sampling starts, the sigma there; 0 for a sampler with VP latents).
+
+    sigmas: of each call. The timesteps are ascending, each with the number of calls before it.
+    """
     to_timestep = getattr(sampler.model_wrap, "sigma_to_t", None)
     if to_timestep is None:
-        return tuple(sorted(set(sigmas))), max(sigmas), 0.0
+        return {t: sigmas.index(t) for t in sorted(set(sigmas))}, max(sigmas), 0.0
     grid = next((arguments[k] for k in ("sigmas", "sigma_sched") if k in arguments), None)
     first = float(grid[0]) if grid is not None else float(arguments["sigma_max"])
     if _is_adaptive(sampler, arguments):
         # An adaptive sampler takes other steps with a real model; latents are interpolated on the scheduler's sigmas.
-        sigmas = sigmas + [float(s) for s in sampler.get_sigmas(probe, probe.steps) if s < first]
+        sigmas = sorted([*sigmas, *(float(s) for s in sampler.get_sigmas(probe, probe.steps) if s < first)],
+                        reverse=True)
     device = sampler.model_wrap.log_sigmas.device
     ascending = sorted(sigma for sigma in {*sigmas, first} if sigma > 0)
     timesteps = to_timestep(torch.tensor(ascending, device=device)).double().tolist()
-    return tuple(sorted(set(timesteps))), timesteps[ascending.index(first)], first
+    calls = [sigmas.index(sigma) if sigma in sigmas else 0 for sigma in ascending]
+    return dict(sorted(zip(timesteps, calls, strict=True))), timesteps[ascending.index(first)], first
 
 
 class WebuiJob:

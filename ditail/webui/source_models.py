@@ -49,9 +49,9 @@ class WebuiModels:
             return decode(model, z0)[0]
 
     def denoiser(self, model: Model, prompts: Prompts, alpha: float, beta: float, size: tuple[int, int],
-                 timesteps: Sequence[float]) -> Denoiser:
+                 plan: SamplingPlan) -> Denoiser:
         with _precision():
-            denoise = source_denoiser(model, prompts, alpha, beta, size, tuple(timesteps))
+            denoise = source_denoiser(model, prompts, alpha, beta, size, plan)
 
         def denoise_in_precision(z: Tensor, t: float) -> Tensor:
             with _precision():
@@ -97,17 +97,15 @@ def at_latent_size(z0: Tensor, size: tuple[int, int]) -> Tensor:
 
 @torch.no_grad()
 def source_denoiser(model, prompts: tuple[str, str], alpha: float, beta: float, size: tuple[int, int],
-                    timesteps: tuple[float, ...]) -> Callable[[Tensor, float], Tensor]:
-    """`(z, t) -> eps` of a model under `alpha * C_pos - beta * C_neg`; prompt editing follows the steps."""
-    steps = len(timesteps)
-    positive, negative = (schedule_of(model, text, steps, size, is_negative)
+                    plan: SamplingPlan) -> Callable[[Tensor, float], Tensor]:
+    """`(z, t) -> eps` of a model under `alpha * C_pos - beta * C_neg`; prompt editing follows the plan."""
+    positive, negative = (schedule_of(model, text, plan, size, is_negative)
                           for text, is_negative in zip(prompts, (False, True), strict=True))
-    order = {t: steps - 1 - i for i, t in enumerate(sorted(timesteps))}
     prediction = loaded.prediction(model)
     image_cond = _image_conditioning(model, size)
 
     def denoise(z: Tensor, t: float) -> Tensor:
-        cond = {**_combined(alpha, positive(order[t]), beta, negative(order[t])), **image_cond}
+        cond = {**_combined(alpha, positive(t), beta, negative(t)), **image_cond}
         return prediction.eps(model.apply_model(z, torch.full((len(z),), t, device=z.device), cond), z, t)
 
     return denoise
@@ -122,13 +120,16 @@ def _image_conditioning(model, size: tuple[int, int]) -> dict:
     return {"c_adm": cond} if model.model.conditioning_key == "crossattn-adm" else {"c_concat": [cond]}
 
 
-def schedule_of(model, text: str, steps: int, size: tuple[int, int], is_negative: bool):
-    """A function from the step to a prompt's conditioning. Prompts joined by `AND` are treated as one prompt."""
+def schedule_of(model, text: str, plan: SamplingPlan, size: tuple[int, int], is_negative: bool):
+    """A function from the timestep to a prompt's conditioning. Prompts joined by `AND` are treated as one prompt."""
+    steps = plan.prompt_steps
+    calls = dict(zip(plan.timesteps, steps.calls, strict=True))
     parts = [prompt_parser.re_weight.search(part).group(1) for part in prompt_parser.re_AND.split(text)]
     texts = prompt_parser.SdConditioning([", ".join(parts)], is_negative, *size)
     with devices.autocast():
-        conds = prompt_parser.get_learned_conditioning(model, texts, steps, None, shared.opts.use_old_scheduling)
-    return lambda step: prompt_parser.reconstruct_cond_batch(conds, step)
+        conds = prompt_parser.get_learned_conditioning(model, texts, steps.first, steps.hires,
+                                                       shared.opts.use_old_scheduling)
+    return lambda t: prompt_parser.reconstruct_cond_batch(conds, calls[t])
 
 
 def _combined(alpha: float, cond, beta: float, uncond) -> dict:
@@ -172,8 +173,9 @@ def record_generation(p, model, images: Sequence[tuple[tuple[str, str], int]], s
     conds = [prompt_parser.SdConditioning(text, is_negative, *size)
              for text, is_negative in zip(texts, (False, True), strict=True)]
     steps = sampler.config.total_steps(p.steps)
-    cond = prompt_parser.get_multicond_learned_conditioning(model, conds[0], steps)
-    uncond = prompt_parser.get_learned_conditioning(model, conds[1], steps)
+    scheduling = steps, None, shared.opts.use_old_scheduling
+    cond = prompt_parser.get_multicond_learned_conditioning(model, conds[0], *scheduling)
+    uncond = prompt_parser.get_learned_conditioning(model, conds[1], *scheduling)
     x = probe.rng.next()
     samples = sampler.sample(probe, x, cond, uncond,
                              image_conditioning=processing.txt2img_image_conditioning(model, x, *size))

@@ -91,6 +91,18 @@ def test_in_the_source_prompt(webui, ditail, source, same):
     assert latents_of(webui, {**ditail, "source_prompt": FOX, "source_negative_prompt": source}) != made
 
 
+def test_prompt_editing_counts_the_steps_that_the_webui_counts(webui, ditail):
+    """Of all steps, though img2img takes only some of them; the hires pass begins where the first one ends."""
+    edited, fox, cat = ({**ditail, "source_prompt": f"a {of} on pink"} for of in ("[fox:cat:0.5]", "fox", "cat"))
+    asked = {"tab": "img2img", "init_images": [ditail["image"]], "steps": 10}
+    for strength, is_before in ((0.4, True), (0.8, False)):
+        made = latents_of(webui, edited, **asked, denoising_strength=strength)
+        assert (made == latents_of(webui, fox, **asked, denoising_strength=strength)) == is_before
+    asked = {"enable_hr": True, "hr_scale": 1.5, "hr_upscaler": "Latent", "denoising_strength": 0.6, "steps": 4}
+    first, second = (set(latents_of(webui, source, **asked)) for source in (edited, cat))
+    assert len(first) == 2 and len(first & second) == 1
+
+
 def test_styles(webui, ditail):
     """Without a source prompt the styles are the source's, too."""
     by_style = latents_of(webui, ditail, prompt="a fox", styles=["test style"])

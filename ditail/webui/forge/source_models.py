@@ -37,8 +37,8 @@ class ForgeModels(WebuiModels):
         return at_latent_size(z0, latent_hw)
 
     def denoiser(self, model: Model, prompts: Prompts, alpha: float, beta: float, size: tuple[int, int],
-                 timesteps: Sequence[float]) -> Denoiser:
-        return source_denoiser(model, prompts, alpha, beta, size, tuple(timesteps))
+                 plan: SamplingPlan) -> Denoiser:
+        return source_denoiser(model, prompts, alpha, beta, size, plan)
 
     def alphas_cumprod(self, model: Model) -> Tensor:
         with noise_schedule(model):
@@ -70,13 +70,11 @@ def _posterior_mean(model) -> Iterator[None]:
 
 @torch.no_grad()
 def source_denoiser(model, prompts: Prompts, alpha: float, beta: float, size: tuple[int, int],
-                    timesteps: tuple[float, ...]) -> Denoiser:
-    """`(z, t) -> eps` of a model under `alpha * C_pos - beta * C_neg`; prompt editing follows the steps."""
+                    plan: SamplingPlan) -> Denoiser:
+    """`(z, t) -> eps` of a model under `alpha * C_pos - beta * C_neg`; prompt editing follows the plan."""
     _set_clip_skip(model)
-    steps = len(timesteps)
-    positive, negative = (schedule_of(model, text, steps, size, is_negative)
+    positive, negative = (schedule_of(model, text, plan, size, is_negative)
                           for text, is_negative in zip(prompts, (False, True), strict=True))
-    order = {t: steps - 1 - i for i, t in enumerate(sorted(timesteps))}
     with noise_schedule(model):
         prediction = loaded.prediction(model)
     latent = torch.zeros(1, 4, size[1] // LATENT_SCALE, size[0] // LATENT_SCALE, device=devices.device)
@@ -86,7 +84,7 @@ def source_denoiser(model, prompts: Prompts, alpha: float, beta: float, size: tu
     unet = model.forge_objects.unet.model
 
     def denoise(z: Tensor, t: float) -> Tensor:
-        cond = unet_arguments(_combined(alpha, positive(order[t]), beta, negative(order[t])), unet.computation_dtype)
+        cond = unet_arguments(_combined(alpha, positive(t), beta, negative(t)), unet.computation_dtype)
         x = torch.cat([z, *masked], 1).to(unet.computation_dtype)
         timesteps = torch.full((len(z),), t, device=z.device)
         cond = {k: v.to(z.device) for k, v in cond.items()}
