@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from ditail import DitailError
-from ditail.content.collage import MAX_PIECES, Piece, compose, parse_collage
+from ditail.content.collage import MAX_PIECES, Part, Piece, compose, parse_collage
 from ditail.content.images import fit
 from tests.drawings import BLUE, RED, encoded, halves
 
@@ -145,3 +145,10 @@ def test_what_is_wrong_with_a_piece_is_named(values, sentence):
         parse_collage(values)
     assert caught.value.key.startswith("collage")
     assert str(caught.value).startswith("collage")
+
+
+def test_a_part_of_the_whole():
+    """Boxes are fractions of the whole: here the right half of it is seen, at twice its size."""
+    pieces = [Piece(one(RED), (0.5, 0, 0.25, 1)), Piece(one(BLUE), (0, 0, 0.25, 1))]
+    image, _ = compose(pieces, 64, 64, one(GREEN), Part((64, 32), (32, 0, 64, 32)))
+    assert [image.getpixel((x, 20)) for x in (4, 28, 36, 60)] == [RED, RED, GREEN, GREEN]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import DitailError
 from .images import fit, image_to_tensor, tensor_to_images
@@ -15,6 +15,14 @@ MAX_PIECES = 16
 # Rounded fractions (thirds) may add up to a little over 1.
 ROUNDING = 1e-6
 Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of an image of `size` (width, height): its left, top, right and bottom edge. All in pixels."""
+
+    size: tuple[int, int]
+    edges: tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -44,10 +52,11 @@ def parse_collage(values) -> tuple[Piece, ...]:
     return tuple(pieces)
 
 
-def compose(pieces: Sequence[Piece], width: int, height: int,
-            background: Image.Image | None = None) -> tuple[Image.Image, Image.Image]:
+def compose(pieces: Sequence[Piece], width: int, height: int, background: Image.Image | None = None,
+            part: Part | None = None) -> tuple[Image.Image, Image.Image]:
     """(RGB image of `width` x `height`, grayscale mask of the covered area); later pieces cover earlier ones.
 
+    part: the part of the whole, of which boxes are fractions, that the image shows; None for all of it.
     With a `background` (scaled to cover) the mask is white. Without one, the background has the mean colour of the
     visible pieces: of all colours this has the least contrast to them, so it adds the faintest outlines, and it does
     not change the image's mean, which the last source latent keeps.
@@ -55,7 +64,20 @@ def compose(pieces: Sequence[Piece], width: int, height: int,
     """
     if not pieces:
         raise DitailError("collage", "has no pieces")
-    # Colours in -1..1, multiplied by how much of the background they cover.
+    colours, cover = _layers(pieces, *(part.size if part else (width, height)))
+    if part:
+        left, top, right, bottom = part.edges
+        colours, cover = (_resized(layer[..., top:bottom, left:right], (height, width)) for layer in (colours, cover))
+    if background is None:
+        under = colours.sum((2, 3), keepdim=True) / cover.sum()
+        mask = tensor_to_images(cover.expand(-1, 3, -1, -1) * 2 - 1)[0].convert("L")
+    else:
+        under, mask = image_to_tensor(fit(background, width, height)), Image.new("L", (width, height), 255)
+    return tensor_to_images(colours + (1 - cover) * under)[0], mask
+
+
+def _layers(pieces: Sequence[Piece], width: int, height: int) -> tuple[Tensor, Tensor]:
+    """(colours `[1, 3, h, w]` in -1..1, multiplied by how much of the background they cover; that, `[1, 1, h, w]`)."""
     colours, cover = torch.zeros(1, 3, height, width), torch.zeros(1, 1, height, width)
     for i, piece in enumerate(pieces):
         rows, columns = _span(piece.box[1], piece.box[3], height), _span(piece.box[0], piece.box[2], width)
@@ -66,12 +88,12 @@ def compose(pieces: Sequence[Piece], width: int, height: int,
         colour = image_to_tensor(fit(piece.image, *size, piece.resize_mode))
         colours[..., rows, columns] = alpha * colour + (1 - alpha) * colours[..., rows, columns]
         cover[..., rows, columns] = alpha + (1 - alpha) * cover[..., rows, columns]
-    if background is None:
-        under = colours.sum((2, 3), keepdim=True) / cover.sum()
-        mask = tensor_to_images(cover.expand(-1, 3, -1, -1) * 2 - 1)[0].convert("L")
-    else:
-        under, mask = image_to_tensor(fit(background, width, height)), Image.new("L", (width, height), 255)
-    return tensor_to_images(colours + (1 - cover) * under)[0], mask
+    return colours, cover
+
+
+def _resized(layer: Tensor, size: tuple[int, int]) -> Tensor:
+    """A layer at a size of (height, width)."""
+    return nn.functional.interpolate(layer, size, mode="bilinear", antialias=True)
 
 
 def _cover(mask: Image.Image | None, size: tuple[int, int], resize_mode: str) -> Tensor:

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..cache.features import Features
+from ..content.collage import Part
 from ..method.inversion import Denoiser
 from ..method.latents import SourceLatents
 from ..method.layers import Layers
@@ -179,6 +180,10 @@ class HostJob(Protocol):
 
     def plan(self, *, hires: bool) -> SamplingPlan | None:
         """The plan of a pass with the target; None if it takes no step."""
+
+    @property
+    def part(self) -> Part | None:
+        """The part of the init image that is sampled (inpainting "only masked"); None if it is all of it."""
 
     def sampled_part(self, image: Image.Image, resize_mode: str) -> Image.Image:
         """The part of `image` that is sampled, if it covers the whole init image (inpainting "only masked")."""

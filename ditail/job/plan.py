@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from PIL import Image, ImageChops
 from torch import Tensor
 
-from ..content.collage import compose
+from ..content.collage import Part, compose
 from ..content.images import fit, image_to_tensor, mask_to_latent, tensor_to_images
 from ..content.settings import DitailSettings
 from ..errors import DitailError
@@ -112,7 +112,7 @@ def _plan_sampling(host: Host, request: Request, a_pass: Pass, plan: SamplingPla
     if settings.source == "image":
         contents = _contents(host, request, size, init_images)
         if request.collage:
-            contents, covered = _composed(request, contents, size)
+            contents, covered = _composed(request, contents, size, host.job.part)
             mask = ImageChops.multiply(mask, covered) if mask else covered
     # A mask that is white everywhere is dropped, as most shortcuts need a layer without a mask.
     latent_mask = mask_to_latent(mask, *size) if mask and mask.getextrema() != WHITE else None
@@ -136,10 +136,11 @@ def content_tensor(host: Host, image: Image.Image, size: tuple[int, int], resize
     return image_to_tensor(fit(host.job.sampled_part(image, resize_mode), *size, resize_mode))
 
 
-def _composed(request: Request, contents: Sequence[Tensor], size: tuple[int, int]) -> tuple[list[Tensor], Image.Image]:
+def _composed(request: Request, contents: Sequence[Tensor], size: tuple[int, int], part: Part | None,
+              ) -> tuple[list[Tensor], Image.Image]:
     """(the collage over each content image, or without one; the mask of the area that it covers)."""
     backgrounds = [tensor_to_images(content)[0] for content in contents]
-    composed = [compose(request.collage, *size, background) for background in backgrounds or (None,)]
+    composed = [compose(request.collage, *size, background, part) for background in backgrounds or (None,)]
     return [image_to_tensor(image) for image, _ in composed], composed[0][1]
 
 

@@ -130,6 +130,10 @@ class FileJob:
         timesteps = tuple(reversed(sampler.timesteps))
         return SamplingPlan(timesteps, self.sampling.steps, timesteps[-1], 0, 1, 1)
 
+    @property
+    def part(self) -> None:
+        return None
+
     def sampled_part(self, image: Image.Image, resize_mode: str) -> Image.Image:
         return image
 

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..colours import match_colours
+from ..content.collage import Part
 from ..content.images import LATENT_SCALE, fit
 from ..job.host import Pass, Prompts, PromptSteps, SamplingPlan
 
@@ -174,12 +175,16 @@ class WebuiJob:
     def plan(self, *, hires: bool) -> SamplingPlan | None:
         return plan_sampling(self.p, hires=hires)
 
-    def sampled_part(self, image: Image.Image, resize_mode: str) -> Image.Image:
+    @property
+    def part(self) -> Part | None:
         if getattr(self.p, "paste_to", None) is None:
-            return image
+            return None
         x, y, width, height = self.p.paste_to
-        whole = fit(image, *self.p.init_images[0].size, resize_mode)
-        return whole.crop((x, y, x + width, y + height))
+        return Part(self.p.init_images[0].size, (x, y, x + width, y + height))
+
+    def sampled_part(self, image: Image.Image, resize_mode: str) -> Image.Image:
+        part = self.part
+        return fit(image, *part.size, resize_mode).crop(part.edges) if part else image
 
     def generation_fingerprint(self, image: int) -> dict:
         p = self.p

@@ -79,6 +79,15 @@ def test_a_content_image_covers_the_whole_init_image(webui, ditail, inpainting, 
     assert difference(own.image, given.image) < 0.5 < difference(own.image, turned.image)
 
 
+@pytest.mark.parametrize("full_res", [False, True])
+def test_the_boxes_of_a_collage_are_of_the_whole_init_image(webui, ditail, inpainting, content, full_res):
+    asked = {**inpainting, "inpaint_full_res": full_res}
+    left = {"image": encode(content.crop((0, 0, SIDE // 2, SIDE))), "box": [0, 0, 0.5, 1]}
+    own = webui.generate({**ditail, **SAME, "image": None}, **asked)
+    laid = webui.generate({**ditail, **SAME, "image": None, "collage": [left]}, **asked)
+    assert difference(own.image, laid.image) < 0.5
+
+
 def test_soft_inpainting(webui, ditail, inpainting, content):
     """Ditail acts inside, and it leaves the outside as soft inpainting does alone."""
     scripts = {"Soft Inpainting": {"args": [True, 1, 0.5, 4, 0, 0.5, 2]}}
