@@ -49,6 +49,14 @@ def test_fewer_inversion_steps_and_more_images_cost_less():
     assert cost_of(DitailSettings(guidance_until=0.5), STEPS).warm < usual.warm - 0.2
 
 
+def test_a_sum_of_prompts_costs_less_relative_to_a_plain_one():
+    """It has three rows to two, and the same source."""
+    nothing = cost_of(DitailSettings(conv_ratio=0, attn_ratio=0), STEPS, prompts=2)
+    assert nothing.warm == 1 and nothing.cold == pytest.approx(1 + 1 / 3)
+    ended = cost_of(DitailSettings(conv_ratio=0, attn_ratio=0, guidance_until=0.5), STEPS, prompts=2)
+    assert ended.warm == pytest.approx((3 + 2) / 6)
+
+
 def test_a_step_without_injection_costs_what_a_plain_one_does():
     nothing = cost_of(DitailSettings(conv_ratio=0, attn_ratio=0), STEPS)
     assert nothing.warm == 1 and nothing.cold == 1.5

@@ -31,35 +31,38 @@ class Cost:
     warm: float
 
 
-def cost_of(settings: DitailSettings, steps: int, batch: int = 1, count: int = 1, family: str = USUAL_FAMILY) -> Cost:
-    """The cost of `count` batches of `batch` images each. family: as `unet.families` names it.
+def cost_of(settings: DitailSettings, steps: int, batch: int = 1, count: int = 1, family: str = USUAL_FAMILY,
+            prompts: int = 1) -> Cost:
+    """The cost of `count` batches of `batch` images each.
 
+    family: as `unet.families` names it. prompts: of each image, several for a sum of prompts (`AND`).
     Not counted: further sources (`sources`), which add a source pass and a source row at each of their steps.
     """
-    plain = 2 * batch * steps
-    sampling = sum(_step(settings, i / steps, batch, family) for i in range(steps))
+    plain = (prompts + 1) * batch * steps
+    sampling = sum(_step(settings, i / steps, batch, family, prompts) for i in range(steps))
     # Each image has its own generated source; a content image is shared by all of them.
     sources = batch if settings.source == "generate" else 1 / count
     # One call of the target, cached by prompt.
     tone = 1 / count if settings.tone and settings.start == "source" else 0
-    return Cost((sources * _source(settings, steps) + tone + sampling) / plain, sampling / plain)
+    return Cost((sources * _source(settings, steps, prompts) + tone + sampling) / plain, sampling / plain)
 
 
-def _step(settings: DitailSettings, done: float, batch: int, family: str) -> float:
+def _step(settings: DitailSettings, done: float, batch: int, family: str, prompts: int) -> float:
     """Evaluations of one row in a step. done: the share of the steps before it."""
+    conditional = prompts * batch
     unconditional = batch if done < settings.guidance_until else 0
     if done >= max(settings.conv_ratio, settings.attn_ratio):
-        return batch + unconditional
+        return conditional + unconditional
     with_attention, features_alone = STEPS.get(family, STEPS[USUAL_FAMILY])
     kind = with_attention if done < settings.attn_ratio else features_alone
     sources = batch if settings.source == "generate" else 1
     uninjected = unconditional if settings.inject == "cond" else 0
-    return sources * kind.source + (batch + unconditional - uninjected) * kind.row + uninjected
+    return sources * kind.source + (conditional + unconditional - uninjected) * kind.row + uninjected
 
 
-def _source(settings: DitailSettings, steps: int) -> float:
+def _source(settings: DitailSettings, steps: int, prompts: int) -> float:
     """Evaluations of one row for computing a source."""
     inverted = len(inversion_timesteps(range(steps), settings.inversion_steps))
     if settings.source == "image":
         return inverted
-    return 2 * steps + (inverted if settings.source_latents == "inverted" else 0)
+    return (prompts + 1) * steps + (inverted if settings.source_latents == "inverted" else 0)

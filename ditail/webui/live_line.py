@@ -2,9 +2,9 @@
 
 import html
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 
-from modules import sd_models, shared
+from modules import extra_networks, prompt_parser, sd_models, shared
 
 from ..content.balance import KEYS
 from ..content.settings import DitailSettings, warnings_of
@@ -49,12 +49,14 @@ def _plan(values: Mapping) -> str:
     batch = _whole(values, "batch_size", 1)
     names = {"target": target.name if target else "this checkpoint", "steps": f"{steps} steps"}
     names["source"] = source.name if source else _source_name(values) or names["target"]
-    settings = _settings(values)
+    settings, prompts = _settings(values), _parts_of_sum(_text(values, "prompt"))
+    if prompts:  # see `guidance`: no row is left out
+        settings = replace(settings, guidance_until=1.0)
     if values["source"] == "generate":
         begin = "Generates the content with {source} and inverts it"
     else:
         begin = "Inverts the content image with {source}"
-    cost = cost_of(settings, steps, batch, count, _family())
+    cost = cost_of(settings, steps, batch, count, _family(), max(1, prompts))
     many = f"{batch * count} plain images" if batch * count > 1 else "a plain image"
     text = (f"{begin}, then samples with {{target}} in {{steps}}. Costs {cost.cold:.2f} times {many}, {cost.warm:.2f} "
             "while the source is cached")
@@ -63,6 +65,12 @@ def _plan(values: Mapping) -> str:
     uncounted = ["loading the checkpoints"] if source and target and source.path != target.path else []
     uncounted += ["the second source"] if values.get("second_on") and not _is_same_second(values) else []
     return (text + "." + (f" Not counted: {', '.join(uncounted)}." if uncounted else "")).format(**names)
+
+
+def _parts_of_sum(prompt: str) -> int:
+    """The number of prompts in a sum of prompts (`AND`), also if it is a single one with a weight; 0 for others."""
+    parts, = prompt_parser.get_multicond_prompt_list([extra_networks.parse_prompt(prompt)[0]])[0]
+    return len(parts) if len(parts) > 1 or parts[0][1] != 1 else 0
 
 
 def _settings(values: Mapping) -> DitailSettings:
