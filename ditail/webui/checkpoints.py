@@ -169,7 +169,8 @@ class WebuiCheckpoints:
 
     def fingerprint(self, checkpoint: Checkpoint, vae_file: str | None, prompts: Prompts, networks: Networks) -> dict:
         return {
-            "checkpoint": loaded.checkpoint_fingerprint(checkpoint.path), "vae": file_fingerprint(vae_file),
+            "checkpoint": loaded.checkpoint_fingerprint(checkpoint.handle),
+            "vae": loaded.module_fingerprint(checkpoint.handle, vae_file),
             "prompts": prompts, "options": model_options(), "networks": networks_of(networks, self.p),
             "embeddings": {name: e.checksum() for name, e in sd_hijack.model_hijack.embedding_db.word_embeddings.items()
                            if is_named(name, prompts)},

@@ -3,15 +3,18 @@
 from importlib.util import find_spec
 from itertools import count
 
-from modules import sd_models, shared
+from modules import sd_models, sd_vae, shared
 from torch import Tensor, nn
 
 from ..keys import file_fingerprint
 from ..method.prediction import Prediction
 
 IS_FORGE = find_spec("modules_forge") is not None
-# A model's attribute: the fingerprint of its file when it was loaded.
-LOADED_FILE = "_ditail_loaded_file"
+# A model's attribute: the fingerprints of its files when they were loaded, by path.
+LOADED_FILES = "_ditail_loaded_files"
+# The same of the weights that AUTOMATIC1111's WebUI has read and keeps in RAM, by its keys there (`sd_checkpoint_cache`
+# and `sd_vae_checkpoint_cache`).
+_in_ram: dict = {}
 _callbacks = count()
 
 
@@ -64,18 +67,51 @@ def in_memory() -> list:
             if model is not None and hasattr(model, "sd_checkpoint_info") and model not in models[:i]]
 
 
+def modules_in_place() -> list[str]:
+    """The files that are loaded with the checkpoint: a VAE; in Forge text encoders, too."""
+    if IS_FORGE:
+        return list(sd_models.model_data.forge_loading_parameters.get("additional_modules") or ())
+    return [sd_vae.loaded_vae_file] if sd_vae.loaded_vae_file else []
+
+
 def on_model_loaded(model) -> None:
-    """The WebUI's callback after a model was loaded: notes the state of its file, which may be replaced later.
+    """The WebUI's callback after a model was loaded: notes the state of its files, which may be replaced later.
 
-    The callback also comes after another VAE was loaded. If the file was replaced by then, nothing tells whether the
-    weights are the old ones or the new, so the model gets a fingerprint of its own.
+    The callback also comes after another VAE was loaded. If the checkpoint's file was replaced by then, nothing tells
+    whether the weights are the old ones or the new, so the model gets a fingerprint of its own.
     """
-    before, now = getattr(model, LOADED_FILE, None), file_fingerprint(model.sd_checkpoint_info.filename)
-    is_unclear = before is not None and before[:1] == now[:1] and before != now
-    setattr(model, LOADED_FILE, [*now, next(_callbacks)] if is_unclear else now)
+    info, modules = model.sd_checkpoint_info, modules_in_place()
+    path, before = info.filename, getattr(model, LOADED_FILES, {})
+    files = {file: _when_read(file) for file in modules} | {path: _when_read(path, info)}
+    if before.get(path, files[path]) != files[path]:
+        files[path] = [*files[path], next(_callbacks)]
+    setattr(model, LOADED_FILES, files)
+    in_ram = {*sd_models.checkpoints_loaded, *sd_vae.checkpoints_loaded}
+    for key in set(_in_ram) - in_ram:
+        del _in_ram[key]
+    for key, file in ((info, path), *zip(modules, modules, strict=True)):
+        if key in in_ram:
+            _in_ram.setdefault(key, files[file])
 
 
-def checkpoint_fingerprint(path: str) -> list:
-    """The fingerprint of a checkpoint's file; of what it was when it was loaded, if it is in memory."""
-    models = (model for model in in_memory() if model.sd_checkpoint_info.filename == path)
-    return next((getattr(model, LOADED_FILE, None) for model in models), None) or file_fingerprint(path)
+def _when_read(path: str, info=None) -> list:
+    """The fingerprint of a file whose weights are read now, or taken from RAM. info: a checkpoint's; else None."""
+    if info is None and not getattr(shared.opts, "sd_vae_checkpoint_cache", 0):
+        return file_fingerprint(path)
+    return _in_ram.get(info or path) or file_fingerprint(path)
+
+
+def checkpoint_fingerprint(info) -> list:
+    """The fingerprint of a checkpoint's file; of what it was when it was read, if that is in memory."""
+    return _loaded_files(info).get(info.filename) or _when_read(info.filename, info)
+
+
+def module_fingerprint(info, path: str | None) -> list:
+    """The same for a VAE (None: the checkpoint's own) or text encoder that the checkpoint is used with."""
+    return [None] if path is None else _loaded_files(info).get(path) or _when_read(path)
+
+
+def _loaded_files(info) -> dict[str, list]:
+    """The fingerprints that were noted of a model in memory; empty if the checkpoint is not."""
+    models = (model for model in in_memory() if model.sd_checkpoint_info.filename == info.filename)
+    return next((getattr(model, LOADED_FILES, {}) for model in models), {})

@@ -5,6 +5,7 @@ from hashlib import sha256
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tests.webui.faulty import Faulty
 from tests.webui.webui_helpers import difference, on
@@ -115,24 +116,78 @@ def test_a_hypernetwork_file_that_is_replaced(webui, faulty, ditail):
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_a_checkpoint_file_that_is_replaced_while_it_is_loaded(webui, faulty, ditail):
-    """The WebUI goes on with the old weights until it loads the file again."""
-    settings, folder = {"image": ditail["image"], "tone": 0.5}, webui.data / "models" / "Stable-diffusion"
-    changing, asked = folder / "changing.safetensors", on("changing")
+@pytest.fixture
+def changing(webui):
+    """A checkpoint `changing` like house-ink; yields a function that replaces its file by house-flat's."""
+    folder = webui.data / "models" / "Stable-diffusion"
+    path = folder / "changing.safetensors"
     shutil.copy(folder / "house-ink.yaml", folder / "changing.yaml")
-    shutil.copy(folder / "house-ink.safetensors", changing)
+    shutil.copy(folder / "house-ink.safetensors", path)
     webui.call("/sdapi/v1/refresh-checkpoints", {})
-    try:
-        webui.generate(steps=1, **asked)
+
+    def replace() -> None:
         shutil.copy(folder / "house-flat.safetensors", folder / "new")
-        (folder / "new").replace(changing)
-        old = image(webui, settings, **asked)
-        webui.generate(steps=1)
-        warm = image(webui, settings, **asked)
+        (folder / "new").replace(path)
+
+    yield replace
+    webui.generate(steps=1)
+    path.unlink()
+    (folder / "changing.yaml").unlink()
+    webui.call("/sdapi/v1/refresh-checkpoints", {})
+
+
+def test_a_checkpoint_file_that_is_replaced_while_it_is_loaded(webui, faulty, ditail, changing):
+    """The WebUI goes on with the old weights until it loads the file again."""
+    settings, asked = {"image": ditail["image"], "tone": 0.5}, on("changing")
+    webui.generate(steps=1, **asked)
+    changing()
+    old = image(webui, settings, **asked)
+    webui.generate(steps=1)
+    warm = image(webui, settings, **asked)
+    faulty.post("empty-caches")
+    assert image(webui, settings, **asked) == warm != old
+
+
+def test_a_checkpoint_file_that_is_replaced_while_the_webui_keeps_its_weights(webui, faulty, ditail, options, changing):
+    """With "Checkpoints to cache in RAM" it does not read the file again, as long as it keeps them."""
+    settings, asked = {"image": ditail["image"]}, on("changing")
+    options(sd_checkpoint_cache=3)
+    webui.generate(steps=1, **asked)
+    webui.generate(steps=1)
+    changing()
+    old = image(webui, settings, **asked)
+    options(sd_checkpoint_cache=0)
+    webui.generate(steps=1)
+    warm = image(webui, settings, **asked)
+    faulty.post("empty-caches")
+    assert image(webui, settings, **asked) == warm != old
+
+
+@pytest.mark.parametrize("kept", [0, 2])
+def test_a_vae_file_that_is_replaced_while_it_is_loaded(webui, faulty, ditail, options, kept):
+    """Also if the WebUI keeps the weights of VAEs that it has read ("VAE Checkpoints to cache in RAM")."""
+    settings, folder = {"image": ditail["image"]}, webui.data / "models" / "VAE"
+    vae = folder / "changing.safetensors"
+    shutil.copy(folder / "test.vae.safetensors", vae)
+    webui.call("/sdapi/v1/refresh-vae", {})
+    try:
+        options(sd_vae_checkpoint_cache=kept)
+        options(sd_vae=vae.name)
+        tensors = load_file(vae)
+        tensors["encoder.conv_out.weight"] = tensors["encoder.conv_out.weight"] * 1.3
+        if kept:
+            options(sd_vae="None")
+        save_file(tensors, folder / "new")
+        (folder / "new").replace(vae)
+        options(sd_vae=vae.name)
+        old = image(webui, settings)
+        options(sd_vae="None")
+        options(sd_vae_checkpoint_cache=0)
+        options(sd_vae=vae.name)
+        warm = image(webui, settings)
         faulty.post("empty-caches")
-        assert image(webui, settings, **asked) == warm != old
+        assert image(webui, settings) == warm != old
     finally:
-        webui.generate(steps=1)
-        changing.unlink()
-        (folder / "changing.yaml").unlink()
-        webui.call("/sdapi/v1/refresh-checkpoints", {})
+        options(sd_vae="None")
+        vae.unlink()
+        webui.call("/sdapi/v1/refresh-vae", {})

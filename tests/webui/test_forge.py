@@ -75,6 +75,20 @@ def test_clip_skip(webui, ditail, options):
     assert difference(webui.generate(nothing, **SMALL).image, usual.image) > 0.2
 
 
+def test_emphasis_is_what_it_was_when_the_model_was_loaded(webui, ditail, options):
+    """Forge takes this setting over when it loads a model. Until then, so do the cached latents."""
+    settings = {**ditail, "source_prompt": "a (fox:1.6) on pink", "conv_ratio": 0, "attn_ratio": 0}
+    usual = webui.generate(settings, **SMALL).image.tobytes()
+    options(emphasis="Ignore")
+    assert webui.generate(settings, **SMALL).image.tobytes() == usual
+    webui.generate(steps=1, **on("house-flat"))
+    after = webui.generate(settings, **SMALL).image.tobytes()
+    webui.call("/ditail-test/faults/empty-caches", {})
+    assert webui.generate(settings, **SMALL).image.tobytes() == after != usual
+    options(emphasis="Original")
+    webui.generate(steps=1, **on("house-flat"))
+
+
 def test_a_vae_for_the_source(webui, ditail):
     own = webui.generate(ditail, **SMALL)
     other = webui.generate({**ditail, "source_vae": "test.vae.safetensors"}, **SMALL)

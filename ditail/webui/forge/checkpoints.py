@@ -5,18 +5,14 @@ import sys
 
 import torch
 from backend import attention
-from modules import devices, sd_models, sd_vae, shared
+from backend.args import dynamic_args
+from modules import devices, sd_vae, shared
 
 from ...job.host import Checkpoint, Networks, Prompts
-from ...keys import file_fingerprint
 from .. import loaded
 from ..checkpoints import WebuiCheckpoints, is_named, model_options, network_file, networks_of
+from ..loaded import modules_in_place
 from ..target import row_samples
-
-
-def modules_in_place() -> list[str]:
-    """The files that Forge loads with a checkpoint: a VAE, text encoders."""
-    return list(sd_models.model_data.forge_loading_parameters.get("additional_modules") or ())
 
 
 def is_vae(path: str) -> bool:
@@ -51,13 +47,15 @@ class ForgeCheckpoints(WebuiCheckpoints):
         return sd_vae.vae_dict.get(vae) if vae else vae_in_place()
 
     def fingerprint(self, checkpoint: Checkpoint, vae_file: str | None, prompts: Prompts, networks: Networks) -> dict:
-        unet = shared.sd_model.forge_objects.unet.model
+        unet, info = shared.sd_model.forge_objects.unet.model, checkpoint.handle
         embeddings = embeddings_of(shared.sd_model)
         return {
-            "host": "forge", "checkpoint": loaded.checkpoint_fingerprint(checkpoint.path),
-            "vae": file_fingerprint(vae_file), "prompts": prompts,
-            "modules": [file_fingerprint(path) for path in modules_in_place() if not is_vae(path)],
-            "options": model_options(), "networks": networks_of(networks, self.p), "loras": lora_samples(networks),
+            "host": "forge", "checkpoint": loaded.checkpoint_fingerprint(info),
+            "vae": loaded.module_fingerprint(info, vae_file), "prompts": prompts,
+            "modules": [loaded.module_fingerprint(info, path) for path in modules_in_place() if not is_vae(path)],
+            # Forge takes this setting over only when it loads the target.
+            "options": {**model_options(), "emphasis": dynamic_args.get("emphasis_name")},
+            "networks": networks_of(networks, self.p), "loras": lora_samples(networks),
             "embeddings": {name: e.vec for name, e in embeddings.items() if is_named(name, prompts)},
             "dtypes": [str(unet.storage_dtype), str(unet.computation_dtype), str(devices.dtype_vae)],
             "storage": shared.opts.forge_unet_storage_dtype, "attention": attention.attention_function.__name__,

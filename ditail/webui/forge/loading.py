@@ -18,8 +18,9 @@ from ...job.host import Checkpoint, Model, Networks
 from ...unet.families import family_of_unet
 from .. import loaded
 from ..checkpoints import check_same_family, family_of_target, wrong_source
+from ..loaded import modules_in_place
 from ..loading import active_extra_networks, job_without_prompts
-from .checkpoints import is_vae, modules_in_place, vae_in_place
+from .checkpoints import is_vae, vae_in_place
 
 log = logging.getLogger("ditail")
 # The supported prediction types of Forge's predictors.
