@@ -216,7 +216,8 @@ class InjectionHooks:
         source_rows = self.recorded_rows(recorded, len(output))
         if source_rows is None or output.shape[1:] != recorded.shape[1:]:
             raise DitailError(None, f"injection: {key} gave {tuple(recorded.shape)} for the source and "
-                              f"{tuple(output.shape)} for the image")
+                              f"{tuple(output.shape)} for the image; another extension may resize the image's "
+                              "(Kohya HRFix, say): switch it off")
         source = spread(recorded, source_rows)
         for mask in (self.injection.mask, step.reach):
             if mask is not None:

@@ -160,6 +160,15 @@ def test_guidance_that_ends_in_ddim_cfgpp_is_a_cfg_scale_of_1(webui, ditail):
     assert difference(ended.image, low.image) < 1 < difference(ended.image, whole.image)
 
 
+def test_an_extension_that_resizes_what_is_injected_is_refused(webui, ditail):
+    scripts = {"Kohya HRFix Integrated": {"args": [True, 3, 2.0, 0.0, 1.0, True, "bicubic", "bicubic"]}}
+    assert webui.generate(alwayson_scripts=scripts, **SMALL).status == 200
+    scripts = {**scripts, "Ditail": {"args": [{"enabled": True, **ditail}]}}
+    answer = webui.generate(alwayson_scripts=scripts, **SMALL)
+    assert answer.status == 422 and "Kohya HRFix" in answer.error
+    assert webui.generate(ditail, **SMALL).status == 200
+
+
 def test_guidance_that_ends_keeps_what_an_extension_reads_that_replaces_cfg(webui, ditail):
     """Latent Modifier's tonemap: without the rows of the negative prompt it would get zeros for them."""
     tonemap = [True, 0.0, "anisotropic", 0.5, "reinhard", 100.0, 0.0, "subtract", 0.0, 0.0, "gaussian", "add", 0.0,
