@@ -1,5 +1,6 @@
 """The prompt of a content image, from its infotext or from one of the WebUI's interrogators."""
 
+import re
 from collections.abc import Callable
 from importlib.util import find_spec
 
@@ -30,12 +31,19 @@ def describe(image: Image.Image | None, caption: Callable[[Image.Image], str] | 
 def from_infotext(image: Image.Image) -> Description | None:
     """The description in an image's infotext; None if it has none."""
     text, _ = images.read_info_from_image(image.copy())
-    if not text:
+    if not (text or "").strip():
         return None
-    params = infotext_utils.parse_generation_parameters(text, [])
-    if not params.get("Prompt"):
-        return None
-    return params["Prompt"], params.get("Negative prompt", ""), _title_of_checkpoint(text)
+    prompt, negative = _prompts_of(text)
+    return (prompt, negative, _title_of_checkpoint(text)) if prompt else None
+
+
+def _prompts_of(text: str) -> tuple[str, str]:
+    """The prompt and negative prompt of infotext, with the words of styles, which the WebUI's own parser takes out."""
+    *lines, settings = text.strip().splitlines()
+    if len(infotext_utils.re_param.findall(settings)) < 3:
+        lines.append(settings)
+    prompt, *negative = re.split("^Negative prompt:", "\n".join(line.strip() for line in lines), maxsplit=1, flags=re.M)
+    return prompt.strip(), "".join(negative).strip()
 
 
 def _title_of_checkpoint(text: str) -> str | None:

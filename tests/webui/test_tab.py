@@ -362,7 +362,8 @@ def test_send_to_ditail_and_the_prompt_from_the_image(tab):
 
 def test_a_described_image_fills_an_empty_prompt(page, webui, ditail, tmp_path):
     file = tmp_path / "made.png"
-    file.write_bytes(base64.b64decode(webui.generate(ditail, steps=2).json["images"][0]))
+    made = webui.generate(ditail, steps=2, prompt="a fox", styles=["test style"])  # which adds "on pink"
+    file.write_bytes(base64.b64decode(made.json["images"][0]))
     open_tab(page, "txt2img", advanced=True)
     choose_image(page, "txt2img", file)
     page.click("#txt2img_ditail_take_prompt")
