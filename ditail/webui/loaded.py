@@ -2,6 +2,7 @@
 
 from importlib.util import find_spec
 from itertools import count
+from weakref import WeakKeyDictionary
 
 from modules import sd_models, sd_vae, shared
 from torch import Tensor, nn
@@ -10,8 +11,8 @@ from ..keys import file_fingerprint
 from ..method.prediction import Prediction
 
 IS_FORGE = find_spec("modules_forge") is not None
-# A model's attribute: the fingerprints of its files when they were loaded, by path.
-LOADED_FILES = "_ditail_loaded_files"
+# For each loaded model the fingerprints of its files when they were loaded, by path.
+_loaded: "WeakKeyDictionary[object, dict[str, list]]" = WeakKeyDictionary()
 # The same of the weights that AUTOMATIC1111's WebUI has read and keeps in RAM, by its keys there (`sd_checkpoint_cache`
 # and `sd_vae_checkpoint_cache`).
 _in_ram: dict = {}
@@ -81,11 +82,11 @@ def on_model_loaded(model) -> None:
     whether the weights are the old ones or the new, so the model gets a fingerprint of its own.
     """
     info, modules = model.sd_checkpoint_info, modules_in_place()
-    path, before = info.filename, getattr(model, LOADED_FILES, {})
+    path, before = info.filename, _loaded.get(model, {})
     files = {file: _when_read(file) for file in modules} | {path: _when_read(path, info)}
     if before.get(path, files[path]) != files[path]:
         files[path] = [*files[path], next(_callbacks)]
-    setattr(model, LOADED_FILES, files)
+    _loaded[model] = files
     in_ram = {*sd_models.checkpoints_loaded, *sd_vae.checkpoints_loaded}
     for key in set(_in_ram) - in_ram:
         del _in_ram[key]
@@ -114,4 +115,4 @@ def module_fingerprint(info, path: str | None) -> list:
 def _loaded_files(info) -> dict[str, list]:
     """The fingerprints that were noted of a model in memory; empty if the checkpoint is not."""
     models = (model for model in in_memory() if model.sd_checkpoint_info.filename == info.filename)
-    return next((getattr(model, LOADED_FILES, {}) for model in models), {})
+    return next((_loaded.get(model, {}) for model in models), {})
